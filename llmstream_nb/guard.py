@@ -1,0 +1,69 @@
+"""Run a command that ends when the process that wanted it ends, however that ends.
+
+The parent holds the guard's standard input, a pipe. When the parent closes it, exits or is killed, the operating
+system closes it too; the guard sees that and ends the command. This needs no signal handler in the parent and works
+alike on Linux, macOS and Windows.
+"""
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+GRACE = 8.0  # seconds a command has to end by itself before it is killed
+
+
+def guarded(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start `command` under a guard, away from the terminal's Ctrl-C; `options` are those of `Popen`."""
+    if os.name == "nt":
+        options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
+    else:
+        options["start_new_session"] = True
+    # As an isolated script the guard starts fast and needs no package: it also guards the set-up itself.
+    return subprocess.Popen([sys.executable, "-I", __file__, *command], stdin=subprocess.PIPE, **options)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a guarded command and wait until it is gone."""
+    if process.stdin:
+        process.stdin.close()
+    try:
+        process.wait(2 * GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def main(command: list[str]) -> int:
+    """Run `command` until it ends or standard input does; return its exit code."""
+    try:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        print(f"{command[0]} does not start: {error.strerror}", file=sys.stderr)
+        return 127
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        child.terminate()
+
+    def watch() -> None:
+        while os.read(0, 64):  # not sys.stdin: its buffer's lock, held here, would break the interpreter's exit
+            pass
+        child.terminate()
+        try:
+            child.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            child.kill()
+
+    signal.signal(signal.SIGTERM, forward)
+    threading.Thread(target=watch, daemon=True).start()
+    code = child.wait()
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
