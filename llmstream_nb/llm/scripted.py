@@ -1,0 +1,228 @@
+"""The scripted model: a small OpenAI-compatible server that streams prepared answers, with faults on demand."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+from typing import Any
+
+from llmstream_nb.llm import answers
+
+
+@dataclass
+class Script:
+    """How to answer, as the model's name says it: `scripted`, `scripted:pace=200,drop=12`, …
+
+    The text is the prepared answer unless `echo`, `long` or `nothing` is chosen. `drop`, `stall` and
+    `length` happen after that many chunks of text.
+    """
+
+    pace: int = 40  # chunks a second; 0: as fast as possible
+    piece: int | None = None  # UTF-16 units in a chunk (1 halves every emoji); else about a token
+    echo: bool = False  # the answer is the question, verbatim
+    long: int | None = None  # the answer is that many numbered chunks: "0 1 2 3 …"
+    nothing: bool = False  # the answer is empty
+    drop: int | None = None  # cut the connection
+    stall: int | None = None  # keep silent until the client leaves
+    length: int | None = None  # end there with finish_reason "length"
+    silence: bool = False  # accept the request and never answer
+    status: int | None = None  # refuse the request with this HTTP status
+
+    @classmethod
+    def parse(cls, model: str) -> Script:
+        """Read a model name. Raises ValueError for an option that does not exist or has no sensible value."""
+        script = cls()
+        kinds = {field.name: field.default for field in fields(cls)}
+        for option in filter(None, model.partition(":")[2].split(",")):
+            name, _, value = option.strip().partition("=")
+            if name not in kinds:
+                raise ValueError(f"unknown option {name!r} in {model!r}; there are {', '.join(kinds)}")
+            if kinds[name] is False and not value:
+                setattr(script, name, True)
+            elif kinds[name] is not False and value.isdecimal():
+                setattr(script, name, int(value))
+            else:
+                raise ValueError(f"bad option {option!r} in {model!r}; write for example pace=200,echo")
+        if script.piece == 0 or script.status is not None and not 400 <= script.status <= 599:
+            raise ValueError(f"bad value in {model!r}: piece is at least 1, status from 400 to 599")
+        return script
+
+    def chunks(self, question: str) -> list[str]:
+        """The answer to `question`, in the chunks in which it is sent."""
+        if self.nothing:
+            return []
+        if self.long is not None:
+            return [f"{n} ".ljust(self.piece or 0, "x") for n in range(self.long)]
+        return split(question if self.echo else answers.reply(question), self.piece)
+
+
+def split(text: str, piece: int | None = None) -> list[str]:
+    """Cut `text` into chunks of about one token, or of `piece` UTF-16 units; joined they give it back."""
+    if piece is None:
+        return re.findall(r"\s*\S{1,4}|\s+", text)
+    units = text.encode("utf-16-le", "surrogatepass")
+    return [
+        units[at : at + 2 * piece].decode("utf-16-le", "surrogatepass") for at in range(0, len(units), 2 * piece)
+    ]
+
+
+class Server(ThreadingHTTPServer):
+    """The server, listening on a free port of 127.0.0.1 from the moment it exists."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128  # a whole workshop may press Ask at once
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+        self.active = 0  # completions being answered now
+        self.lock = threading.Lock()
+        threading.Thread(target=self.serve_forever, name="scripted-model", daemon=True).start()
+
+    def server_bind(self) -> None:
+        # HTTPServer would look its own name up in DNS here, which takes seconds on some networks.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: an error here is a client that left, which is what clients do."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # small chunks must leave at once
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep the notebook's output clean."""
+
+    def do_GET(self) -> None:
+        if self.path != "/v1/models":
+            return self._refuse(404, f"there is no {self.path}")
+        self._send_json({"object": "list", "data": [{"id": "scripted", "object": "model", "owned_by": "llmstream"}]})
+
+    def do_POST(self) -> None:
+        with self.server.lock:
+            self.server.active += 1
+        try:
+            self._complete()
+        finally:
+            with self.server.lock:
+                self.server.active -= 1
+
+    def _complete(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path != "/v1/chat/completions":
+            return self._refuse(404, f"there is no {self.path}")
+        try:
+            request = json.loads(body)
+            question = next(m["content"] for m in reversed(request["messages"]) if m["role"] == "user")
+            model = request["model"]
+            if model.partition(":")[0] != "scripted":
+                return self._refuse(404, f"The model {model!r} does not exist")
+            script = Script.parse(model)
+        except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+            return self._refuse(400, str(error) or "send a chat completion with a question of the user's")
+        if script.silence:
+            self._pause(None)
+        if script.status == 401:  # as careless as some endpoints are, so that masking can be tested
+            return self._refuse(401, f"Incorrect API key provided: {self.headers['Authorization']}")
+        if script.status is not None:
+            return self._refuse(script.status, f"scripted: {HTTPStatus(script.status).phrase}")
+        self._answer(script, request, question)
+
+    def _answer(self, script: Script, request: dict[str, Any], question: str) -> None:
+        chunks = script.chunks(question)
+        reason = "stop"
+        if script.length is not None and script.length < len(chunks):
+            chunks, reason = chunks[: script.length], "length"
+        asked = sum(len(split(str(message["content"]))) for message in request["messages"])
+        usage = {"prompt_tokens": asked, "completion_tokens": len(chunks), "total_tokens": asked + len(chunks)}
+        head = {"id": "chatcmpl-scripted", "created": int(time.time()), "model": request["model"]}
+        if not request.get("stream"):
+            message = {"role": "assistant", "content": "".join(self._paced(script, chunks))}
+            choice = {"index": 0, "message": message, "finish_reason": reason}
+            return self._send_json(head | {"object": "chat.completion", "choices": [choice], "usage": usage})
+
+        def send(delta: dict[str, str], reason: str | None = None) -> None:
+            choice = {"index": 0, "delta": delta, "finish_reason": reason}
+            self._send_event(json.dumps(head | {"object": "chat.completion.chunk", "choices": [choice]}))
+
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        send({"role": "assistant", "content": ""})
+        for chunk in self._paced(script, chunks):
+            send({"content": chunk})
+        send({}, reason)
+        if (request.get("stream_options") or {}).get("include_usage"):
+            self._send_event(json.dumps(head | {"object": "chat.completion.chunk", "choices": [], "usage": usage}))
+        self._send_event("[DONE]")
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _paced(self, script: Script, chunks: list[str]) -> Iterator[str]:
+        """The chunks, each when it is due; the clock starts once, so that small delays don't add up."""
+        start = time.monotonic()
+        for n, chunk in enumerate([*chunks, None]):
+            if n == script.stall:
+                self._pause(None)
+            if n == script.drop:
+                raise ConnectionAbortedError("cut, as the script says")
+            if chunk is not None:
+                self._pause(start + n / script.pace - time.monotonic() if script.pace else 0)
+                yield chunk
+
+    def _pause(self, seconds: float | None) -> None:
+        """Wait that long, or with None until the client leaves; leave as soon as it does."""
+        self.connection.settimeout(None if seconds is None else max(seconds, 0))
+        try:
+            while self.connection.recv(1):  # a client has nothing more to say, so this only waits
+                pass
+            raise ConnectionAbortedError("the client left")
+        except (BlockingIOError, TimeoutError):
+            pass
+        finally:
+            self.connection.settimeout(None)
+
+    def _send_event(self, data: str) -> None:
+        event = f"data: {data}\n\n".encode()
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(event), event))
+
+    def _send_json(self, content: dict[str, Any], status: int = 200) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        if status == 429:
+            self.send_header("Retry-After", "20")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _refuse(self, status: int, message: str) -> None:
+        kind = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}.get(status)
+        error = {"message": message, "type": "server_error" if status >= 500 else "invalid_request_error"}
+        self._send_json({"error": error | {"param": None, "code": kind}}, status)
+
+
+_server: Server | None = None
+_starting = threading.Lock()
+
+
+def server() -> Server:
+    """This process's scripted model, started by the first call."""
+    global _server
+    with _starting:
+        if _server is None:
+            _server = Server()
+        return _server
