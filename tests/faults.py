@@ -1,0 +1,281 @@
+"""A loopback TCP proxy between a Redis client and a server, with network faults on cue.
+
+    with Proxy("127.0.0.1", 6379) as proxy:
+        client = redis.Redis(port=proxy.port)    # tries again by default; Redis.from_url() does not
+        proxy.drop_reply(when=b"XADD")           # the next XADD works, but nobody hears of it
+        client.xadd("stream", {"text": "once?"})
+        assert client.xlen("stream") == 2        # the client's retry has added it again
+
+A *request* is what a client sends in one go: one command, or a whole pipeline with its MULTI and EXEC. Its
+*reply* is all that the server answers to it. The handshake of a new connection (HELLO, AUTH, CLIENT, SELECT)
+is no request: faults let it pass, so that `drop_reply(2)` meets a command and its retry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import select
+import socket
+import threading
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import hiredis
+
+HANDSHAKE = {b"HELLO", b"AUTH", b"CLIENT", b"SELECT"}
+QUIET = 0.02  # seconds without a byte after which a whole request has no more to come
+PATIENCE = 2.0  # seconds to wait for the rest of half a command, or for the EXEC to a MULTI
+INCOMPLETE = object()
+
+
+@dataclass
+class Fault:
+    """What is to happen to the next `left` requests that contain `when`."""
+
+    when: bytes  # a regular expression; case doesn't matter
+    left: int = 1
+    reaches_server: bool = True
+    keep: int = 0  # bytes of the reply that still get through
+    cut: bool = True  # else the connection stays open, and silent
+
+    def hits(self, request: bytes, commands: list[list[bytes]]) -> bool:
+        """Whether this request is one of those meant."""
+        if all(name.upper() in HANDSHAKE for name, *_ in commands):
+            return False
+        return re.search(self.when, request, re.IGNORECASE) is not None
+
+
+@dataclass(eq=False)
+class Link:
+    """One client's connection, its twin to the server, and how many of its commands are still unanswered."""
+
+    client: socket.socket
+    server: socket.socket | None = None
+    unanswered: int = 0
+    fault: Fault | None = None
+    requests: hiredis.Reader = field(default_factory=lambda: hiredis.Reader(notEnoughData=INCOMPLETE))
+    replies: hiredis.Reader = field(default_factory=lambda: hiredis.Reader(notEnoughData=INCOMPLETE))
+
+    def close(self) -> None:
+        """End both connections; a thread that reads from one of them wakes up."""
+        for sock in filter(None, (self.client, self.server)):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+
+class Proxy:
+    """Pass bytes between clients of `url` and the server at `host:port`, until told to misbehave.
+
+    Counters: connections `accepted`, requests and replies `dropped`, `bytes_up` and `bytes_down` passed on to
+    the server and to the clients.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self.target = (host, port)
+        self.accepted = self.dropped = self.bytes_up = self.bytes_down = 0
+        self._ordered = 0  # drops ordered so far: all have happened once `dropped` has caught up
+        self._faults: list[Fault] = []
+        self._delay = 0.0
+        self._blackhole = self._refuse = self._closed = False
+        self._links: set[Link] = set()
+        self._changed = (
+            threading.Condition()
+        )  # guards all of the above, and wakes those who wait for a change
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    # Faults on cue
+
+    def drop_reply(self, n: int = 1, when: bytes = b"", *, cut: bool = True) -> None:
+        """Let the next `n` requests that contain `when` reach the server, but lose their replies.
+
+        The server has surely done its work before the connection is cut. With `cut=False` the connection
+        stays open, and the client waits until it times out.
+        """
+        self._order(Fault(when, n, cut=cut))
+
+    def drop_request(self, n: int = 1, when: bytes = b"") -> None:
+        """Cut off the next `n` requests that contain `when` before the server sees a byte of them."""
+        self._order(Fault(when, n, reaches_server=False))
+
+    def cut_mid_reply(self, keep: int = 1, when: bytes = b"") -> None:
+        """Pass on only `keep` bytes of the reply to the next request that contains `when`, then cut."""
+        self._order(Fault(when, keep=keep))
+
+    def cut(self) -> None:
+        """Close all connections now; new ones work."""
+        for link in list(self._links):
+            self._end(link)
+
+    def delay(self, seconds: float) -> None:
+        """Hold every request back for `seconds`."""
+        self._set(_delay=seconds)
+
+    def blackhole(self) -> None:
+        """Accept everything and pass nothing on, either way, not even that the other side has gone."""
+        self._set(_blackhole=True)
+
+    def refuse(self) -> None:
+        """Close new connections at once; those that stand stay."""
+        self._set(_refuse=True)
+
+    def heal(self, *, late: bool = False) -> None:
+        """Behave again, and forget the drops that have not happened.
+
+        Connections that met the blackhole are cut, and what fell into it is lost. With `late=True` it arrives
+        now, as TCP would send it again, also the requests of clients that have long given up.
+        """
+        if self._blackhole and not late:
+            self.cut()
+        self._faults.clear()
+        self._set(_delay=0.0, _blackhole=False, _refuse=False, _ordered=self.dropped)
+
+    def wait_dropped(self, timeout: float = 5.0) -> None:
+        """Wait until every drop ordered has happened; raise TimeoutError after `timeout` seconds."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.dropped >= self._ordered, timeout):
+                missing = self._ordered - self.dropped
+                raise TimeoutError(f"{missing} of the drops ordered have not happened within {timeout} s")
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open now."""
+        return len(self._links)
+
+    def close(self) -> None:
+        """Close all connections and the port."""
+        self._set(_closed=True)
+        with contextlib.suppress(OSError):  # wakes accept() on every system
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        self.cut()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # How it works: one thread accepts, and each connection has a thread for either direction
+
+    def _accept(self) -> None:
+        with self._listener:
+            while True:
+                link = Link(self._listener.accept()[0])
+                with self._changed:
+                    if self._closed:
+                        return link.close()
+                    self.accepted += 1
+                    self._links.add(link)
+                threading.Thread(target=self._serve, args=(link,), daemon=True).start()
+
+    def _serve(self, link: Link) -> None:
+        with contextlib.suppress(OSError, hiredis.ProtocolError):  # a side has gone, or doesn't speak Redis
+            if not self._refuse and self._passes(link):
+                link.server = socket.create_connection(self.target)
+                for sock in (link.client, link.server):
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                downstream = threading.Thread(target=self._downstream, args=(link, link.server), daemon=True)
+                downstream.start()
+                self._upstream(link, link.server)
+                downstream.join()  # a client that has sent its last word may still wait for the answer
+        self._end(link)
+
+    def _upstream(self, link: Link, server: socket.socket) -> None:
+        while data := link.client.recv(65536):
+            commands = parse(link.requests, data)
+            while self._faults and (more := rest_of_request(link, commands)):
+                data += more
+                commands += parse(link.requests, more)
+            with self._changed:
+                self._changed.wait_for(lambda: not self._delay or link not in self._links, self._delay)
+            if not self._passes(link):
+                return
+            with self._changed:
+                link.fault = self._take_fault(data, commands)
+                if link.fault and not link.fault.reaches_server:
+                    self._drop(link)
+                    return
+                link.unanswered += len(commands)
+                self.bytes_up += len(data)
+            server.sendall(data)
+        if self._passes(link):
+            server.shutdown(socket.SHUT_WR)
+
+    def _downstream(self, link: Link, server: socket.socket) -> None:
+        held = b""
+        with contextlib.suppress(OSError, hiredis.ProtocolError):
+            while data := server.recv(65536):
+                replies = parse(link.replies, data)
+                answers = [reply for reply in replies if not isinstance(reply, hiredis.PushNotification)]
+                with self._changed:
+                    link.unanswered -= len(answers)
+                if not self._passes(link):
+                    return
+                if link.fault:
+                    held += data
+                    if link.unanswered > 0:  # the server has not done all that it was asked to do
+                        continue
+                    data, held = held[: link.fault.keep], b""
+                self.bytes_down += len(data)
+                link.client.sendall(data)
+                if link.fault:
+                    self._drop(link)
+            self._passes(link)
+        self._end(link)
+
+    def _passes(self, link: Link) -> bool:
+        """Wait while there is a blackhole; return whether the connection has survived."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._blackhole or link not in self._links)
+            return link in self._links
+
+    def _take_fault(self, request: bytes, commands: list[list[bytes]]) -> Fault | None:
+        for fault in self._faults:
+            if fault.hits(request, commands):
+                fault.left -= 1
+                if not fault.left:
+                    self._faults.remove(fault)
+                return fault
+        return None
+
+    def _drop(self, link: Link) -> None:
+        if link.fault and link.fault.cut:
+            self._end(link)
+        with self._changed:
+            link.fault = None
+            self.dropped += 1
+            self._changed.notify_all()
+
+    def _end(self, link: Link) -> None:
+        with self._changed:
+            self._links.discard(link)
+            link.close()
+            self._changed.notify_all()
+
+    def _order(self, fault: Fault) -> None:
+        with self._changed:
+            self._faults.append(fault)
+            self._ordered += fault.left
+
+    def _set(self, **values: Any) -> None:
+        with self._changed:
+            vars(self).update(values)
+            self._changed.notify_all()
+
+
+def parse(reader: hiredis.Reader, data: bytes) -> list[Any]:
+    """Feed `data` to a RESP parser, and get the commands or replies that are complete with it."""
+    reader.feed(data)
+    return list(iter(reader.gets, INCOMPLETE))
+
+
+def rest_of_request(link: Link, commands: list[list[bytes]]) -> bytes:
+    """Get more of a request of several TCP segments; nothing once it is whole and the client quiet."""
+    names = [command[0].upper() for command in commands]
+    whole = not link.requests.has_data() and names.count(b"MULTI") == names.count(b"EXEC")
+    readable, _, _ = select.select([link.client], [], [], QUIET if whole else PATIENCE)
+    return link.client.recv(65536) if readable else b""

@@ -1,0 +1,227 @@
+"""Real redis-server and valkey-server processes for tests, to kill, pause and restart with or without data."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import IO, Any, Self
+from urllib.parse import quote
+
+import psutil
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+PROGRAMS = ("redis-server", "valkey-server")
+START_TIMEOUT = 10.0  # seconds
+DEFAULTS = {"appendonly": "yes", "appendfsync": "everysec", "save": '""', "auto-aof-rewrite-percentage": 0}
+
+
+def available() -> list[str]:
+    """Name the server programs that lie on PATH."""
+    return [program for program in PROGRAMS if shutil.which(program)]
+
+
+class RedisServer:
+    """A server process on a free port of 127.0.0.1, with a temporary folder of its own.
+
+    `options` are those of redis.conf, with underscores for hyphens: `maxmemory="2mb"`,
+    `requirepass="secret"`, `replicaof="127.0.0.1 6380"`. Unless told otherwise it keeps an append-only file,
+    so what a client has got a reply to survives kill(). Change `options` between kill() and start() to come back differently.
+    """
+
+    def __init__(self, program: str = "redis-server", **options: str | int) -> None:
+        self.program = program
+        self.options = DEFAULTS | {name.replace("_", "-"): value for name, value in options.items()}
+        self.folder = Path(tempfile.mkdtemp(prefix="llmstream-server-"))
+        self.port = 0
+        self._data = self.folder / "data"
+        self._snapshot = self.folder / "snapshot"
+        self._log = self.folder / "log.txt"
+        self._mark = f"{uuid.uuid4().hex}.rdb"  # tells this server from another one on the same port
+        self._process: subprocess.Popen[bytes] | None = None
+        self._clients: list[redis.Redis] = []
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def url(self) -> str:
+        """The server's address, with its password."""
+        password = str(self.options.get("requirepass", ""))
+        return f"redis://{':' + quote(password, safe='') + '@' if password else ''}127.0.0.1:{self.port}/0"
+
+    def client(self, **options: Any) -> redis.Redis:
+        """Make a client that returns str; stop() closes it."""
+        client = redis.Redis.from_url(self.url, **{"decode_responses": True} | options)
+        self._clients.append(client)
+        return client
+
+    def start(self) -> None:
+        """Start on the same port with the data of the last time; return when the server answers PING.
+
+        Raises RuntimeError with the server's log if it does not start.
+        """
+        if self._process:
+            raise RuntimeError(f"{self.program} on port {self.port} runs already: kill() it first")
+        if self.port:
+            self._launch()
+            return
+        for attempts_left in reversed(range(5)):
+            self.port = free_port()
+            try:
+                self._launch()
+                return
+            except RuntimeError:
+                if not attempts_left or "in use" not in self._log.read_text(errors="replace"):
+                    raise
+
+    def kill(self) -> None:
+        """End the process at once, as a crash does (SIGKILL; TerminateProcess on Windows)."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            tell_watchdog(0, self.folder)
+
+    def wipe(self) -> None:
+        """Kill the server, and let it come back empty."""
+        self.kill()
+        shutil.rmtree(self._data, ignore_errors=True)
+        self.start()
+
+    def snapshot(self) -> None:
+        """Keep a copy of the data as they are now."""
+        with self._admin() as admin:
+            admin.save()
+        shutil.rmtree(self._snapshot, ignore_errors=True)
+        shutil.copytree(self._data, self._snapshot)
+
+    def restore_snapshot(self) -> None:
+        """Kill the server, and let it come back with the data of the last snapshot(), and no later ones."""
+        self.kill()
+        shutil.rmtree(self._data)
+        shutil.copytree(self._snapshot, self._data)
+        self.start()
+
+    def pause(self) -> None:
+        """Freeze the process: its port still accepts connections, nothing answers."""
+        self._ps().suspend()
+
+    def resume(self) -> None:
+        """Let a paused process go on."""
+        self._ps().resume()
+
+    def stop(self) -> None:
+        """End the server and remove its folder."""
+        for client in self._clients:
+            client.close()
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _launch(self) -> None:
+        options = self.options | {"port": self.port, "bind": "127.0.0.1", "dbfilename": self._mark}
+        config = self.folder / "redis.conf"
+        config.write_text("".join(f"{name} {value}\n" for name, value in options.items()), encoding="utf-8")
+        self._data.mkdir(exist_ok=True)
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [self.program, str(config)], cwd=self._data, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        tell_watchdog(self._process.pid, self.folder)
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline and self._process.poll() is None:
+            if self._answers():
+                return
+            time.sleep(0.01)
+        self.kill()
+        raise RuntimeError(f"{self.program} did not start:\n{self._log.read_text(errors='replace')}")
+
+    def _answers(self) -> bool:
+        try:
+            with self._admin() as admin:
+                admin.ping()
+                return bool(admin.config_get("dbfilename") == {"dbfilename": self._mark})
+        except (redis.ConnectionError, redis.TimeoutError):
+            return False  # not there yet, still loading, or another server that has a password
+
+    def _admin(self) -> redis.Redis:
+        return redis.Redis.from_url(
+            self.url, decode_responses=True, socket_timeout=START_TIMEOUT, retry=Retry(NoBackoff(), 0)
+        )
+
+    def _ps(self) -> psutil.Process:
+        if not self._process:
+            raise RuntimeError(f"{self.program} on port {self.port} does not run: start() it first")
+        return psutil.Process(self._process.pid)
+
+
+def free_port() -> int:
+    """Find a free port below the range from which systems take the ports of outgoing connections.
+
+    Inside that range, one of those could take the port while a server is down, and a client that tries to
+    reconnect could even connect to itself.
+    """
+    for _ in range(100):
+        port = random.randrange(20000, 32000)
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise RuntimeError("no free port between 20000 and 32000 on 127.0.0.1")
+
+
+# Told on a pipe which process runs in which folder, it tidies up when the test run is gone, however it went.
+# An atexit hook alone would miss a run that is killed.
+WATCHDOG = """
+import os, shutil, signal, sys
+pids = {}
+for line in sys.stdin:
+    pid, folder = line.rstrip().split(" ", 1)
+    pids[folder] = int(pid)
+for folder, pid in pids.items():
+    try:
+        if pid:
+            os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+    except OSError:
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+"""
+
+
+@functools.cache
+def watchdog() -> IO[bytes]:
+    """Start the watchdog, once; return the pipe to it."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-X", "utf8", "-c", WATCHDOG],
+        stdin=subprocess.PIPE,
+        start_new_session=True,  # so that Ctrl-C in a terminal does not end it first
+    )
+    atexit.register(process.communicate)  # close the pipe, and let it finish
+    assert process.stdin
+    return process.stdin
+
+
+def tell_watchdog(pid: int, folder: Path) -> None:
+    """Say that process `pid` (0: none) runs in `folder`."""
+    watchdog().write(f"{pid} {folder}\n".encode())
+    watchdog().flush()
