@@ -1,0 +1,269 @@
+"""Connections to Redis: the one you name, or a fake one inside this process; and errors that say what to do."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import threading
+from typing import Any
+
+import redis
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    MaxConnectionsError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.retry import Retry
+
+from .protocol import LLMStreamError, Names
+
+OLDEST = (6, 2)  # XAUTOCLAIM and XADD … NOMKSTREAM came with Redis 6.2
+FAKE_VERSION = (7, 0)  # what Debian and Ubuntu ship, so tables look alike on the fake and on a real server
+
+
+class RedisUnusable(LLMStreamError):
+    """Redis can't be reached, or can't be used for this."""
+
+
+_lock = threading.RLock()
+_fake_server: Any = None  # this process's TcpFakeServer
+_current: redis.Redis | None = None
+
+
+def connect(url: str | None = None, *, prefix: str | None = None, **options: Any) -> redis.Redis:
+    """Connect to Redis and make this the connection that the rest of the kit uses when none is given.
+
+    Args:
+        url: `redis://[user:password@]host:port/db`, `rediss://…` for TLS, `unix://…`; else REDIS_URL;
+            else a fakeredis of this process, which other processes can join (`environment_of`).
+        prefix: first part of every key; else LLMSTREAM_PREFIX, else `llmstream`.
+        options: passed on to `redis.Redis`, e.g. `socket_timeout` in seconds.
+
+    Raises:
+        RedisUnusable: the URL is malformed, nobody answers, the password is wrong, the server is older than
+            Redis 6.2 or a read-only replica. The message never holds the password.
+    """
+    global _current
+    url = url or os.environ.get("REDIS_URL", "").strip() or None
+    names = Names(prefix or os.environ.get("LLMSTREAM_PREFIX", "").strip() or "llmstream")
+    settings: dict[str, Any] = {
+        "decode_responses": True,
+        "encoding_errors": "backslashreplace",  # foreign bytes in the database must not raise
+        "protocol": 2,
+        "retry": Retry(ExponentialBackoff(cap=0.5, base=0.02), 4),
+    } | options
+    if url is None:
+        client: redis.Redis = _fake_client(settings)
+    else:
+        try:
+            client = KitRedis.from_url(url, **settings)
+        except ValueError:  # its text may quote a piece of the password
+            raise RedisUnusable(
+                f"the Redis URL {masked(url)!r} can't be read: it should look like redis://127.0.0.1:6379/0"
+            ) from None
+        client.url, client.where = url, masked(url)  # type: ignore[attr-defined]
+        _check_server(client)
+    client.names = names  # type: ignore[attr-defined]
+    with _lock:
+        _current = client
+    return client
+
+
+def current() -> redis.Redis:
+    """The connection of the last `connect()`; the first call connects."""
+    return _current or connect()
+
+
+def names_of(client: redis.Redis) -> Names:
+    """The keys that this client works on; a client that `connect` did not make uses LLMSTREAM_PREFIX."""
+    return getattr(client, "names", None) or Names(os.environ.get("LLMSTREAM_PREFIX", "").strip() or "llmstream")
+
+
+class _Named:
+    """A client that says which server it talks to, in a repr that is the same at every run."""
+
+    names: Names
+    where = ""
+
+    def __repr__(self) -> str:
+        return f"<Redis: {self.where}>"
+
+
+class KitRedis(_Named, redis.Redis):
+    """redis-py's client with that repr."""
+
+
+def masked(url: str) -> str:
+    """The URL without login and query, where passwords stand; also of a URL too odd for a parser."""
+    scheme, mark, rest = url.partition("://")
+    if not mark or not scheme.isalpha():
+        return "…"  # not a URL at all: any part of it may be a password
+    login, at, place = rest.rpartition("@")
+    return f"{scheme}://{'***@' if at else ''}{place.partition('?')[0]}"
+
+
+def _check_server(client: redis.Redis) -> None:
+    """Ask the server once whether it answers, how old it is and whether it takes writes."""
+    try:
+        client.ping()
+        info: dict[str, Any] = client.info()  # type: ignore[assignment]
+    except NoPermissionError:
+        return  # an ACL user limited to its keys can't ask; the first write will tell
+    except ResponseError as error:
+        if "unknown command" in str(error).lower():
+            return  # fakeredis over TCP has no INFO
+        raise unusable(error, client) from None
+    except RedisError as error:
+        raise unusable(error, client) from None
+    version = str(info.get("redis_version", "0"))
+    if tuple(int(n) for n in version.split(".")[:2] if n.isdigit()) < OLDEST:
+        raise RedisUnusable(f"{where(client)} is Redis {version}: the kit needs 6.2 or newer, or Valkey")
+    if info.get("role") == "slave" and info.get("slave_read_only", 1):
+        raise RedisUnusable(f"{where(client)} is a read-only replica: point REDIS_URL at its primary")
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+def where(client: redis.Redis) -> str:
+    """The server's address, fit to show."""
+    kwargs = client.connection_pool.connection_kwargs
+    return getattr(client, "where", "") or f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
+
+
+def unusable(error: Exception, client: redis.Redis) -> RedisUnusable:
+    """Say in one line what a Redis error means here and what to do about it; never with a password."""
+    text, place = str(error), where(client)
+    for kind, words, advice in _ADVICE:
+        if (kind and isinstance(error, kind)) or any(word in text for word in words):
+            return RedisUnusable(f"{place} {advice}")
+    return RedisUnusable(f"{place} answered with an error: {text}")
+
+
+# redis-py gives the common error codes classes of their own and strips the code; the rest is told by its text.
+_ADVICE: tuple[tuple[Any, tuple[str, ...], str], ...] = (
+    (None, ("Authentication required", "NOAUTH"), "wants a password: REDIS_URL=redis://:PASSWORD@host:port/0"),
+    (AuthenticationError, ("WRONGPASS", "invalid password"), "refused the user name or password: check REDIS_URL"),
+    (NoPermissionError, ("NOPERM",), "does not let this user do that: widen the permissions of its ACL"),
+    (OutOfMemoryError, ("OOM ",), "is out of memory: raise its maxmemory, or free some with clear()"),
+    (ReadOnlyError, ("READONLY",), "is a read-only replica: point REDIS_URL at its primary"),
+    (BusyLoadingError, ("LOADING",), "is still loading its data: try again in a moment"),
+    (None, ("MISCONF",), "can't save its data and so refuses writes: look at its disk and its log"),
+    (AttributeError, ("WRONGTYPE",), "holds another type under a key of this answer: use another id, or delete that key"),
+    (MaxConnectionsError, ("max number of clients",), "has no free connection left: raise its maxclients"),
+    (redis.TimeoutError, (), "does not answer in time: is the address right, and the network up?"),
+    (redis.ConnectionError, (), "can't be reached: start a Redis there, or unset REDIS_URL to use the one inside Python"),
+)
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether trying again may help: after a lost connection, a restart, a full memory, a failover."""
+    if isinstance(error, (AuthenticationError, NoPermissionError)):
+        return False
+    lost = (redis.ConnectionError, redis.TimeoutError, OSError, OutOfMemoryError, ReadOnlyError, BusyLoadingError)
+    return isinstance(error, lost) or str(error).startswith(("MISCONF", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN"))
+
+
+# ---------------------------------------------------------------------------------- a connection of one's own
+
+
+class Line:
+    """One connection that never reconnects unasked.
+
+    redis-py's clients and pools reconnect silently and send again; after a restart from older data that would
+    leave a hole in a stream, and nobody would know. Here every loss surfaces as an error, and only `reopen`
+    allows the next connection.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        pool = client.connection_pool
+        kwargs = {k: v for k, v in pool.connection_kwargs.items() if not k.startswith(("maint_", "orig_", "himport_"))}
+        kwargs |= {
+            "decode_responses": True,
+            "encoding_errors": "backslashreplace",
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "redis_connect_func": self._on_connect,
+        }
+        self._may_connect = False
+        self._pool = redis.ConnectionPool(connection_class=pool.connection_class, max_connections=1, **kwargs)
+        self.redis = redis.Redis(connection_pool=self._pool)
+        self.reopen()
+
+    def _on_connect(self, connection: Any) -> None:
+        if not self._may_connect:
+            raise redis.ConnectionError("the connection was lost")
+        connection.on_connect()
+        self._may_connect = False
+
+    def reopen(self) -> None:
+        """Drop the connection; the next command may open a new one."""
+        self._pool.disconnect()
+        self._may_connect = True
+
+    def close(self) -> None:
+        """Give the connection back to the system."""
+        self._pool.disconnect()
+
+
+# ----------------------------------------------------------------------------------- the fake in this process
+
+
+def _fake_client(settings: dict[str, Any]) -> redis.Redis:
+    from fakeredis import FakeRedis
+
+    class KitFakeRedis(_Named, FakeRedis):
+        where = "fakeredis in this process"
+
+    return KitFakeRedis(server=embedded().fake_server, version=FAKE_VERSION, **settings)
+
+
+def embedded() -> Any:
+    """The fakeredis of this process, started once; it listens on a free loopback port for other processes."""
+    global _fake_server
+    with _lock:
+        if _fake_server is None:
+            _fake_server = serve_fake(0)
+        return _fake_server
+
+
+def serve_fake(port: int) -> Any:
+    """Start a fakeredis that listens on 127.0.0.1:`port` (0: any free one) in a daemon thread; return it."""
+    from fakeredis import TcpFakeServer
+    from fakeredis._clients._tcp_server import TCPFakeRequestHandler
+
+    TCPFakeRequestHandler.disable_nagle_algorithm = True  # else every pipeline waits about 45 ms
+    server = TcpFakeServer(("127.0.0.1", port), server_version=FAKE_VERSION)
+    server.daemon_threads, server.block_on_close = True, False  # else it never stops while a reader is blocked
+    threading.Thread(target=server.serve_forever, name="llmstream fakeredis", daemon=True).start()
+    return server
+
+
+def environment_of(client: redis.Redis) -> dict[str, str]:
+    """What another process needs in its environment to work on the same answers.
+
+    The URL may hold a password: hand it to a child process, don't print it.
+    """
+    kwargs = client.connection_pool.connection_kwargs
+    fake = f"redis://127.0.0.1:{embedded().server_address[1]}/0" if "server" in kwargs else ""
+    url = fake or getattr(client, "url", "") or os.environ.get("REDIS_URL", "")
+    return {"REDIS_URL": url, "LLMSTREAM_PREFIX": names_of(client).prefix}
+
+
+def main() -> None:
+    """A fakeredis of its own process, for several others: it prints `ready` and serves until it is ended."""
+    parser = argparse.ArgumentParser(prog="python -m llmstream_nb.connection", description=main.__doc__)
+    parser.add_argument("--serve", type=int, metavar="PORT", required=True)
+    serve_fake(parser.parse_args().serve)
+    print("ready", flush=True)
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

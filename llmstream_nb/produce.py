@@ -1,0 +1,547 @@
+"""Write an answer: ask a model, and put what it says into a Redis stream, exactly, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import redis
+from redis.exceptions import RedisError, ResponseError, WatchError
+
+from .connection import Line, current, is_passing, names_of, unusable
+from .llm import ModelError, complete
+from .protocol import (
+    AnswerExists,
+    AnswerNotFound,
+    Deleted,
+    Entry,
+    EntryID,
+    Fenced,
+    Joiner,
+    LLMStreamError,
+    NotAnAnswer,
+    Timing,
+    check_answer_id,
+    check_question,
+    clean,
+    parse_entries,
+)
+from .read import Backoff, Look, look
+
+BATCH = 200  # entries in one MULTI: enough to be fast, small enough not to hold up other clients
+BACKLOG = 5_000  # unsent entries before the model has to wait
+KEPT_ANSWERS = 1_000  # ids in the index of answers
+
+Source = str | Callable[[str, str | None], Iterable[str]] | None
+
+
+# --------------------------------------------------------------------------------------- for the one who asks
+
+
+def ask(
+    question: str,
+    *,
+    topic: str | None = None,
+    source: Source = None,
+    model: str | None = None,
+    stream: bool = True,
+    id: str | None = None,
+    client: redis.Redis | None = None,
+    timing: Timing | None = None,
+    timeout: float = 30.0,
+) -> Answer:
+    """Ask a model, and return at once; a background thread writes the answer into its stream.
+
+    Args:
+        question: 1 to 20,000 characters.
+        topic: what the model is told to be an expert in.
+        source: `scripted`, `local` or `openai` (else LLMSTREAM_LLM, else scripted), or your own function of
+            (question, topic) that returns an iterable of text deltas.
+        model: a model's name, where the source has several.
+        stream: False asks for the whole answer in one piece.
+        id: the answer's id, if you want to choose it: see `check_answer_id`.
+        client: a Redis client; else that of the last `connect()`.
+        timing: leases and limits in seconds.
+        timeout: seconds the model may be silent.
+
+    Raises:
+        BadQuestion, BadAnswerId, ModelError: before anything is written.
+        AnswerExists: the id is taken.
+        RedisUnusable: Redis can't be reached or refuses.
+    """
+    client, timing = client or current(), timing or Timing()
+    question, answer_id = check_question(question), check_answer_id(id or new_id())
+    if callable(source):
+        name, deltas = getattr(source, "__name__", "own"), source(question, topic)
+    else:
+        deltas = complete(question, topic=topic, source=source, model=model, stream=stream, timeout=timeout)
+        name = deltas.source
+    record = new_record(answer_id, question, topic, name, getattr(deltas, "model", "") or name)
+    register(client, record, timing)
+    producer = Producer(client, record, deltas, timing)
+    producer.start()
+    return Answer(answer_id, client=client, timing=timing, producer=producer)
+
+
+def ask_without_stream(question: str, **options: Any) -> Answer:
+    """`ask` for comparison: the model answers in one piece, so nothing is seen before all is there."""
+    return ask(question, stream=False, **options)
+
+
+class Answer:
+    """A handle on an answer, from any process; all it tells is read from Redis."""
+
+    def __init__(
+        self,
+        answer_id: str,
+        *,
+        client: redis.Redis | None = None,
+        timing: Timing | None = None,
+        producer: Producer | None = None,
+    ) -> None:
+        self.id = check_answer_id(answer_id)
+        self.client = client or current()
+        self.timing = timing or Timing()
+        self._producer = producer
+
+    def __repr__(self) -> str:
+        return f"<Answer {self.id}>"
+
+    def look(self) -> Look:
+        """Status, text and record at this moment."""
+        return look(self.id, self.client)
+
+    @property
+    def status(self) -> str:
+        """queued, streaming, interrupted, ended, failed, or missing."""
+        return self.look().status
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        lost = self._producer and self._producer.error
+        return self._producer.attempt.text if self._producer and lost else self.look().text
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The JSON record: question, topic, model, times, and once it has ended the reason and the whole text."""
+        return self.look().record
+
+    def wait(self, timeout: float | None = None) -> Answer:
+        """Wait for the end and return self; raises TimeoutError after `timeout` seconds, or the producer's error."""
+        from .read import read_answer
+
+        if self._producer:
+            if not self._producer.done.wait(timeout):
+                raise TimeoutError(f"{self.id} has not ended within {timeout:g} s; it goes on")
+            if self._producer.error and not isinstance(self._producer.error, (Fenced, Deleted)):
+                raise self._producer.error
+            return self
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for _ in read_answer(self.id, client=self.client, timing=self.timing):
+            if deadline and time.monotonic() > deadline:
+                raise TimeoutError(f"{self.id} has not ended within {timeout:g} s; it goes on")
+        return self
+
+    def stop(self) -> str:
+        """Stop the answer wherever it is produced, keep the text so far, and return the status.
+
+        Takes up to a tick when its producer lives, and up to a lease when that has just died.
+        """
+        if self._producer:
+            self._producer.stop()
+            self._producer.done.wait(2 * self.timing.lease)
+            return self.status
+        return stop_answer(self.id, client=self.client, timing=self.timing)
+
+
+def stop_answer(answer_id: str, *, client: redis.Redis | None = None, timing: Timing | None = None) -> str:
+    """Stop an answer from any process and return its status; see `Answer.stop`."""
+    client, timing = client or current(), timing or Timing()
+    keys = names_of(client).answer(answer_id)
+    now = look(answer_id, client)
+    if now.status == "missing":
+        raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
+    deadline = time.monotonic() + 2 * timing.lease
+    try:
+        if now.status not in ("ended", "failed"):
+            client.set(keys.cancel, "stop", px=_ms(timing.ttl))
+        while now.status in ("queued", "streaming", "interrupted") and time.monotonic() < deadline:
+            attempt = max(1, now.top.attempt)
+            if not client.exists(keys.lease(attempt)):
+                close_answer(client, answer_id, timing)  # nobody is there to see the cancel key
+            else:
+                time.sleep(timing.tick / 5)
+            now = look(answer_id, client)
+    except (RedisError, OSError) as error:
+        raise unusable(error, client) from None
+    return now.status
+
+
+def clear(*answer_ids: str, client: redis.Redis | None = None, timing: Timing | None = None) -> int:
+    """Delete these answers, or without arguments all of this prefix; return how many there were.
+
+    Live producers are stopped first, so that nothing comes back. The cancel key stays for a while: a producer
+    that sleeps through all of this finds it when it wakes.
+    """
+    client, timing = client or current(), timing or Timing()
+    names, deadline = names_of(client), time.monotonic() + 2 * timing.lease
+    try:
+        ids = list(answer_ids) or list(client.zrange(names.answers, 0, -1))  # type: ignore[arg-type]
+        there = [i for i in ids if client.exists(names.answer(i).question, names.answer(i).chunks)]
+        for answer_id in there:
+            client.set(names.answer(answer_id).cancel, "clear", px=_ms(max(60.0, 10 * timing.lease)))
+        for answer_id in there:
+            keys = names.answer(answer_id)
+            while time.monotonic() < deadline and client.exists(keys.lease(max(1, _top_attempt(client, keys)))):
+                time.sleep(timing.tick / 10)
+            client.delete(keys.chunks, keys.question, *(keys.lease(n + 1) for n in range(_top_attempt(client, keys) + 1)))
+        if ids:
+            client.zrem(names.answers, *ids)
+        if not answer_ids:
+            client.delete(names.answers, names.questions, names.failures)
+    except (RedisError, OSError) as error:
+        raise unusable(error, client) from None
+    return len(there)
+
+
+def _top_attempt(client: redis.Redis, keys: Any) -> int:
+    try:
+        top: Any = client.xrevrange(keys.chunks, count=1)
+    except ResponseError:
+        return 0  # another type: only to be deleted
+    return EntryID.parse(top[0][0]).attempt if top else 0
+
+
+def _ms(seconds: float) -> int:
+    return max(1, int(seconds * 1000))
+
+
+def new_id() -> str:
+    """A fresh answer id: 12 hexadecimal digits."""
+    return secrets.token_hex(6)
+
+
+def new_record(answer_id: str, question: str, topic: str | None, source: str, model: str) -> dict[str, Any]:
+    """The JSON record of a question that has just been asked; `asked` is Unix time in seconds."""
+    return {
+        "id": answer_id,
+        "topic": clean(topic or ""),
+        "question": question,
+        "source": source,
+        "model": model,
+        "asked": round(time.time(), 3),
+    }
+
+
+def register(client: redis.Redis, record: dict[str, Any], timing: Timing) -> None:
+    """Write the record, the index and a first lease; raises AnswerExists, NotAnAnswer or RedisUnusable."""
+    names = names_of(client)
+    keys = names.answer(record["id"])
+    text = json.dumps(record)
+    try:
+        kind = str(client.type(keys.chunks))
+        if kind not in ("none", "stream"):
+            raise NotAnAnswer(f"the key {keys.chunks!r} holds a {kind}, not a stream: use another id, or delete the key")
+        # A retried SET NX is refused by its own first try, so what stands there decides.
+        new = kind == "none" and (
+            client.set(keys.question, text, nx=True, px=_ms(timing.ttl)) or client.get(keys.question) == text
+        )
+        if not new:
+            raise AnswerExists(f"there is an answer {record['id']!r} already: clear({record['id']!r}) first, or use another id")
+        client.delete(keys.cancel)
+        if not record.get("pooled"):
+            client.set(keys.lease(1), "asked", px=_ms(timing.lease))
+        _index(client, record, timing)
+    except (RedisError, OSError) as error:
+        raise unusable(error, client) from None
+
+
+def _index(client: redis.Redis, record: dict[str, Any], timing: Timing) -> None:
+    """Put the answer into the sorted set of answers, and drop those that have expired."""
+    answers = names_of(client).answers
+    with client.pipeline(transaction=False) as pipe:
+        pipe.zadd(answers, {record["id"]: record["asked"]})
+        pipe.zremrangebyscore(answers, "-inf", record["asked"] - timing.ttl)
+        pipe.zremrangebyrank(answers, 0, -KEPT_ANSWERS - 1)
+        pipe.execute()
+
+
+# ------------------------------------------------------------------------------------------------ producing
+
+
+class Attempt:
+    """One attempt at one answer, in Redis: opened, written, and mended after every loss. For a single thread.
+
+    `entries[n]` is the entry `<attempt>-<n>`, kept until the end is confirmed; those below `sent` are in Redis.
+    """
+
+    def __init__(self, client: redis.Redis, record: dict[str, Any], timing: Timing) -> None:
+        self.client, self.record, self.timing = client, record, timing
+        self.keys = names_of(client).answer(record["id"])
+        self.nonce = secrets.token_hex(8)
+        self.number = 0  # chosen when the attempt is opened
+        self.entries: list[tuple[str, str, int]] = []  # kind, text, ms
+        self.sent = 0
+        self.cancelled = False
+        self.ended_before = False  # there was nothing left to answer
+        self._line = Line(client)
+        self._seen = self._ticked = float("-inf")  # monotonic times of the last reply and of the last tick
+
+    @property
+    def text(self) -> str:
+        """All text of this attempt, sent or not."""
+        return "".join(text for kind, text, _ in self.entries if kind == "text")
+
+    @property
+    def tick_in(self) -> float:
+        """Seconds until the next tick is due."""
+        return self._ticked + self.timing.tick - time.monotonic()
+
+    def insist(self, action: Callable[[], None]) -> None:
+        """Do it, and after every passing error reconnect, find out what Redis has, and do it again.
+
+        Raises Fenced, Deleted, or the Redis error when it does not pass within `give_up` seconds.
+        """
+        retry, failed = Backoff(self.timing.give_up), False
+        while True:
+            try:
+                if failed:
+                    self._line.reopen()
+                    self.synchronise()
+                return action()
+            except (RedisError, OSError) as error:
+                unclear = isinstance(error, (WatchError, _Unclear)) or "equal or smaller" in str(error)
+                if not (unclear or is_passing(error)) or not retry.sleep():
+                    raise
+                failed = True
+
+    def open(self, opening: Callable[[Entry | None], tuple[str, dict[str, Any]]]) -> None:
+        """Begin with the entry that `opening` makes of the stream's last entry, unless the answer has ended."""
+        self._opening = opening
+        self.insist(self.synchronise)
+
+    def synchronise(self) -> None:
+        """Bring `sent` in line with the stream, and begin the attempt if it isn't there.
+
+        The top entry is read under WATCH, so nobody can begin another attempt in between. Raises Fenced when a
+        newer attempt stands, Deleted when the answer was cleared, WatchError when the stream changed meanwhile.
+        """
+        keys = self.keys
+        with self._line.redis.pipeline(transaction=True) as pipe:
+            pipe.watch(keys.chunks)
+            entries = parse_entries(pipe.xrevrange(keys.chunks, count=1))
+            top = entries[0] if entries else None
+            if not self.number:
+                if top and top.final:
+                    self.ended_before = True
+                    return
+                self.number = (top.id.attempt if top else 0) + 1
+                kind, data = self._opening(top)
+                self.entries.append((kind, json.dumps(data | {"nonce": self.nonce}), 0))
+            if top and top.id.attempt > self.number:
+                raise Fenced(f"{self.record['id']}: attempt {top.id.attempt} has taken over from {self.number}")
+            if top and top.id.attempt == self.number:
+                first = parse_entries(pipe.xrange(keys.chunks, f"{self.number}-0", f"{self.number}-0"))
+                if first and first[0].data.get("nonce") != self.nonce:
+                    raise Fenced(f"{self.record['id']}: another producer has opened attempt {self.number}")
+                self.sent = top.id.seq + 1
+            elif pipe.get(keys.cancel) == "clear":
+                raise Deleted(f"{self.record['id']} was deleted")
+            else:
+                self._begin(pipe)
+            self._seen = time.monotonic()
+
+    def _begin(self, pipe: Any) -> None:
+        """Write `<attempt>-0`, in MULTI, with the lease before it and the record if Redis has lost that."""
+        pipe.multi()
+        pipe.set(self.keys.lease(self.number), self.nonce, px=_ms(self.timing.lease))
+        pipe.set(self.keys.question, json.dumps(self.record), nx=True, px=_ms(self.timing.ttl))
+        self._queue_xadd(pipe, 0, create=True)
+        pipe.pexpire(self.keys.chunks, _ms(self.timing.ttl))
+        pipe.execute()
+        self.sent = 1
+        _index(self._line.redis, self.record, self.timing)
+
+    def _queue_xadd(self, pipe: Any, seq: int, create: bool = False) -> None:
+        kind, text, ms = self.entries[seq]
+        option = () if create else ("NOMKSTREAM",)
+        entry_id = f"{self.number}-{seq}"
+        pipe.execute_command("XADD", self.keys.chunks, *option, entry_id, "kind", kind, "text", text, "ms", ms)
+
+    def flush(self) -> None:
+        """Send the next batch, and tick if it is time: lease, expiry, and a look for a cancel. All or nothing."""
+        now = time.monotonic()
+        if now - self._seen > self.timing.lease:
+            self.synchronise()  # this process slept beyond its lease: is the answer still ours?
+        first, last = self.sent, min(self.sent + BATCH, len(self.entries))
+        tick = now - self._ticked >= self.timing.tick
+        with self._line.redis.pipeline(transaction=True) as pipe:
+            for seq in range(first, last):
+                self._queue_xadd(pipe, seq)
+            if tick:
+                pipe.set(self.keys.lease(self.number), self.nonce, px=_ms(self.timing.lease))
+                pipe.pexpire(self.keys.question, _ms(self.timing.ttl))
+                pipe.pexpire(self.keys.chunks, _ms(self.timing.ttl))
+                pipe.exists(self.keys.cancel)
+            replies = pipe.execute()
+        if None in replies[: last - first] or (tick and not replies[-2]):
+            raise _Unclear("the stream is gone")
+        self.sent, self._seen = last, time.monotonic()
+        if tick:
+            self._ticked, self.cancelled = now, bool(replies[-1])
+
+    def finish(self, text: str | None = None) -> None:
+        """Once the end is confirmed: complete the record, and give up the lease."""
+        record = self.record | json.loads(self.entries[-1][1]) if self.entries else dict(self.record)
+        record.pop("nonce", None)
+        record |= {"start": f"{self.number}-0", "end": f"{self.number}-{len(self.entries) - 1}"}
+        record["text"] = self.text if text is None else text
+        with self._line.redis.pipeline(transaction=True) as pipe:
+            pipe.set(self.keys.question, json.dumps(record), px=_ms(self.timing.ttl))
+            pipe.pexpire(self.keys.chunks, _ms(self.timing.ttl))
+            pipe.delete(self.keys.lease(self.number))
+            pipe.execute()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._line.close()
+
+
+class _Unclear(RedisError):
+    """Redis answered, but not what it should have: look again at what it holds."""
+
+
+def close_answer(client: redis.Redis, answer_id: str, timing: Timing, error: str = "", message: str = "") -> None:
+    """End an answer that has no living producer, from outside, keeping the text of its last attempt.
+
+    Opens the next attempt with an `end` (or `error`) entry: that fences whoever wakes up later.
+    """
+    now = look(answer_id, client)
+    attempt = Attempt(client, now.record or {"id": answer_id, "asked": time.time()}, timing)
+
+    def opening(top: Entry | None) -> tuple[str, dict[str, Any]]:
+        data: dict[str, Any] = {"error": error, "message": message} if error else {"reason": "cancelled"}
+        return "error" if error else "end", data | ({"closes": str(top.id)} if top else {})
+
+    try:
+        attempt.open(opening)
+        if not attempt.ended_before:
+            attempt.insist(lambda: attempt.finish(look(answer_id, client).text))
+    finally:
+        attempt.close()
+
+
+class Producer:
+    """Two threads: one takes deltas from the model, the other writes them, so neither holds up the other."""
+
+    def __init__(self, client: redis.Redis, record: dict[str, Any], deltas: Iterable[str], timing: Timing) -> None:
+        self.attempt = Attempt(client, record, timing)
+        self.done = threading.Event()  # the end is confirmed, or there is no more hope
+        self.error: LLMStreamError | None = None  # what kept this producer from writing the end itself
+        self._client, self._deltas, self._timing = client, deltas, timing
+        self._stop = False
+        self._closed = False  # no entry may follow
+        self._changed = threading.Condition()
+        self._began = time.monotonic()
+        self._first_token: int | None = None  # milliseconds
+
+    def start(self) -> None:
+        """Start the writing thread; it starts the model's once the attempt stands in Redis."""
+        threading.Thread(target=self._write, name=f"llmstream write {self.attempt.record['id']}", daemon=True).start()
+
+    def stop(self) -> None:
+        """Ask for the end, from any thread: the text so far is kept, and the model's request is closed."""
+        with self._changed:
+            self._stop = True
+            self._changed.notify_all()
+
+    # The model's thread
+
+    def _take(self) -> None:
+        joiner = Joiner()
+        try:
+            for delta in self._deltas:
+                if not self._add(joiner.push(delta)):
+                    return
+            self._add(joiner.flush())
+            if not self._stop:
+                reason = getattr(self._deltas, "finish_reason", None) or "stop"
+                self._close("end", reason=reason, usage=getattr(self._deltas, "usage", None))
+        except ModelError as error:
+            self._close("error", error=error.error, message=str(error))
+        except Exception as error:  # a source may be the learner's own code: whatever it raises becomes an entry
+            self._close("error", error=type(error).__name__, message=clean(str(error))[:500])
+
+    def _add(self, text: str) -> bool:
+        """Append a text entry; waits while too much is unsent. False when no more is wanted."""
+        with self._changed:
+            while len(self.attempt.entries) - self.attempt.sent > BACKLOG and not (self._closed or self._stop):
+                self._changed.wait()
+            if self._closed or self._stop:
+                return False
+            if text:
+                ms = self._elapsed()
+                self._first_token = ms if self._first_token is None else self._first_token
+                self.attempt.entries.append(("text", text, ms))
+                self._changed.notify_all()
+            return True
+
+    def _close(self, kind: str, **data: Any) -> None:
+        """Append the end or error entry, once."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed, ms = True, self._elapsed()
+            data |= {"first_token_ms": self._first_token, "total_ms": ms, "chunks": len(self.attempt.entries) - 1}
+            self.attempt.entries.append((kind, json.dumps(data), ms))
+            self._changed.notify_all()
+
+    def _elapsed(self) -> int:
+        return int((time.monotonic() - self._began) * 1000)
+
+    # The writing thread
+
+    def _write(self) -> None:
+        attempt = self.attempt
+        try:
+            attempt.open(self._opening)
+            if attempt.ended_before:
+                return
+            threading.Thread(target=self._take, name=f"llmstream model {attempt.record['id']}", daemon=True).start()
+            while not (self._closed and attempt.sent == len(attempt.entries)):
+                with self._changed:
+                    idle = attempt.sent == len(attempt.entries)
+                    if idle and attempt.tick_in > 0 and not self._stop:
+                        self._changed.wait(attempt.tick_in)
+                if self._stop:
+                    self._close("end", reason="cancelled")
+                attempt.insist(attempt.flush)
+                with self._changed:
+                    self._stop = self._stop or attempt.cancelled
+                    self._changed.notify_all()
+            attempt.insist(attempt.finish)
+        except LLMStreamError as error:
+            self.error = error
+        except (RedisError, OSError) as error:
+            self.error = unusable(error, self._client)
+        finally:
+            with self._changed:
+                self._closed = True
+                self._changed.notify_all()
+            close = getattr(self._deltas, "close", None)
+            if close and not isinstance(self._deltas, _Generator):
+                close()
+            attempt.close()
+            self.done.set()
+
+    def _opening(self, top: Entry | None) -> tuple[str, dict[str, Any]]:
+        record = self.attempt.record
+        return "start", {"model": record["model"], "source": record["source"], "at": round(time.time(), 3)}
+
+
+_Generator = type(_ for _ in ())  # closing one from another thread raises; it ends at its next delta instead

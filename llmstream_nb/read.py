@@ -1,0 +1,169 @@
+"""Read an answer: entry by entry as it grows, or as a whole at one moment."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import redis
+from redis.exceptions import RedisError
+
+from .connection import Line, current, is_passing, names_of, unusable
+from .protocol import (
+    AnswerKeys,
+    AnswerNotFound,
+    EntryID,
+    Event,
+    Follower,
+    Gap,
+    LLMStreamError,
+    Timing,
+    parse_entries,
+    text_of,
+)
+
+COUNT = 500  # entries a read: one round trip for many tokens, still small in memory
+BLOCK = 1.0  # seconds a read may block: well below redis-py's socket timeout of 5 s
+
+
+class StillWaiting(LLMStreamError, TimeoutError):
+    """The question waited in the queue for longer than the reader's patience."""
+
+
+def read_answer(
+    answer_id: str, after: str = "0-0", *, client: redis.Redis | None = None, timing: Timing | None = None
+) -> Iterator[Event]:
+    """Yield the events of an answer from the entry after `after` on, waiting for new ones, until its end.
+
+    Reads with XREAD … BLOCK on a connection of its own. The last event tells how it went: `Ended`, `Failed`, or
+    `Interrupted` if the producer died and nobody took over within `timing.patience` seconds.
+
+    Raises:
+        AnswerNotFound: there is no such answer.
+        StillWaiting: nobody began to answer within `timing.patience` seconds.
+        RedisUnusable: Redis stayed away for `timing.give_up` seconds, or refused.
+        NotAnAnswer, BadAnswerId, BadEntryID: the stream, the id or `after` is not the kit's.
+    """
+    client, timing = client or current(), timing or Timing()
+    keys = names_of(client).answer(answer_id)
+    follower = Follower(answer_id, EntryID.parse(after), timing)
+    line = Line(client)
+    retry = Backoff(timing.give_up)
+    alive = time.monotonic()
+    try:
+        while not follower.done:
+            try:
+                doubt = follower.suspect and follower.state != "interrupted"
+                events = read_once(line.redis, keys, follower, block=0.05 if doubt else BLOCK)
+            except (RedisError, OSError, AttributeError) as error:
+                if not is_passing(error) or not retry.sleep():
+                    raise unusable(error, client) from None
+                line.reopen()
+                follower.reconnected(time.monotonic())
+                continue
+            retry.reset()
+            if events or follower.state == "streaming":
+                alive = time.monotonic()
+            yield from events
+            if time.monotonic() - alive > timing.patience:
+                if follower.state == "queued":
+                    raise StillWaiting(f"nobody began to answer {answer_id!r} within {timing.patience:g} s")
+                return
+    finally:
+        line.close()
+
+
+def read_once(client: redis.Redis, keys: AnswerKeys, follower: Follower, block: float | None = None) -> list[Event]:
+    """One read for a follower: XREAD, and if it brings nothing a look at the signs of life. Redis errors pass."""
+    limit = client.connection_pool.connection_kwargs.get("socket_timeout") or 2 * BLOCK
+    milliseconds = None if block is None else max(1, int(min(block, limit / 2) * 1000))  # BLOCK 0 waits for ever
+    reply: Any = client.xread({keys.chunks: str(follower.cursor.after)}, count=COUNT, block=milliseconds)
+    entries = parse_entries(reply[0][1]) if reply else []
+    if entries:
+        return follower.feed(entries)
+    with client.pipeline(transaction=False) as pipe:
+        queue_look(pipe, keys, follower)
+        return take_look(pipe.execute(), follower)
+
+
+def queue_look(pipe: Any, keys: AnswerKeys, follower: Follower) -> None:
+    """Queue the four commands that tell whether a silent answer lives."""
+    pipe.xrevrange(keys.chunks, count=1)
+    pipe.exists(keys.lease(max(1, follower.cursor.after.attempt)))
+    pipe.get(keys.question)
+    pipe.exists(keys.cancel)
+
+
+def take_look(replies: list[Any], follower: Follower) -> list[Event]:
+    """Judge the replies to `queue_look`."""
+    top, leased, record, cancelled = replies
+    entries = parse_entries(top)
+    return follower.silence(
+        entries[0] if entries else None, bool(leased), parse_record(record), bool(cancelled), time.monotonic()
+    )
+
+
+def parse_record(text: str | None) -> dict[str, Any] | None:
+    """The question's JSON record; None where there is none or where it is no JSON object."""
+    try:
+        record = json.loads(text) if text else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+class Look(NamedTuple):
+    """An answer at one moment."""
+
+    status: str  # queued, streaming, interrupted, ended, failed; missing where there is none
+    text: str  # the text so far
+    record: dict[str, Any]  # the question's JSON record; {} where there is none
+    top: EntryID  # the last entry read
+    missing: int  # entries that are gone from the stream and could not be had from the record
+
+
+def look(answer_id: str, client: redis.Redis | None = None) -> Look:
+    """Read all of an answer without waiting. Raises RedisUnusable, NotAnAnswer or BadAnswerId."""
+    client = client or current()
+    keys = names_of(client).answer(answer_id)
+    follower = Follower(answer_id)
+    text, missing, silent = "", 0, 0
+    try:
+        while not follower.done and silent < 2:  # silent twice: one more read decides whether it is interrupted
+            events = read_once(client, keys, follower)
+            text = text_of(events, text)
+            missing += sum(event.missing for event in events if isinstance(event, Gap))
+            silent = 0 if events else silent + 1
+        record = parse_record(client.get(keys.question)) or {}  # type: ignore[arg-type]
+    except AnswerNotFound:
+        return Look("missing", "", {}, follower.cursor.after, 0)
+    except (RedisError, OSError, AttributeError) as error:
+        raise unusable(error, client) from None
+    if missing and follower.done and isinstance(record.get("text"), str):
+        text, missing = record["text"], 0
+    return Look(follower.state, text, record, follower.cursor.after, missing)
+
+
+class Backoff:
+    """Growing, jittered pauses between tries, until `give_up` seconds have passed since the first failure."""
+
+    def __init__(self, give_up: float) -> None:
+        self._give_up = give_up
+        self.reset()
+
+    def reset(self) -> None:
+        """A try succeeded."""
+        self._delay, self._deadline = 0.0, 0.0
+
+    def sleep(self) -> bool:
+        """Pause before the next try; False when it is time to give up."""
+        now = time.monotonic()
+        self._deadline = self._deadline or now + self._give_up
+        if now >= self._deadline:
+            return False
+        time.sleep(min(random.uniform(self._delay / 2, self._delay), self._deadline - now))
+        self._delay = min(max(0.02, 2 * self._delay), 1.0)
+        return True

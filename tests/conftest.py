@@ -1,0 +1,96 @@
+"""What all tests share: the Redis backends, fast timing, and no skipping in CI."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+for name in ("REDIS_URL", "LLMSTREAM_PREFIX", "LLMSTREAM_LLM", "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
+    os.environ.pop(name, None)  # a test must not talk to the developer's own Redis, nor spend a key
+
+import redis
+
+from llmstream_nb import connection
+from llmstream_nb.protocol import Timing
+
+from . import servers
+
+BACKENDS = ("fake", "fake-tcp", "redis-server", "valkey-server")
+FAST = Timing(lease=1.0, tick=0.05, ttl=600.0, give_up=8.0, patience=2.0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """In CI a skipped test is a failed test: everything that tests need is installed there."""
+    report = yield
+    optional = item.get_closest_marker("optional")
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI") and not optional:
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {report.longrepr}"
+    return report
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "optional: may be skipped in CI too; the reason stands in the skip")
+
+
+def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:
+    """Wait for a condition, with a bound; the test fails when it does not come true."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "the awaited condition did not come true in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def real_servers() -> Iterator[dict[str, servers.RedisServer]]:
+    """One process per server program that is on PATH, shared by all tests that don't break it."""
+    started = {program: servers.RedisServer(program) for program in servers.available()}
+    yield started
+    for server in started.values():
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def fake_tcp() -> Iterator[str]:
+    """The URL of a fakeredis that is reached over TCP alone."""
+    server = connection.serve_fake(0)
+    yield f"redis://127.0.0.1:{server.server_address[1]}/0"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request) -> str:
+    """The name of each backend in turn."""
+    name = request.param
+    if name.endswith("-server") and name not in servers.available():
+        if name == "valkey-server":
+            request.applymarker(pytest.mark.optional)  # not packaged for every system; redis-server is
+        pytest.skip(f"{name} is not on PATH")
+    return name
+
+
+@pytest.fixture
+def client(backend, request) -> Iterator[redis.Redis]:
+    """A client of the backend under a prefix of its own, and the kit's current one."""
+    url = None
+    if backend == "fake-tcp":
+        url = request.getfixturevalue("fake_tcp")
+    elif backend != "fake":
+        url = request.getfixturevalue("real_servers")[backend].url
+    made = connection.connect(url, prefix=f"t{uuid.uuid4().hex[:10]}")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def no_leftovers() -> Iterator[None]:
+    """The test leaves no thread of the kit behind."""
+    yield
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith(("llmstream write", "llmstream model"))])

@@ -1,0 +1,310 @@
+"""The protocol without any I/O: IDs, entries, the cursor under every split, repeat and loss, and what silence means."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmstream_nb.protocol import (
+    ORIGIN,
+    AnswerNotFound,
+    BadAnswerId,
+    BadEntryID,
+    BadQuestion,
+    Cursor,
+    Ended,
+    Entry,
+    EntryID,
+    Failed,
+    Follower,
+    Gap,
+    Interrupted,
+    Joiner,
+    Names,
+    NotAnAnswer,
+    Restarted,
+    Started,
+    Text,
+    Timing,
+    check_answer_id,
+    check_question,
+    clean,
+    parse_entries,
+    text_of,
+)
+
+
+def attempt(number: int, texts: list[str], end: str | None = "end") -> list[Entry]:
+    """The entries of one attempt."""
+    made = [Entry(EntryID(number, 0), "start", "{}", 0)]
+    made += [Entry(EntryID(number, n), "text", text, n) for n, text in enumerate(texts, 1)]
+    if end:
+        data = {"reason": "stop"} if end == "end" else {"error": "Boom", "message": "it broke"}
+        made.append(Entry(EntryID(number, len(made)), end, json.dumps(data), len(made)))
+    return made
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> list[Entry]:
+    """A stream of one to three attempts, the last of them closed by its producer, from outside, or not at all."""
+    count = draw(st.integers(1, 3))
+    texts = [draw(st.lists(st.text(min_size=1, max_size=5), max_size=8)) for _ in range(count)]
+    entries = [entry for n, t in enumerate(texts[:-1], 1) for entry in attempt(n, t, end=None)]
+    end = draw(st.sampled_from(["end", "error", None, "outside"]))
+    entries += attempt(count, texts[-1], end=None if end == "outside" else end)
+    if end == "outside":
+        data = {"reason": "cancelled", "closes": str(entries[-1].id)}
+        entries.append(Entry(EntryID(count + 1, 0), "end", json.dumps(data), 0))
+    return entries
+
+
+def final_text(entries: list[Entry]) -> str:
+    """What a viewer must end with, told in another way than the cursor's: the last attempt that had a start."""
+    last = max(entry.id.attempt for entry in entries if entry.kind == "start")
+    return "".join(entry.text for entry in entries if entry.kind == "text" and entry.id.attempt == last)
+
+
+@given(answers(), st.data())
+def test_any_split_into_reads_with_repeats_gives_the_text_once(entries: list[Entry], data: st.DataObject) -> None:
+    cursor, events = Cursor(), []
+    while cursor.after < entries[-1].id:
+        upto = data.draw(st.integers(1, len(entries)))
+        back = data.draw(st.integers(0, 4))  # a read repeated after a lost reply begins further back
+        first = max(0, next(i for i, e in enumerate(entries) if e.id > cursor.after) - back)
+        events += cursor.feed(entries[first : first + back + upto])
+    assert text_of(events) == final_text(entries)
+    assert not [event for event in events if isinstance(event, Gap)]
+    assert sum(isinstance(event, (Ended, Failed)) for event in events) == int(entries[-1].final)
+    assert sum(isinstance(event, Started) for event in events) == 1
+    starts = sum(entry.kind == "start" for entry in entries)
+    assert sum(isinstance(event, Restarted) for event in events) == starts - 1
+
+
+@given(answers(), st.data())
+def test_from_any_cursor_the_rest_follows_exactly(entries: list[Entry], data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(entries)))
+    whole = Cursor().feed(entries)
+    first = Cursor()
+    before = first.feed(entries[:at])
+    events = Cursor(first.after).feed(entries)
+    kinds = {Started: Restarted}  # to a reader that comes from an older attempt, a start is a restart
+    assert [e for e in before + events] == whole or [kinds.get(type(e), type(e)) for e in before + events] == [
+        kinds.get(type(e), type(e)) for e in whole
+    ]
+    assert text_of(events, text_of(before)) == final_text(entries)
+
+
+@given(answers(), st.data())
+def test_every_missing_entry_of_the_last_attempt_is_reported(entries: list[Entry], data: st.DataObject) -> None:
+    lost = data.draw(st.sets(st.integers(0, len(entries) - 1)))
+    kept = [entry for n, entry in enumerate(entries) if n not in lost]
+    events = Cursor().feed(kept)
+    if not kept:
+        assert events == []
+        return
+    # What an earlier attempt lost does not matter once a newer one has begun.
+    last = max(entry.id.attempt for entry in entries if entry.kind == "start")
+    known = max(entry.id for entry in kept)
+    outside = entries[-1].final and entries[-1].id.seq == 0 and entries[-1] in kept
+    missing = sum(
+        1
+        for n, entry in enumerate(entries)
+        if n in lost and entry.id.attempt == last and (entry.id < known or outside)
+    )
+    tail = 0
+    for event in events:
+        if isinstance(event, Restarted):
+            tail = 0
+        elif isinstance(event, Gap):
+            tail += event.missing
+    if known.attempt >= last:
+        assert tail == missing
+
+
+def test_a_restart_takes_the_text_away() -> None:
+    events = Cursor().feed(attempt(1, ["one ", "two"], end=None) + attempt(2, ["three"]))
+    assert [type(event) for event in events] == [Started, Text, Text, Restarted, Text, Ended]
+    assert text_of(events) == "three"
+
+
+def test_nothing_counts_after_the_end() -> None:
+    cursor = Cursor()
+    cursor.feed(attempt(1, ["done"]))
+    assert cursor.closed and cursor.feed(attempt(2, ["late"])) == []
+
+
+def test_an_entry_from_outside_closes_the_text_and_tells_its_last_entry() -> None:
+    entries = attempt(1, ["a", "b", "c"], end=None)
+    closing = Entry(EntryID(2, 0), "end", json.dumps({"reason": "cancelled", "closes": "1-3"}), 0)
+    assert text_of(Cursor().feed([*entries, closing])) == "abc"
+    gap, ended = Cursor(EntryID(1, 1)).feed([closing])
+    assert gap == Gap(EntryID(2, 0), 2) and ended.reason == "cancelled"
+
+
+def test_words_of_the_protocol_are_just_text() -> None:
+    texts = ["START:x;", ";END:x", "1-0", "kind", '{"reason": "stop"}', "\0", "<script>alert(1)</script>"]
+    assert text_of(Cursor().feed(attempt(1, texts))) == "".join(texts)
+
+
+# ---------------------------------------------------------------------------------------- IDs, keys, entries
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "{x}", "-x", "x" * 65, "é", "a/b", "a\n", "*", "a:b", None, 7])
+def test_odd_answer_ids_are_refused(bad: object) -> None:
+    with pytest.raises(BadAnswerId):
+        check_answer_id(bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", ["", "$", "+", "1", "1-", "-1-2", "1-2-3", "0x1-2", "1-18446744073709551616", "١-٢", None])
+def test_odd_entry_ids_are_refused(bad: object) -> None:
+    with pytest.raises(BadEntryID):
+        EntryID.parse(bad)  # type: ignore[arg-type]
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+def test_entry_ids_survive_the_round_trip(attempt_number: int, seq: int) -> None:
+    assert EntryID.parse(f"{attempt_number}-{seq}") == (attempt_number, seq)
+
+
+def test_entry_ids_compare_as_numbers() -> None:
+    assert EntryID.parse("1-9") < EntryID.parse("1-10") < EntryID.parse("2-0")
+
+
+@pytest.mark.parametrize("bad", ["", "   \n\t", "x" * 20_001, None])
+def test_bad_questions_are_refused(bad: object) -> None:
+    with pytest.raises(BadQuestion):
+        check_question(bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", ["a{b", "a*", "", "a b", "a?"])
+def test_odd_prefixes_are_refused(bad: str) -> None:
+    with pytest.raises(ValueError, match="prefix"):
+        Names(bad)
+
+
+def test_all_keys_of_an_answer_share_one_hash_tag() -> None:
+    keys = Names("p").answer("x1")
+    assert {key.split("{")[1].split("}")[0] for key in (*keys[:3], keys.lease(2))} == {"x1"}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"a": "b"}, {"kind": "text", "text": "x"}, {"kind": "text", "text": "x", "ms": "z"}, {"kind": "?", "text": "", "ms": "0"}],
+)
+def test_foreign_entries_are_told(fields: dict[str, str]) -> None:
+    with pytest.raises(NotAnAnswer):
+        parse_entries([("1-0", fields)])
+
+
+def test_deleted_entries_of_a_reply_are_left_out() -> None:
+    assert parse_entries([("1-0", None)]) == [] and parse_entries([]) == []
+
+
+def test_an_end_without_json_is_told() -> None:
+    with pytest.raises(NotAnAnswer):
+        Cursor().feed([Entry(EntryID(1, 0), "end", "no json", 0)])
+
+
+# -------------------------------------------------------------------------------------------------- text
+
+
+@given(st.text(st.characters(), max_size=20), st.data())
+def test_however_utf16_text_is_split_the_joiner_mends_it(text: str, data: st.DataObject) -> None:
+    units = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    halves = [chr(int.from_bytes(units.encode("utf-16-le", "surrogatepass")[i : i + 2], "little"))
+              for i in range(0, len(units.encode("utf-16-le", "surrogatepass")), 2)]  # fmt: skip
+    joiner, made, at = Joiner(), "", 0
+    while at < len(halves):
+        step = data.draw(st.integers(1, 4))
+        made += joiner.push("".join(halves[at : at + step]))
+        at += step
+    made += joiner.flush()
+    made.encode()  # no surrogate is left
+    assert made == clean(text)
+
+
+@pytest.mark.parametrize(
+    ("dirty", "expected"), [("a\ud83d\ude00b", "a😀b"), ("\ud83dx", "\ufffdx"), ("x\ude00", "x\ufffd"), ("é\0", "é\0")]
+)
+def test_surrogates_are_paired_or_replaced(dirty: str, expected: str) -> None:
+    assert clean(dirty) == expected
+
+
+# ----------------------------------------------------------------------------------------------- silence
+
+
+def follower_at(after: EntryID = ORIGIN) -> Follower:
+    return Follower("x", after, Timing(lease=1.0))
+
+
+def test_an_open_attempt_without_lease_is_interrupted_only_at_the_second_look() -> None:
+    follower = follower_at()
+    entries = attempt(1, ["a"], end=None)
+    follower.feed(entries)
+    look = {"top": entries[-1], "leased": False, "record": {}, "cancelled": False, "now": 0.0}
+    assert follower.silence(**look) == [] and follower.state == "streaming"
+    assert follower.silence(**look) == [Interrupted(EntryID(1, 1))] and follower.state == "interrupted"
+    assert follower.silence(**look) == []  # said once
+    assert follower.silence(**look | {"leased": True}) == [] and follower.state == "streaming"
+
+
+def test_after_a_reconnect_nobody_is_declared_dead_for_one_lease() -> None:
+    follower = follower_at()
+    follower.feed(attempt(1, ["a"], end=None))
+    follower.reconnected(now=10.0)
+    look = {"top": None, "leased": False, "record": {}, "cancelled": False}
+    for now in (10.0, 10.5, 10.9):
+        assert follower.silence(**look, now=now) == [] and follower.state == "streaming"
+    assert follower.silence(**look, now=11.1) == [Interrupted(EntryID(1, 1))]
+
+
+def test_a_cursor_ahead_of_the_stream_waits() -> None:
+    follower = follower_at(EntryID(1, 5))
+    behind = attempt(1, ["a"], end=None)[-1]
+    assert follower.silence(behind, True, {}, False, 0.0) == [] and follower.state == "streaming"
+
+
+def test_joining_exactly_at_the_end_says_so() -> None:
+    entries = attempt(1, ["a"])
+    (event,) = follower_at(entries[-1].id).silence(entries[-1], False, {}, False, 0.0)
+    assert event.reason == "stop"
+
+
+def test_a_queued_question_is_never_interrupted() -> None:
+    follower = follower_at()
+    for _ in range(5):
+        assert follower.silence(None, False, {"pooled": True}, False, 0.0) == [] and follower.state == "queued"
+
+
+def test_an_asker_that_died_before_its_first_entry_is_interrupted() -> None:
+    follower = follower_at()
+    assert follower.silence(None, False, {"id": "x"}, False, 0.0) == []
+    assert follower.silence(None, False, {"id": "x"}, False, 0.0) == [Interrupted(ORIGIN)]
+
+
+def test_nothing_at_all_is_not_found_at_the_second_look() -> None:
+    follower = follower_at()
+    assert follower.silence(None, False, None, False, 0.0) == []
+    with pytest.raises(AnswerNotFound):
+        follower.silence(None, False, None, False, 0.0)
+
+
+def test_a_deleted_answer_ends_at_once() -> None:
+    follower = follower_at()
+    follower.feed(attempt(1, ["a"], end=None))
+    (event,) = follower.silence(None, False, None, True, 0.0)
+    assert isinstance(event, Failed) and event.error == "Deleted" and follower.done
+
+
+def test_an_expired_stream_is_told_from_its_record() -> None:
+    record = {"reason": "stop", "end": "1-4", "text": "all of it"}
+    follower = follower_at()
+    events = follower.silence(None, False, record, False, 0.0)
+    assert text_of(events) == "all of it" and isinstance(events[-1], Ended) and follower.state == "ended"
+    half = follower_at(EntryID(1, 2))
+    assert text_of(half.silence(None, False, record, False, 0.0), "all ") == "all of it"
+    (event,) = follower_at(EntryID(1, 4)).silence(None, False, record, False, 0.0)
+    assert isinstance(event, Ended)
