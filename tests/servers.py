@@ -1,4 +1,4 @@
-"""Real redis-server and valkey-server processes for tests, to kill, pause and restart with or without data."""
+"""Real redis-server and valkey-server processes for tests: kill, pause, restart with or without data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class RedisServer:
 
     `options` are those of redis.conf, with underscores for hyphens: `maxmemory="2mb"`,
     `requirepass="secret"`, `replicaof="127.0.0.1 6380"`. Unless told otherwise it keeps an append-only file,
-    so what a client has got a reply to survives kill(). Change `options` between kill() and start() to come back differently.
+    so what a client has got a reply to survives kill(). Change `options` between kill() and start() to come
+    back differently.
     """
 
     def __init__(self, program: str = "redis-server", **options: str | int) -> None:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 import redis
-from fakeredis import TcpFakeServer
-from faults import Proxy
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from servers import RedisServer, available
+
+from . import servers
+from .conftest import wait_until
+from .faults import Proxy
+from .servers import RedisServer, available
 
 NO_RETRY = Retry(NoBackoff(), 0)
 ENTRY: dict[Any, Any] = {"text": "x"}
@@ -48,35 +51,23 @@ def proxy(server: RedisServer, direct: redis.Redis) -> Iterator[Proxy]:
         yield proxy
 
 
-@pytest.fixture(params=[*SERVERS, "fakeredis"])
+@pytest.fixture(params=[*SERVERS, "fake-tcp"])
 def any_proxy(request: pytest.FixtureRequest) -> Iterator[Proxy]:
-    """A proxy in front of a fresh server of each kind, fakeredis over TCP among them."""
-    if request.param != "fakeredis":
-        with RedisServer(request.param) as server, Proxy("127.0.0.1", server.port) as proxy:
-            yield proxy
-        return
-    fake = TcpFakeServer(("127.0.0.1", 0))
-    fake.daemon_threads, fake.block_on_close = True, False
-    thread = threading.Thread(target=fake.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    with Proxy("127.0.0.1", fake.server_address[1]) as proxy:
+    """A proxy in front of a server of each kind, fakeredis over TCP among them."""
+    if request.param == "fake-tcp":
+        port = urlsplit(request.getfixturevalue("fake_tcp")).port
+    else:
+        port = request.getfixturevalue("real_servers")[request.param].port
+    with redis.Redis(port=port) as client:
+        client.delete("s")
+    with Proxy("127.0.0.1", port) as proxy:
         yield proxy
-    fake.shutdown()
-    fake.server_close()
-    thread.join()
 
 
 def strict(proxy: Proxy, **options: Any) -> redis.Redis:
     """A client that raises instead of trying again."""
     defaults = {"decode_responses": True, "retry": NO_RETRY}
     return redis.Redis.from_url(proxy.url, **defaults | options)
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 5
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return condition()
 
 
 # The proxy
@@ -144,6 +135,18 @@ def test_lost_request_of_a_long_pipeline(proxy: Proxy, direct: redis.Redis, tran
     assert direct.xlen("s") == 0
 
 
+def test_transaction_that_dawdles_is_still_one_request(proxy: Proxy, direct: redis.Redis) -> None:
+    proxy.drop_request(when=b"SET")
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=0.1) as client:
+        client.sendall(b"*1\r\n$5\r\nMULTI\r\n")
+        with pytest.raises(TimeoutError):  # held back until EXEC comes: else the server would say OK
+            client.recv(1)
+        client.sendall(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n*1\r\n$4\r\nEXEC\r\n")
+        client.settimeout(5)
+        assert client.recv(1) == b""
+    assert proxy.bytes_up == 0
+
+
 def test_cut_in_the_middle_of_a_reply(proxy: Proxy, direct: redis.Redis) -> None:
     direct.set("k", "value")
     proxy.cut_mid_reply(keep=6, when=b"GET")  # of the reply's 11 bytes
@@ -179,7 +182,7 @@ def test_lost_reply_of_a_blocked_read(proxy: Proxy, direct: redis.Redis) -> None
 
     reader = threading.Thread(target=read)
     reader.start()
-    assert eventually(lambda: direct.info("clients")["blocked_clients"] == 1)
+    wait_until(lambda: direct.info("clients")["blocked_clients"] == 1)
     assert proxy.dropped == 0
     direct.xadd("s", ENTRY)
     reader.join(5)
@@ -213,10 +216,10 @@ def test_blackhole_times_out_and_loses_what_fell_in(proxy: Proxy, direct: redis.
 
 
 def test_blackhole_hides_that_the_server_has_gone(proxy: Proxy, direct: redis.Redis) -> None:
-    with strict(proxy, socket_timeout=0.1) as client:
-        name = client.client_id()
+    with strict(proxy, socket_timeout=0.1, single_connection_client=True) as client:
+        number = client.client_id()
         proxy.blackhole()
-        direct.client_kill_filter(_id=str(name))
+        assert direct.client_kill_filter(_id=str(number)) == 1
         with pytest.raises(redis.TimeoutError):
             client.ping()
 
@@ -229,8 +232,8 @@ def test_late_request_arrives_after_its_client_has_given_up(proxy: Proxy, direct
             client.xadd("s", ENTRY)
     assert direct.xlen("s") == 0
     proxy.heal(late=True)
-    assert eventually(lambda: direct.xlen("s") == 1)
-    assert eventually(lambda: proxy.connections == 0)
+    wait_until(lambda: direct.xlen("s") == 1)
+    wait_until(lambda: proxy.connections == 0)
 
 
 def test_delay_holds_requests_back(proxy: Proxy) -> None:
@@ -271,7 +274,7 @@ def test_closed_proxy_leaves_no_thread_and_no_port(server: RedisServer) -> None:
         client.ping()
         proxy.blackhole()
         proxy.close()
-        assert eventually(lambda: set(threading.enumerate()) <= before)
+        wait_until(lambda: set(threading.enumerate()) <= before)
         with pytest.raises(redis.ConnectionError):
             client.ping()
 
@@ -334,8 +337,8 @@ def test_paused_server_lets_clients_time_out(server: RedisServer, direct: redis.
 
 def test_options_reach_the_server(server: RedisServer) -> None:
     with (
-        RedisServer(server.program, requirepass="p@ss:word", maxmemory="2mb") as master,
-        RedisServer(server.program, replicaof=f"127.0.0.1 {master.port}", masterauth="p@ss:word") as replica,
+        RedisServer(server.program, requirepass="p@ss/w#rd", maxmemory="2mb") as master,
+        RedisServer(server.program, replicaof=f"127.0.0.1 {master.port}", masterauth="p@ss/w#rd") as replica,
     ):
         assert master.client().config_get("maxmemory") == {"maxmemory": "2097152"}
         with pytest.raises(redis.AuthenticationError):
@@ -356,19 +359,19 @@ def test_port_in_use_is_retried(server: RedisServer, monkeypatch: pytest.MonkeyP
     with RedisServer(server.program) as other:
         free = other.port + 1
         ports = iter([server.port, free])
-        monkeypatch.setattr("servers.free_port", lambda: next(ports))
+        monkeypatch.setattr(servers, "free_port", lambda: next(ports))
         with RedisServer(server.program) as second:
             assert second.port == free
 
 
 def test_killed_test_run_leaves_no_server(server: RedisServer, tmp_path: Path) -> None:
     script = f"""if True:
-        from servers import RedisServer
+        from tests.servers import RedisServer
         server = RedisServer({server.program!r})
         print(server._process.pid, flush=True)
         input()
     """
-    paths = {"PYTHONPATH": str(Path(__file__).parent), "TMPDIR": str(tmp_path), "TEMP": str(tmp_path)}
+    paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "TMPDIR": str(tmp_path), "TEMP": str(tmp_path)}
     run = subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | paths
     )
@@ -378,6 +381,6 @@ def test_killed_test_run_leaves_no_server(server: RedisServer, tmp_path: Path) -
     assert psutil.pid_exists(pid)
     run.kill()
     run.wait()
-    assert eventually(lambda: not psutil.pid_exists(pid) and not list(tmp_path.iterdir()))
+    wait_until(lambda: not psutil.pid_exists(pid) and not list(tmp_path.iterdir()))
     run.stdin.close()
     run.stdout.close()
