@@ -243,11 +243,11 @@ class Proxy:
         return None
 
     def _drop(self, link: Link) -> None:
-        if link.fault and link.fault.cut:
-            self._end(link)
         with self._changed:
+            self.dropped += 1  # before the client can notice
+            if link.fault and link.fault.cut:
+                self._end(link)
             link.fault = None
-            self.dropped += 1
             self._changed.notify_all()
 
     def _end(self, link: Link) -> None:
