@@ -1,7 +1,8 @@
 """`python3 -m llmstream_nb`: refuse an old Python in one clear line, then hand over to the command line.
 
-This file and the package's `__init__.py` keep to syntax that old Pythons can read: else they would show a SyntaxError.
+This file and the package's `__init__.py` keep to syntax that old Pythons can read: they must get that far.
 """
+
 import sys
 
 if sys.version_info < (3, 11):

@@ -1,9 +1,10 @@
 """Run a command that ends when the process that wanted it ends, however that ends.
 
-The parent holds the guard's standard input, a pipe. When the parent closes it, exits or is killed, the operating
-system closes it too; the guard sees that and ends the command. This needs no signal handler in the parent and works
-alike on Linux, macOS and Windows.
+The parent holds the guard's standard input, a pipe. When the parent closes it, exits or is killed, the pipe
+breaks; the guard sees that and ends the command. This needs no signal handler in the parent, and works alike
+on Linux, macOS and Windows.
 """
+
 from __future__ import annotations
 
 import os
@@ -12,18 +13,24 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from types import FrameType
 from typing import Any
 
 GRACE = 8.0  # seconds a command has to end by itself before it is killed
 
 
-def guarded(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start `command` under a guard, away from the terminal's Ctrl-C; `options` are those of `Popen`."""
+def guarded(command: Sequence[str], *, hold: int | None = None, **options: Any) -> subprocess.Popen[bytes]:
+    """Start `command` under a guard, away from the terminal's Ctrl-C.
+
+    Args:
+        command: the program and its arguments.
+        hold: descriptor of a lock that the guard keeps until the command is gone, even after this process is.
+        options: those of `Popen`.
+    """
     if os.name == "nt":
         options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
     else:
         options["start_new_session"] = True
+        options["pass_fds"] = () if hold is None else (hold,)
     # As an isolated script the guard starts fast and needs no package: it also guards the set-up itself.
     return subprocess.Popen([sys.executable, "-I", __file__, *command], stdin=subprocess.PIPE, **options)
 
@@ -47,11 +54,8 @@ def main(command: list[str]) -> int:
         print(f"{command[0]} does not start: {error.strerror}", file=sys.stderr)
         return 127
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        child.terminate()
-
     def watch() -> None:
-        while os.read(0, 64):  # not sys.stdin: its buffer's lock, held here, would break the interpreter's exit
+        while os.read(0, 64):  # sys.stdin would hold a lock that the interpreter's exit needs
             pass
         child.terminate()
         try:
@@ -59,7 +63,7 @@ def main(command: list[str]) -> int:
         except subprocess.TimeoutExpired:
             child.kill()
 
-    signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     threading.Thread(target=watch, daemon=True).start()
     code = child.wait()
     return code if code >= 0 else 128 - code

