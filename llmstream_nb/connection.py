@@ -194,6 +194,7 @@ class Line:
         self._may_connect = False
         self._pool = redis.ConnectionPool(connection_class=pool.connection_class, max_connections=1, **kwargs)
         self.redis = redis.Redis(connection_pool=self._pool)
+        self.redis.names = names_of(client)  # type: ignore[attr-defined]
         self.reopen()
 
     def _on_connect(self, connection: Any) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,6 +18,8 @@ from llmstream_nb import connection
 from llmstream_nb.protocol import Timing
 
 from . import servers
+from .model import wait_for
+from .model import wait_for as wait_until  # noqa: F401
 
 BACKENDS = ("fake", "fake-tcp", "redis-server", "valkey-server")
 FAST = Timing(lease=1.0, tick=0.05, ttl=600.0, give_up=8.0, patience=2.0)
@@ -37,14 +38,6 @@ def pytest_runtest_makereport(item, call):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "optional: may be skipped in CI too; the reason stands in the skip")
-
-
-def wait_until(condition: Callable[[], object], timeout: float = 10.0) -> None:
-    """Wait for a condition, with a bound; the test fails when it does not come true."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "the awaited condition did not come true in time"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")
@@ -93,4 +86,4 @@ def client(backend, request) -> Iterator[redis.Redis]:
 def no_leftovers() -> Iterator[None]:
     """The test leaves no thread of the kit behind."""
     yield
-    wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith(("llmstream write", "llmstream model"))])
+    wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith(("llmstream write", "llmstream model"))])
