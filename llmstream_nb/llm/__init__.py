@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,10 @@ from urllib.parse import unquote, urlsplit
 from llmstream_nb.llm.completion import Completion, Endpoint, ModelError
 from llmstream_nb.protocol import clean
 
-__all__ = ["SOURCES", "Completion", "ModelError", "SourceInfo", "complete", "default_source", "sources"]
+__all__ = [
+    "SOURCES", "Completion", "ModelError", "SourceInfo", "complete", "default_source", "prepared_questions",
+    "sources",
+]
 
 SOURCES = ("scripted", "local", "openai")
 LABELS = {
@@ -136,20 +140,23 @@ def _openai_endpoint(model: str | None) -> Endpoint:
         raise ModelError("BadAddress", "OPENAI_BASE_URL must look like http://127.0.0.1:11434/v1: set it.")
     loopback = host in ("localhost", "::1") or host.startswith("127.")
     key = settings.get("OPENAI_API_KEY", "")
-    if not (key or loopback) or not (key.isascii() and key.isprintable()):
+    if not (key.isascii() and key.isprintable()):
+        raise ModelError("NoAPIKey", "OPENAI_API_KEY holds characters that no key has: copy it again.")
+    if not key and not loopback:
         raise ModelError(
             "NoAPIKey",
             f"{shown} needs a key: put OPENAI_API_KEY into the environment or into a file .env, or choose "
             "the source scripted or local.",
         )
-    password = parts.password or ""
+    password = unquote(parts.password or "")
+    basic = base64.b64encode(f"{unquote(parts.username or '')}:{password}".encode()).decode()
     return Endpoint(
         source="openai",
         title=f"The endpoint {shown}",
         model=model or settings.get("OPENAI_MODEL", OPENAI_MODEL),
         url=lambda: url,
         key=key or "none",
-        secrets=tuple(filter(None, (key, password, unquote(password)))),
+        secrets=tuple(filter(None, (key, basic, parts.password, password))),
         loopback=loopback,
     )
 

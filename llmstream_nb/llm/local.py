@@ -58,10 +58,12 @@ class _Server:
         deadline = threading.Timer(START, process.kill)  # which also ends the reading
         deadline.daemon = True
         deadline.start()
-        ready = process.stdout.readline().strip() == b"ready"
+        with process.stdout as output:
+            ready = output.readline().strip() == b"ready"
         deadline.cancel()
         if not ready:
             process.kill()
+            process.stdin.close()
             raise OSError(f"The local model did not start (exit code {process.wait()})")
         self.process = process
 

@@ -1,0 +1,728 @@
+"""The LLM sources, over real HTTP: the scripted server with all its faults, and the local model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from llmstream_nb import llm
+from llmstream_nb.llm import ModelError, answers, complete, local, scripted
+
+KEY = "sk-test-5ecret5ecret5ecret"
+QUESTION = "What is a Redis stream?"
+
+
+def wait_for(condition, seconds=10):
+    """Wait until `condition()` is true; fail if it doesn't become so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def fails(*, source="scripted", timeout=5.0, **options) -> tuple[ModelError, list[str]]:
+    """The error in which a completion ends, and the deltas that came before."""
+    deltas = []
+    with pytest.raises(ModelError) as caught:
+        deltas.extend(complete(QUESTION, source=source, timeout=timeout, **options))
+    return caught.value, deltas
+
+
+def post(body: object, path="/chat/completions") -> tuple[int, dict, str]:
+    """What the scripted server answers to a bare request: status, headers, body."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(scripted.server().url + path, data) as reply:
+            return reply.status, dict(reply.headers), reply.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, dict(error.headers), error.read().decode()
+
+
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate()}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(monkeypatch, tmp_path):
+    """Each test has no settings but its own, and leaves no request, thread or connection behind."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(llm, "CHECKOUT", tmp_path / "checkout")
+    for name in ("LLMSTREAM_LLM", "LLMSTREAM_LOCAL_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    wait_for(lambda: scripted.server().active == 0)
+    wait_for(lambda: "open-completion" not in threads())
+    wait_for(lambda: not any("process_request" in name for name in threads()))
+
+
+# ---------------------------------------------------------------------------------------- a good answer
+
+
+def test_streams_the_prepared_answer_in_small_deltas():
+    completion = complete(QUESTION, model="scripted:pace=0")
+    assert completion.finish_reason is None
+    assert completion.usage is None
+    deltas = list(completion)
+    assert "".join(deltas) == answers.reply(QUESTION)
+    assert len(deltas) > 100
+    assert all(0 < len(delta.strip()) <= 4 for delta in deltas)
+    assert (completion.source, completion.model) == ("scripted", "scripted:pace=0")
+    assert completion.finish_reason == "stop"
+    assert completion.usage["completion_tokens"] == len(deltas)
+    assert completion.usage["total_tokens"] == completion.usage["prompt_tokens"] + len(deltas)
+    assert list(completion) == []
+
+
+def test_without_stream_the_whole_text_is_one_delta():
+    completion = complete(QUESTION, model="scripted:pace=0", stream=False)
+    assert list(completion) == [answers.reply(QUESTION)]
+    assert completion.finish_reason == "stop"
+    assert completion.usage["completion_tokens"] > 100
+
+
+def test_length_ends_early_and_says_so():
+    completion = complete(QUESTION, model="scripted:pace=0,length=2")
+    assert "".join(completion) == "A Redi"
+    assert completion.finish_reason == "length"
+    assert completion.usage["completion_tokens"] == 2
+
+
+def test_pace_is_kept_without_drift(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(scripted.time, "monotonic", lambda: clock[0])
+    waits = []
+
+    class Handler(scripted._Handler):
+        def __init__(self):
+            pass
+
+        def _pause(self, seconds):
+            waits.append(seconds)
+            clock[0] += max(seconds, 0) + 0.01  # each wait takes longer than asked for
+
+    assert len(list(Handler()._paced(scripted.Script(pace=10), ["x"] * 5))) == 5
+    assert waits == pytest.approx([0, 0.09, 0.09, 0.09, 0.09])
+
+
+ODD = [
+    "\x00<script>alert(1)</script>",
+    "START:1;\r\n;END:1;",
+    "e\u0301 \U0001f469\U0001f3fd\u200d\U0001f680 \u2028\x85 ",
+    "data: x\n\n",
+    "x" * 100_000,
+]
+
+
+@pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
+def test_odd_text_comes_back_as_it_was(text):
+    assert "".join(complete(text, model="scripted:pace=0,echo,piece=1000")) == text
+    assert "".join(scripted.split(text)) == text
+
+
+def test_an_emoji_cut_in_two_passes_as_two_halves():
+    deltas = list(complete("a😀", model="scripted:pace=0,echo,piece=1"))
+    assert deltas == ["a", "\ud83d", "\ude00"]
+
+
+def test_a_lone_surrogate_in_the_question_is_replaced():
+    assert "".join(complete("x\ud83d!", model="scripted:pace=0,echo,piece=9")) == "x\ufffd!"
+
+
+def test_a_megabyte_in_one_delta():
+    (delta,) = complete("x", model="scripted:long=1,piece=1000000")
+    assert len(delta) == 1_000_000
+
+
+def test_long_is_numbered():
+    assert "".join(complete("x", model="scripted:pace=0,long=12")).split() == [str(n) for n in range(12)]
+
+
+def test_the_topic_reaches_the_model(monkeypatch):
+    seen = []
+    monkeypatch.setattr(scripted.Script, "chunks", lambda *_: ["ok"])
+    parse = json.loads
+    monkeypatch.setattr(scripted.json, "loads", lambda body: seen.append(parse(body)) or seen[-1])
+    list(complete("Why?", topic="Redis Streams"))
+    list(complete("Why?", stream=False))
+    system = [request["messages"][0]["content"] for request in seen if "messages" in request]
+    assert "expert in answering questions about Redis Streams" in system[0]
+    assert "expert" not in system[1]
+
+
+# ---------------------------------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("fault", "error", "says"),
+    [
+        ("status=400", "BadRequest", "change the question"),
+        ("status=401", "Unauthorized", "OPENAI_API_KEY"),
+        ("status=403", "Forbidden", "403"),
+        ("status=404", "ModelNotFound", "another model"),
+        ("status=429", "RateLimited", "wait 20 s"),
+        ("status=500", "ServerError", "ask again"),
+        ("status=503", "ServerError", "503"),
+        ("silence", "Stalled", "0.2 s"),
+        ("stall=0", "Stalled", "0.2 s"),
+        ("drop=0", "ConnectionDropped", "ask again"),
+        ("nothing", "EmptyAnswer", "answered nothing"),
+        ("oops", "BadRequest", "unknown option 'oops'"),
+        ("pace=fast", "BadRequest", "bad option 'pace=fast'"),
+        ("echo=1", "BadRequest", "bad option 'echo=1'"),
+        ("status=200", "BadRequest", "from 400 to 599"),
+        ("piece=0", "BadRequest", "at least 1"),
+    ],
+)
+def test_a_fault_before_the_first_token(fault, error, says, stream):
+    timeout = 0.2 if error == "Stalled" else 5.0
+    failed, deltas = fails(model=f"scripted:{fault}", timeout=timeout, stream=stream)
+    assert (failed.error, deltas) == (error, [])
+    assert says in str(failed)
+    assert "The scripted model" in str(failed)
+
+
+@pytest.mark.parametrize(("fault", "error"), [("drop=3", "ConnectionDropped"), ("stall=3", "Stalled")])
+def test_a_fault_in_mid_answer_keeps_what_came(fault, error):
+    failed, deltas = fails(model=f"scripted:pace=0,long=9,{fault}", timeout=0.3)
+    assert failed.error == error
+    assert deltas == ["0 ", "1 ", "2 "]
+
+
+def test_a_model_of_another_name_is_not_found():
+    failed, _ = fails(model="gpt-5")
+    assert failed.error == "ModelNotFound"
+    assert "'gpt-5'" in str(failed)
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    """An endpoint that sends the given bytes to the first client and hangs up; the source openai asks it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = None
+
+    def serve(reply: bytes) -> None:
+        nonlocal thread
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(reply)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+
+    yield serve
+    listener.close()
+    if thread:
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def sse(*events: object) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+    return head + b"".join(f"data: {json.dumps(event)}\n\n".encode() for event in events)
+
+
+def chunk(text: str, reason: str | None = None) -> dict:
+    return {"id": "1", "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": reason}]}
+
+
+@pytest.mark.parametrize(
+    ("reply", "error", "deltas"),
+    [
+        (sse(chunk("Hel"), chunk("lo")), "ConnectionDropped", ["Hel", "lo"]),
+        (sse(chunk("Hel"), {"error": {"message": "overloaded"}}), "ServerError", ["Hel"]),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: {oops\n\n", "BadAnswer", []),
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 9\r\n\r\n<html/>\r\n", "ServerError", []),
+        (b"SSH-2.0-OpenSSH\r\n", "ConnectionDropped", []),
+    ],
+    ids=["no finish reason", "error event", "no JSON", "HTML from a gateway", "no HTTP"],
+)
+def test_an_endpoint_that_misbehaves(endpoint, reply, error, deltas):
+    endpoint(reply)
+    failed, came = fails(source="openai")
+    assert (failed.error, came) == (error, deltas)
+
+
+def test_a_web_page_instead_of_an_api(endpoint):
+    endpoint(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>")
+    assert fails(source="openai", stream=False)[0].error == "BadAnswer"
+
+
+def test_a_context_that_is_too_small(endpoint):
+    body = json.dumps({"error": {"message": "too many", "code": "context_length_exceeded"}}).encode()
+    head = "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n"
+    endpoint(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    failed, _ = fails(source="openai", model="tiny")
+    assert failed.error == "BadRequest"
+    assert "too long for 'tiny'" in str(failed)
+
+
+def test_nobody_listens(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{port}/v1")
+    failed, _ = fails(source="openai")
+    assert failed.error == "Unreachable"
+    assert f"http://127.0.0.1:{port}/v1" in str(failed)
+
+
+# ---------------------------------------------------------------------------------------- close()
+
+
+class Reading:
+    """A completion that is read in a thread of its own."""
+
+    def __init__(self, completion):
+        self.completion, self.deltas, self.error = completion, [], None
+        self.thread = threading.Thread(target=self.read)
+        self.thread.start()
+
+    def read(self):
+        try:
+            for delta in self.completion:
+                self.deltas.append(delta)
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
+            self.error = error
+
+    def ends_quietly(self):
+        self.thread.join(5)
+        assert not self.thread.is_alive()
+        assert self.error is None
+        assert self.completion.finish_reason is None
+        return self.deltas
+
+
+def test_close_while_waiting_for_the_first_token():
+    reading = Reading(complete(QUESTION, model="scripted:silence"))
+    wait_for(lambda: scripted.server().active == 1)
+    reading.completion.close()
+    assert reading.ends_quietly() == []
+    wait_for(lambda: scripted.server().active == 0)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("script", ["stall=2", "pace=50"])
+def test_close_in_mid_answer_ends_both_sides(script, stream):
+    reading = Reading(complete("x", model=f"scripted:long=100000,{script}", stream=stream))
+    wait_for(lambda: len(reading.deltas) >= 2 or (not stream and scripted.server().active == 1))
+    reading.completion.close()
+    deltas = reading.ends_quietly()
+    assert deltas == [f"{n} " for n in range(len(deltas))]
+    wait_for(lambda: scripted.server().active == 0)
+
+
+def test_close_while_connecting(monkeypatch):
+    may_connect = threading.Event()
+    connecting = threading.Event()
+    connect = socket.create_connection
+
+    def slowly(*args, **kwargs):
+        connecting.set()
+        assert may_connect.wait(10)
+        return connect(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "create_connection", slowly)
+    reading = Reading(complete(QUESTION))
+    assert connecting.wait(10)
+    reading.completion.close()
+    assert reading.ends_quietly() == []
+    assert "open-completion" in threads()  # it is still connecting, and lets go as soon as it can
+    may_connect.set()
+    wait_for(lambda: "open-completion" not in threads())
+
+
+def test_close_during_the_tls_handshake(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"https://127.0.0.1:{listener.getsockname()[1]}/v1")
+        reading = Reading(complete(QUESTION, source="openai"))
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.recv(65536)  # the client's hello; it gets no answer
+            reading.completion.close()
+            assert reading.ends_quietly() == []
+            connection.settimeout(5)
+            while connection.recv(65536):  # b"": the client has left
+                pass
+
+
+def test_close_before_the_first_next_makes_no_request(monkeypatch):
+    monkeypatch.setattr(scripted, "server", lambda: pytest.fail("it was asked"))
+    completion = complete(QUESTION)
+    completion.close()
+    completion.close()
+    assert list(completion) == []
+    monkeypatch.undo()
+
+
+def test_close_from_the_loop_itself():
+    completion = complete("x", model="scripted:pace=0,long=50")
+    for delta in completion:
+        if delta == "3 ":
+            completion.close()
+    assert delta == "3 "
+    assert completion.finish_reason is None
+
+
+def test_an_abandoned_completion_lets_go():
+    completion = complete("x", model="scripted:long=100000")
+    next(completion)
+    del completion
+    import gc
+
+    gc.collect()
+    wait_for(lambda: scripted.server().active == 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files in /proc")
+def test_no_file_is_left_open():
+    def open_files():
+        return len(os.listdir("/proc/self/fd"))
+
+    def round_trip():
+        list(complete("x", model="scripted:pace=0,long=3"))
+        fails(model="scripted:drop=1")
+        fails(model="scripted:status=500")
+        completion = complete("x", model="scripted:long=9")
+        next(completion)
+        completion.close()
+        list(completion)
+        wait_for(lambda: scripted.server().active == 0)
+
+    round_trip()
+    before = open_files()
+    for _ in range(5):
+        round_trip()
+    wait_for(lambda: open_files() <= before)
+
+
+# ---------------------------------------------------------------------------------------- secrets, settings
+
+
+@pytest.mark.parametrize(
+    "fault", ["status=401", "status=403", "status=429", "status=500", "oops", "silence", "drop=0"]
+)
+@pytest.mark.parametrize("user", ["", "jo:p%40ss-5ecret@"])
+def test_no_error_shows_a_secret(monkeypatch, fault, user):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", scripted.server().url.replace("//", f"//{user}"))
+    failed, _ = fails(source="openai", model=f"scripted:{fault}", timeout=0.3)
+    shown = "".join(traceback.format_exception(failed)) + repr(failed) + str(failed)
+    assert failed.__cause__ is None
+    assert failed.__context__ is None
+    for secret in (KEY, "5ecret", "am86cEBzcy01ZWNyZXQ="):  # the last one is user and password in base64
+        assert secret not in shown
+    if fault in ("status=403", "status=500"):
+        assert "***" in shown  # the server did quote it
+
+
+def test_the_scripted_server_quotes_the_key():
+    """Else the test above would prove nothing."""
+    body = {"model": "scripted:status=401", "messages": [{"role": "user", "content": "x"}]}
+    request = urllib.request.Request(scripted.server().url + "/chat/completions", json.dumps(body).encode())
+    request.add_header("Authorization", f"Bearer {KEY}")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    with refused.value as reply:
+        assert KEY in reply.read().decode()
+
+
+def test_a_key_in_the_environment_spends_nothing(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert llm.default_source() == "scripted"
+    assert complete(QUESTION).source == "scripted"
+
+
+def test_the_environment_chooses_the_source(monkeypatch):
+    monkeypatch.setenv("LLMSTREAM_LLM", "openai")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert complete(QUESTION).source == "openai"
+    assert complete(QUESTION, source="scripted").source == "scripted"
+
+
+def test_an_unknown_source_names_the_known(monkeypatch):
+    monkeypatch.setenv("LLMSTREAM_LLM", "gpt")
+    with pytest.raises(ModelError, match=r"no source 'gpt': choose scripted, local, openai") as failed:
+        complete(QUESTION)
+    assert failed.value.error == "UnknownSource"
+
+
+def test_no_key():
+    with pytest.raises(ModelError, match="OPENAI_API_KEY") as failed:
+        complete(QUESTION, source="openai")
+    assert failed.value.error == "NoAPIKey"
+
+
+def test_a_mangled_key_is_refused_before_it_is_sent(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\nx")
+    with pytest.raises(ModelError, match="copy it again") as failed:
+        complete(QUESTION, source="openai")
+    assert KEY not in str(failed.value)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:1", "ftp://x/", "http://", "http://x:99999/", "http://[x/", "?"])
+def test_a_malformed_address(monkeypatch, url):
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with pytest.raises(ModelError) as failed:
+        complete(QUESTION, source="openai")
+    assert failed.value.error == "BadAddress"
+
+
+def test_an_endpoint_on_this_machine_needs_no_key_and_no_proxy(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", scripted.server().url)
+    monkeypatch.setenv("OPENAI_MODEL", "scripted:pace=0,long=2")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    completion = complete(QUESTION, source="openai")
+    assert list(completion) == ["0 ", "1 "]
+    assert (completion.source, completion.model) == ("openai", "scripted:pace=0,long=2")
+    assert "".join(complete(QUESTION, source="openai", model="scripted:pace=0,length=1")) == "A"
+
+
+def test_settings_come_from_the_environment_then_from_the_nearest_env_file(monkeypatch, tmp_path):
+    (tmp_path / "checkout").mkdir()
+    text = f"OPENAI_MODEL=far\nOPENAI_API_KEY='{KEY}'\n"
+    (tmp_path / "checkout" / ".env").write_text(text)
+    assert complete(QUESTION, source="openai").model == "far"
+    Path(".env").write_text("\ufeffOPENAI_MODEL=near\nOPENAI_BASE_URL=\n", encoding="utf-8")
+    assert complete(QUESTION, source="openai").model == "near"
+    monkeypatch.setenv("OPENAI_MODEL", "nearest")
+    assert complete(QUESTION, source="openai").model == "nearest"
+    assert "OPENAI_API_KEY" not in os.environ
+    assert (tmp_path / "checkout" / ".env").read_text() == text
+
+
+def test_an_env_file_that_is_no_text():
+    Path(".env").write_bytes(f"OPENAI_API_KEY={KEY}".encode("utf-16"))
+    with pytest.raises(ModelError, match="UTF-8") as failed:
+        complete(QUESTION, source="openai")
+    assert KEY not in "".join(traceback.format_exception(failed.value))
+
+
+def test_the_list_of_sources(monkeypatch):
+    scripted_, local_, openai_ = llm.sources()
+    assert (scripted_.name, scripted_.ready, scripted_.note) == ("scripted", True, "")
+    assert (openai_.name, openai_.ready) == ("openai", False)
+    assert "OPENAI_API_KEY" in openai_.note
+    assert local_.label == "local: real, small, invents facts"
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(local, "find_spec", lambda _: None)
+    _, local_, openai_ = llm.sources()
+    assert openai_.ready
+    assert not local_.ready
+    assert "lab" in local_.note
+    monkeypatch.setenv("LLMSTREAM_LOCAL_URL", "http://127.0.0.1:1/v1")
+    assert llm.sources()[1].ready
+
+
+def test_importing_the_package_imports_neither_openai_nor_starts_anything():
+    code = (
+        "import sys, threading; from llmstream_nb import llm; llm.sources(); llm.complete('x'); "
+        "llm.prepared_questions(); assert not {'openai', 'httpx2', 'http.server'} & set(sys.modules); "
+        "assert threading.active_count() == 1"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1], timeout=30)
+
+
+# ---------------------------------------------------------------------------------------- the scripted server
+
+
+def test_lists_its_model_and_refuses_what_it_does_not_know():
+    with urllib.request.urlopen(scripted.server().url + "/models") as reply:
+        assert [model["id"] for model in json.load(reply)["data"]] == ["scripted"]
+    with pytest.raises(urllib.error.HTTPError, match="404") as refused:
+        urllib.request.urlopen(scripted.server().url + "/else")
+    refused.value.close()
+    ask = {"model": "scripted", "messages": [{"role": "user", "content": "x"}]}
+    assert post(ask, "/embeddings")[0] == 404
+    for body in (b"{", b"\xff", [], {}, {"model": 1, "messages": []}, {"model": "scripted", "messages": []}):
+        status, _, text = post(body)
+        assert status == 400
+        assert json.loads(text)["error"]["type"] == "invalid_request_error"
+
+
+def test_a_rate_limit_has_the_headers_and_body_of_the_real_one():
+    ask = {"model": "scripted:status=429", "messages": [{"role": "user", "content": "x"}]}
+    status, headers, text = post(ask)
+    assert (status, headers["Retry-After"]) == (429, "20")
+    assert json.loads(text)["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_many_at_once():
+    readings = [Reading(complete(f"{n} " * 20, model="scripted:pace=200,echo")) for n in range(20)]
+    for n, reading in enumerate(readings):
+        reading.thread.join(20)
+        assert reading.error is None
+        assert "".join(reading.deltas) == f"{n} " * 20
+
+
+# ---------------------------------------------------------------------------------------- prepared answers
+
+
+def test_there_are_enough_and_each_is_of_readable_length():
+    assert len(llm.prepared_questions()) >= 14
+    for question in llm.prepared_questions():
+        assert answers.find(question) == question
+        assert 80 <= len(answers.reply(question).split()) <= 220, question
+        assert answers.reply(question).count("```") % 2 == 0
+
+
+def test_every_wording_in_the_file_finds_its_own_answer():
+    for question, (wordings, _) in answers._prepared().items():
+        assert len(wordings) > 3
+        for wording in wordings:
+            assert answers.find(wording) == question
+            assert answers.find(wording.upper().rstrip("?") + " ?!") == question
+
+
+PARAPHRASES = {
+    "can you explain redis streams to me please": "What is a Redis stream?",
+    "What is a redis steam?": "What is a Redis stream?",
+    "Why do we stream the answer of an LLM rather than waiting for it?":
+        "Why stream an LLM's answer instead of waiting for all of it?",
+    "Whats the difference betwen XREAD and XREADGROUP": "How do XREAD and XREADGROUP differ?",
+    "what's a consumer group and how does it work": "What is a consumer group?",
+    "Why is using $ in a loop risky?": "What does `$` mean in XREAD, and why is it risky in a loop?",
+    "How is an entry's ID built?": "What is an entry ID made of?",
+    "How can a reader resume after it crashed?": "How does a reader resume after a crash?",
+    "What's the PEL?": "What is the pending entries list?",
+    "should I use MAXLEN to trim streams": "When should I trim a stream with MAXLEN?",
+    "compare redis streams, pub/sub and lists": "How do streams, Pub/Sub and lists compare?",
+    "Define time to first token": "What is time to first token?",
+    "what if a producer crashes in mid answer":
+        "What happens if the producer dies in the middle of an answer?",
+    "what does the XAUTOCLAIM command do": "What does XAUTOCLAIM do?",
+    "how to cancel an answer that is being generated": "How do I stop an answer while it is being generated?",
+    "How much memory does a Redis stream need?": "How much memory does a stream take?",
+    "why shouldn't all answers share one stream": "Why not put all answers on one shared stream?",
+    "how long should BLOCK be in XREAD": "What does BLOCK do in XREAD?",
+}
+STRANGERS = [
+    "What is the capital of France?", "How do I bake bread?", "Tell me a joke", "hello", "???", "", "stream",
+    "What is the difference between Redis Streams and Kafka?", "Write a story about a stream in the woods",
+    "How do I stop smoking?", "How much memory does Chrome take?", "What happens if I die?", "日本の首都は?",
+    "What does XDEL do?", "How do I install Redis?", "How do I make a group of consumers happy?",
+    "What is an LLM?",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "meant"), PARAPHRASES.items())
+def test_a_paraphrase_finds_the_answer(asked, meant):
+    assert answers.find(asked) == meant
+
+
+@pytest.mark.parametrize("asked", STRANGERS)
+def test_a_stranger_gets_an_honest_answer_with_the_list(asked):
+    assert answers.find(asked) is None
+    reply = answers.reply(asked)
+    assert "not a language model" in reply
+    assert "LLMSTREAM_LLM" in reply
+    assert all(f"- {question}" in reply for question in llm.prepared_questions())
+
+
+# ---------------------------------------------------------------------------------------- the local model
+
+needs_model = pytest.mark.skipif(not local.installed(), reason="the local model's packages are not installed")
+
+
+@pytest.fixture(scope="module")
+def local_model():
+    yield local.url()
+    local._server.process.stdin.close()  # as the end of this process would
+    assert local._server.process.wait(10) == 0
+
+
+@needs_model
+def test_the_local_model_answers(local_model):
+    completion = complete("Tell me a very short story.", source="local", topic="rivers")
+    deltas = list(completion)
+    assert len(deltas) > 5
+    assert completion.model == "smollm2-135m"
+    assert completion.finish_reason in ("stop", "length")
+    assert completion.usage["completion_tokens"] >= len(deltas)
+    assert len(list(complete("Say hello.", source="local", stream=False))) == 1
+
+
+@needs_model
+def test_the_local_model_stops_when_its_client_leaves(local_model):
+    busy = [complete("Tell a very long story.", source="local") for _ in range(4)]
+    for completion in busy:
+        next(completion)
+        completion.close()
+    # All four places were taken: the next answer could not start if they were still at work.
+    started = complete("Say hello.", source="local", timeout=5)
+    assert next(started)
+    started.close()
+    assert list(started) == []
+
+
+@needs_model
+def test_a_question_too_long_for_the_local_model(local_model):
+    with pytest.raises(ModelError, match="too long for 'smollm2-135m': shorten it") as failed:
+        list(complete("a word " * 4000, source="local"))
+    assert failed.value.error == "BadRequest"
+
+
+@needs_model
+def test_a_running_local_model_is_used(local_model, monkeypatch):
+    monkeypatch.setenv("LLMSTREAM_LOCAL_URL", local_model)
+    monkeypatch.setattr(local, "url", lambda: pytest.fail("a second one was started"))
+    completion = complete("Say hello.", source="local")
+    assert next(completion)
+    completion.close()
+    assert list(completion) == []
+
+
+def test_the_local_model_is_missing(monkeypatch):
+    monkeypatch.setattr(local, "find_spec", lambda _: None)
+    with pytest.raises(ModelError, match=r"llmstream_nb lab.*scripted") as failed:
+        complete(QUESTION, source="local")
+    assert failed.value.error == "LocalModelMissing"
+
+
+def test_the_local_model_does_not_start(monkeypatch, tmp_path):
+    (tmp_path / "broken.py").write_text("raise SystemExit(3)")
+    monkeypatch.setattr(local, "__file__", str(tmp_path / "broken.py"))
+    monkeypatch.setattr(local, "_server", local._Server())
+    monkeypatch.setattr(local, "installed", lambda: True)
+    failed, _ = fails(source="local")
+    assert failed.error == "LocalModelFailed"
+    assert "exit code 3" in str(failed)
+
+
+@needs_model
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_the_local_model_ends_with_a_killed_parent():
+    code = "from llmstream_nb.llm import local; local.url(); print(local._server.port, flush=True); input()"
+    command = [sys.executable, "-c", code]
+    root = Path(__file__).parents[1]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, text=True) as parent:
+        port = int(parent.stdout.readline())
+        socket.create_connection(("127.0.0.1", port)).close()
+        parent.send_signal(signal.SIGKILL)
+
+    def gone():
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    wait_for(gone)
