@@ -1,0 +1,140 @@
+"""AnswerView: one answer in a notebook, live while it is written, as Markdown once it is complete."""
+
+from __future__ import annotations
+
+import html
+import pathlib
+import time
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import ipywidgets
+import traitlets as t
+
+from llmstream_nb.connection import current, names_of
+from llmstream_nb.produce import Answer
+from llmstream_nb.widgets.hub import hub
+from llmstream_nb.widgets.markdown import to_html
+from llmstream_nb.widgets.transcript import LABELS, Transcript
+
+if TYPE_CHECKING:
+    import redis
+
+KEYFRAME = 3.0  # seconds between two messages with the whole state, which heal whatever was lost in between
+RATE = 300_000  # characters a second that whole texts may cost, so that long ones are sent less often
+FOLDER = pathlib.Path(__file__).parent
+
+
+class _Watching(ipywidgets.Widget):
+    """What the two views share: the hub reads for them from the first moment until the end, or `close`."""
+
+    live = t.Bool(True, help="Whether text may come at any moment. Not synced: for observers in the kernel.")
+
+    def __init__(self, answer: Answer | str, client: redis.Redis | None) -> None:
+        handle = answer if isinstance(answer, Answer) else Answer(answer, client=client or current())
+        self.client, self.redis_keys = handle.client, names_of(handle.client).answer(handle.id)
+        self.transcript = Transcript(handle.id, handle.timing)
+        self.unseen, self.look_at, self.show_at, self.pause = False, 0.0, 0.0, 0.0
+        super().__init__()
+        hub.watch(self)
+
+    def __repr__(self) -> str:
+        """The same at every run: saved outputs hold it, and strict nbval compares it."""
+        name = self.transcript.follower.answer_id
+        return f"<AnswerView {name}: run the cell to see it live; if it stays blank, try plain=True>"
+
+    def close(self) -> None:
+        """Take the view off the page, and stop reading for it."""
+        hub.forget(self)
+        super().close()
+
+
+class AnswerView(_Watching, anywidget.AnyWidget):
+    """Shows an answer as it grows. Its state in the kernel is always complete: reload, or open it twice.
+
+    Args:
+        answer: an `Answer`, or the id of one, from any process.
+        plain: use nothing but ipywidgets.HTML, for notebook programs that can't load anywidget.
+        client: the Redis where the id is to be found; else that of the last `connect()`.
+
+    Raises:
+        BadAnswerId: the id holds odd characters.
+        RedisUnusable: `client` is not given, and connecting fails.
+    """
+
+    _esm = FOLDER / "answer_view.js"
+    _css = FOLDER / "answer_view.css"
+
+    text = t.Unicode(help="The text so far.").tag(sync=True)
+    version = t.Int(help="Grows when the text begins anew.").tag(sync=True)
+    gaps = t.List(help="Where entries are missing: [UTF-16 units before, words to show].").tag(sync=True)
+    state = t.Enum(list(LABELS), "waiting").tag(sync=True)
+    label = t.Unicode(LABELS["waiting"], help="The state as people call it.").tag(sync=True)
+    note = t.Unicode(help="A sentence on the state, where it needs one.").tag(sync=True)
+    html = t.Unicode(help="Once complete: the text as Markdown, sanitised.").tag(sync=True)
+    chunks = t.Int(help="How many text entries have come.").tag(sync=True)
+    first_ms = t.Int(None, allow_none=True, help="Milliseconds to the first of them.").tag(sync=True)
+    ms = t.Int(help="Milliseconds from the start to this message, or to the end.").tag(sync=True)
+
+    def __new__(cls, answer: Answer | str, *, plain: bool = False, client: redis.Redis | None = None) -> Any:
+        """With `plain`, this makes a widget of another class."""
+        return PlainAnswerView(answer, client) if plain else super().__new__(cls)
+
+    def __init__(self, answer: Answer | str, *, client: redis.Redis | None = None, **_: Any) -> None:
+        self._keyframe_at = 0.0
+        super().__init__(answer, client)
+        self.on_msg(self._asked_for_all)
+
+    def show(self) -> None:
+        """Send what is new: a delta while only the text grows, else the whole state."""
+        self.unseen = False
+        now, transcript, old = time.monotonic(), self.transcript, self._trait_values
+        figures = {name: getattr(transcript, name) for name in ("version", "chunks", "first_ms", "ms")}
+        state = {"state": transcript.state, "label": LABELS[transcript.state], "note": transcript.note}
+        new = figures | state | {"text": transcript.text, "gaps": _offsets(transcript)}
+        if transcript.settled and not transcript.gaps:  # Markdown with a hole in it would mean something else
+            new["html"] = to_html(transcript.text)
+        seen = self.text
+        only_grown = all(old.get(name) == new[name] for name in ("version", "gaps", "state", "note"))
+        old.update(new)  # past the traits' own sync, which would send the whole text each time
+        if only_grown and now < self._keyframe_at and not transcript.settled:
+            self.send(figures | {"offset": utf16_length(seen), "added": transcript.text[len(seen) :]})
+        else:
+            self._keyframe_at = now + KEYFRAME + len(transcript.text) / RATE
+            self.send_state(list(new))
+        self.live = transcript.live
+
+    def _asked_for_all(self, *_: Any) -> None:
+        """A page that was just loaded, or that missed something, asks for the whole state."""
+        self._keyframe_at, self.unseen = 0.0, True
+        hub.watch(self)  # only its thread sends, also once settled, so that nothing old overtakes the new
+
+
+class PlainAnswerView(_Watching, ipywidgets.HTML):
+    """The answer as escaped text in an ipywidgets.HTML."""
+
+    def show(self) -> None:
+        """Send all of it, as this widget can't do otherwise; long texts less often."""
+        self.unseen = False
+        transcript = self.transcript
+        self.pause = len(transcript.text) / RATE
+        text = "".join(f"{html.escape(piece)}<mark>{missing}</mark>" for piece, missing in transcript.pieces)
+        state = f"<b>{LABELS[transcript.state]}</b> {html.escape(transcript.note)}"
+        self.value = (
+            f"<p>{state} <small>{transcript.figures}</small></p>"
+            f'<pre style="white-space: pre-wrap; max-height: 32em; overflow: auto">{text}</pre>'
+        )
+        self.live = transcript.live
+
+
+def _offsets(transcript: Transcript) -> list[list[Any]]:
+    before, offsets = 0, []
+    for piece, missing in transcript.pieces[:-1]:
+        before += utf16_length(piece)
+        offsets.append([before, missing])
+    return offsets
+
+
+def utf16_length(text: str) -> int:
+    """The length of a text as JavaScript counts it, where an emoji counts as two."""
+    return len(text) if text.isascii() else len(text.encode("utf-16-le")) // 2

@@ -1,0 +1,109 @@
+// The form of an AskPanel. The kernel decides what happens; here is only what people see and press.
+
+function make(parent, tag, attributes = {}, text = "") {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.textContent = text;
+  return parent.appendChild(node);
+}
+
+function field(parent, name, label, tag, attributes = {}) {
+  const box = make(parent, "label", { class: `llmstream-field llmstream-${name}` });
+  make(box, "span", {}, label);
+  return make(box, tag, attributes);
+}
+
+function render({ model, el }) {
+  el.classList.add("llmstream-form");
+  el.dataset.lmSuppressShortcuts = "true"; // JupyterLab must not take keys that are typed here
+  const question = field(el, "question", "Question", "textarea", { rows: 2, spellcheck: "false" });
+  const topic = field(el, "topic", "Topic (optional): what the model is an expert in", "input", { type: "text" });
+  const source = field(el, "source", "Model", "select");
+  const prepared = field(el, "prepared", "Questions with a prepared answer", "select");
+  const note = make(el, "p", { class: "llmstream-unready", role: "status" });
+
+  const row = make(el, "div", { class: "llmstream-row" });
+  const mac = /Mac|iP/.test(navigator.platform);
+  const ask = make(row, "button", { type: "button", class: "llmstream-ask", "aria-keyshortcuts": "Control+Enter Meta+Enter" }, "Ask");
+  make(ask, "kbd", { "aria-hidden": "true" }, mac ? "⌘ ⏎" : "Ctrl ⏎");
+  const stop = make(row, "button", { type: "button" }, "Stop");
+  stop.title = "End the answer and keep its text so far";
+  const whole = make(row, "label", { class: "llmstream-whole" });
+  const withoutStream = make(whole, "input", { type: "checkbox" });
+  whole.append("Without stream");
+  const message = make(el, "p", { class: "llmstream-message", role: "alert" });
+
+  const pending = new Set(); // clicks that the kernel has not dealt with yet
+
+  function update() {
+    const busy = model.get("busy");
+    question.value = model.get("question");
+    topic.value = model.get("topic");
+    withoutStream.checked = model.get("without_stream");
+    source.replaceChildren();
+    for (const [name, label, why] of model.get("sources")) {
+      make(source, "option", { value: name }, why ? `${label} (not ready)` : label);
+    }
+    source.value = model.get("source");
+    choose();
+    const focused = document.activeElement;
+    ask.disabled = busy || pending.has("ask");
+    stop.disabled = !busy || pending.has("stop");
+    if (focused === ask && ask.disabled && busy) stop.focus(); // a disabled button loses the keyboard
+    if (focused === stop && stop.disabled && !busy) ask.focus();
+    stop.textContent = busy && pending.has("stop") ? "Stopping…" : "Stop";
+    message.textContent = model.get("message");
+    message.hidden = !message.textContent;
+  }
+
+  function choose() {
+    const why = model.get("sources").find(([name]) => name === source.value)?.[2] ?? "";
+    note.textContent = why;
+    note.hidden = !why;
+    prepared.replaceChildren();
+    make(prepared, "option", { value: "" }, "choose one …");
+    for (const text of model.get("prepared")) make(prepared, "option", { value: text }, text);
+    prepared.parentElement.hidden = source.value !== "scripted";
+  }
+
+  const values = () => ({ question: question.value, topic: topic.value, source: source.value, without_stream: withoutStream.checked });
+
+  function press(what) {
+    if (what === "ask" ? ask.disabled : stop.disabled) return;
+    pending.add(what);
+    model.set(values());
+    model.send({ do: what, form: values() });
+    update();
+  }
+
+  const keep = () => {
+    model.set(values());
+    model.save_changes();
+  };
+  const handled = ({ done }) => {
+    pending.delete(done);
+    update();
+  };
+  el.addEventListener("change", (event) => {
+    if (event.target === prepared && prepared.value) question.value = prepared.value;
+    keep();
+    choose();
+  });
+  el.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      press("ask");
+    }
+  });
+  ask.addEventListener("click", () => press("ask"));
+  stop.addEventListener("click", () => press("stop"));
+  model.on("change", update);
+  model.on("msg:custom", handled);
+  update();
+  return () => {
+    model.off("change", update);
+    model.off("msg:custom", handled);
+  };
+}
+
+export default { render };

@@ -1,0 +1,145 @@
+"""What a viewer shows of one answer: its text, its state in words, its figures. No I/O happens here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmstream_nb.protocol import (
+    AnswerNotFound,
+    Ended,
+    Event,
+    Failed,
+    Follower,
+    Gap,
+    Restarted,
+    Started,
+    Text,
+    Timing,
+)
+
+LABELS = {
+    "waiting": "Waiting",
+    "streaming": "Streaming",
+    "interrupted": "Interrupted",
+    "ended": "Complete",
+    "stopped": "Stopped",
+    "failed": "Failed",
+    "missing": "Not found",
+}
+NOTES = {
+    "queued": "Nobody has begun to answer yet.",
+    "interrupted": "Its producer died. The text so far stands, and goes on if another producer takes over.",
+    "stopped": "The text so far is kept.",
+    "length": "Cut off: the answer reached the model's limit on length.",
+}
+
+
+class Transcript:
+    """One answer as its viewers show it. Feed it the events of its follower, in order."""
+
+    def __init__(self, answer_id: str, timing: Timing | None = None) -> None:
+        self.follower = Follower(answer_id, timing=timing)
+        self.text = ""
+        self.version = 0  # grows when the text begins anew, so that offsets of before mean nothing
+        self.gaps: list[tuple[int, int]] = []  # where entries are missing: (characters before, how many)
+        self.chunks = 0
+        self.first_ms: int | None = None  # from the attempt's start to its first text
+        self.away = False  # Redis can't be reached at the moment
+        self.settled = False  # nothing will change any more
+        self._since = time.time()
+        self._ms = 0
+        self._closing: Ended | Failed | None = None
+        self._error: Exception | None = None
+
+    def take(self, events: Sequence[Event]) -> None:
+        """Apply what the follower made of a read."""
+        text = [self.text]
+        for event in events:
+            match event:
+                case Started(data=data):
+                    self._since = data.get("at") or self._since
+                case Restarted(data=data):
+                    text.clear()
+                    self._begin_anew()
+                    self._since = data.get("at") or time.time()
+                case Text(text=delta, ms=ms):
+                    text.append(delta)
+                    self._ms, self.chunks = ms, self.chunks + 1
+                    self.first_ms = ms if self.first_ms is None else self.first_ms
+                case Gap(missing=missing):
+                    self.gaps = [*self.gaps, (sum(map(len, text)), missing)]
+                case Ended(data=data) | Failed(data=data):
+                    self._closing = event
+                    self.chunks = data.get("chunks", self.chunks)
+                    self.first_ms = data.get("first_token_ms", self.first_ms)
+                    self._ms = data.get("total_ms", self._ms)
+                    self.settled = not self.gaps
+        self.text = "".join(text)
+
+    def mend(self, record: Mapping[str, Any] | None, leased: bool) -> None:
+        """After the end, fill gaps from the record, which holds the whole text once its producer is done."""
+        if record and isinstance(record.get("text"), str):
+            self._begin_anew()
+            self.text, self.chunks = record["text"], record.get("chunks", 0)
+            self.first_ms = record.get("first_token_ms")
+        self.settled = not (self.gaps and leased)
+
+    def fail(self, error: Exception) -> None:
+        """The answer can't be followed, and this is why."""
+        self._error, self.settled = error, True
+
+    def _begin_anew(self) -> None:
+        self.text, self.version = "", self.version + 1
+        self.gaps, self.chunks, self.first_ms = [], 0, None
+
+    @property
+    def state(self) -> str:
+        """One of LABELS."""
+        if self._error:
+            return "missing" if isinstance(self._error, AnswerNotFound) else "failed"
+        if isinstance(self._closing, Ended) and self._closing.reason == "cancelled":
+            return "stopped"
+        state = self.follower.state
+        return "waiting" if state == "queued" or (state == "streaming" and not self.text) else state
+
+    @property
+    def live(self) -> bool:
+        """Whether text may come at any moment."""
+        return self.state in ("waiting", "streaming")
+
+    @property
+    def note(self) -> str:
+        """What the state alone does not tell, in a sentence; often empty."""
+        if self._error:
+            return str(self._error)
+        if isinstance(self._closing, Failed):
+            return self._closing.message or self._closing.error
+        if self.away:
+            return "Redis is away, trying again."
+        if self.state == "ended" and self._closing:
+            reason = self._closing.reason
+            return "" if reason == "stop" else NOTES.get(reason, f"The model gave the reason: {reason}.")
+        return NOTES.get("queued" if self.follower.state == "queued" else self.state, "")
+
+    @property
+    def ms(self) -> int:
+        """Milliseconds from the attempt's start to now, or to the last that was heard of it."""
+        now = int((time.time() - self._since) * 1000)
+        return max(self._ms, now) if self.live and not self.away else self._ms
+
+    @property
+    def figures(self) -> str:
+        """Chunks, time to first token, time so far, as text; empty before there is any."""
+        if self.first_ms is None:
+            return ""
+        chunks = f"{self.chunks:,} chunk{'' if self.chunks == 1 else 's'}"
+        return f"{chunks} · first token {self.first_ms / 1000:.2f} s · {self.ms / 1000:.1f} s"
+
+    @property
+    def pieces(self) -> list[tuple[str, str]]:
+        """The text, cut where entries are missing: (text, words on what is missing after it)."""
+        cuts = [0, *(at for at, _ in self.gaps), len(self.text)]
+        words = [f"[{n:,} {'entry is' if n == 1 else 'entries are'} missing here]" for _, n in self.gaps]
+        return [(self.text[a:b], said) for a, b, said in zip(cuts, cuts[1:], [*words, ""], strict=False)]
