@@ -298,6 +298,15 @@ def test_nobody_listens(monkeypatch):
     assert f"http://127.0.0.1:{port}/v1" in str(failed)
 
 
+@pytest.mark.parametrize(("name", "value"), [("SSL_CERT_FILE", "/no/such/file"), ("HTTPS_PROXY", "oops://x")])
+def test_settings_that_the_http_client_refuses(monkeypatch, name, value):
+    monkeypatch.setattr(llm.completion, "_certificates", llm.completion._certificates.__wrapped__)
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert fails(source="openai")[0].error == "BadSettings"
+    assert list(complete("x", model="scripted:pace=0,long=1")) == ["0 "]  # which needs neither
+
+
 # ---------------------------------------------------------------------------------------- close()
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llmstream_nb.protocol import LLMStreamError
 
 if TYPE_CHECKING:  # importing openai takes half a second and 40 MB, so it waits for the first question
+    import httpx2
     import openai
 
 # HTTP status: the name to show, and what to do.
@@ -54,11 +55,11 @@ class Endpoint:
 
 
 @cache
-def _certificates() -> ssl.SSLContext:
+def _certificates(trust_env: bool) -> ssl.SSLContext:
     """The authorities to trust, read once: each reading takes 25 ms and 1 MB."""
     import httpx2
 
-    return httpx2.create_ssl_context()
+    return httpx2.create_ssl_context(trust_env=trust_env)
 
 
 class Completion:
@@ -142,16 +143,11 @@ class Completion:
         return opened
 
     def _connect(self) -> None:
-        import httpx2
         import openai
 
-        http = httpx2.Client(
-            verify=_certificates(),
-            timeout=self._timeout,
-            trust_env=not self._endpoint.loopback,
-            event_hooks={"request": [lambda request: request.extensions.update(trace=self._keep_socket)]},
-        )
+        http = None
         try:
+            http = self._http_client()
             client = openai.OpenAI(
                 api_key=self._endpoint.key,
                 base_url=self._endpoint.url(),
@@ -163,8 +159,19 @@ class Completion:
         except Exception as problem:  # noqa: BLE001 - handed to the thread that iterates
             opened = problem
         self._opened.put(opened)
-        if self._closed or isinstance(opened, Exception):
+        if http is not None and (self._closed or isinstance(opened, Exception)):
             http.close()
+
+    def _http_client(self) -> httpx2.Client:
+        import httpx2
+
+        trust_env = not self._endpoint.loopback
+        hooks = {"request": [lambda request: request.extensions.update(trace=self._keep_socket)]}
+        try:
+            verify = _certificates(trust_env)
+            return httpx2.Client(verify=verify, trust_env=trust_env, timeout=self._timeout, event_hooks=hooks)
+        except (OSError, ValueError, ImportError):
+            raise self._fault("BadSettings", "needs other settings: see SSL_CERT_FILE, HTTPS_PROXY") from None
 
     def _keep_socket(self, event: str, info: dict[str, Any]) -> None:
         """Keep a handle on the connection for `close()`; httpcore calls this at each step of a request."""
