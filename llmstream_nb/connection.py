@@ -12,7 +12,8 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
-    MaxConnectionsError,
+    ClusterDownError,
+    InvalidResponse,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -109,18 +110,19 @@ def masked(url: str) -> str:
 
 
 def _check_server(client: redis.Redis) -> None:
-    """Ask the server once whether it answers, how old it is and whether it takes writes."""
+    """Ask the server once whether it answers, how old it is and whether it takes writes; without retries."""
+    line = Line(client)
     try:
-        client.ping()
-        info: dict[str, Any] = client.info()  # type: ignore[assignment]
+        line.redis.ping()
+        info: Any = line.redis.info()
     except NoPermissionError:
         return  # an ACL user limited to its keys can't ask; the first write will tell
-    except ResponseError as error:
+    except (RedisError, OSError, ValueError, TypeError) as error:  # the last two: what a URL's odd host or query brings
         if "unknown command" in str(error).lower():
             return  # fakeredis over TCP has no INFO
         raise unusable(error, client) from None
-    except RedisError as error:
-        raise unusable(error, client) from None
+    finally:
+        line.close()
     version = str(info.get("redis_version", "0"))
     if tuple(int(n) for n in version.split(".")[:2] if n.isdigit()) < OLDEST:
         raise RedisUnusable(f"{where(client)} is Redis {version}: the kit needs 6.2 or newer, or Valkey")
@@ -139,35 +141,44 @@ def where(client: redis.Redis) -> str:
 
 def unusable(error: Exception, client: redis.Redis) -> RedisUnusable:
     """Say in one line what a Redis error means here and what to do about it; never with a password."""
-    text, place = str(error), where(client)
+    text, place = _text(error), where(client)
     for kind, words, advice in _ADVICE:
-        if (kind and isinstance(error, kind)) or any(word in text for word in words):
+        if isinstance(error, kind) or text.startswith(words):
             return RedisUnusable(f"{place} {advice}")
     return RedisUnusable(f"{place} answered with an error: {text}")
-
-
-# redis-py gives the common error codes classes of their own and strips the code; the rest is told by its text.
-_ADVICE: tuple[tuple[Any, tuple[str, ...], str], ...] = (
-    (None, ("Authentication required", "NOAUTH"), "wants a password: REDIS_URL=redis://:PASSWORD@host:port/0"),
-    (AuthenticationError, ("WRONGPASS", "invalid password"), "refused the user name or password: check REDIS_URL"),
-    (NoPermissionError, ("NOPERM",), "does not let this user do that: widen the permissions of its ACL"),
-    (OutOfMemoryError, ("OOM ",), "is out of memory: raise its maxmemory, or free some with clear()"),
-    (ReadOnlyError, ("READONLY",), "is a read-only replica: point REDIS_URL at its primary"),
-    (BusyLoadingError, ("LOADING",), "is still loading its data: try again in a moment"),
-    (None, ("MISCONF",), "can't save its data and so refuses writes: look at its disk and its log"),
-    (AttributeError, ("WRONGTYPE",), "holds another type under a key of this answer: use another id, or delete that key"),
-    (MaxConnectionsError, ("max number of clients",), "has no free connection left: raise its maxclients"),
-    (redis.TimeoutError, (), "does not answer in time: is the address right, and the network up?"),
-    (redis.ConnectionError, (), "can't be reached: start a Redis there, or unset REDIS_URL to use the one inside Python"),
-)
 
 
 def is_passing(error: Exception) -> bool:
     """Whether trying again may help: after a lost connection, a restart, a full memory, a failover."""
     if isinstance(error, (AuthenticationError, NoPermissionError)):
         return False
-    lost = (redis.ConnectionError, redis.TimeoutError, OSError, OutOfMemoryError, ReadOnlyError, BusyLoadingError)
-    return isinstance(error, lost) or str(error).startswith(("MISCONF", "TRYAGAIN", "CLUSTERDOWN", "MASTERDOWN"))
+    lost = (redis.ConnectionError, redis.TimeoutError, OSError, OutOfMemoryError, ReadOnlyError, ClusterDownError)
+    return isinstance(error, lost) or _text(error).startswith(("MISCONF", "TRYAGAIN"))
+
+
+def _text(error: Exception) -> str:
+    """What the server said; redis-py puts the command before it in a pipeline, a model's words included."""
+    text = str(error).rpartition(" of pipeline caused error: ")[2]
+    # How fakeredis meets a key of the wrong type.
+    return "WRONGTYPE" if text.endswith(("has no attribute 'irange'", "has no attribute 'group_get'")) else text
+
+
+# redis-py gives the common error codes classes of their own and strips the code; the rest is told by its text.
+_ADVICE: tuple[tuple[Any, tuple[str, ...], str], ...] = (
+    ((), ("Authentication required", "NOAUTH", "HELLO must be"), "wants a password: REDIS_URL=redis://:PASSWORD@host:port/0"),
+    (AuthenticationError, ("WRONGPASS",), "refused the user name or password: check REDIS_URL"),
+    (NoPermissionError, ("NOPERM",), "does not let this user do that: widen the permissions of its ACL"),
+    (OutOfMemoryError, ("OOM ",), "is out of memory: raise its maxmemory, or free some with clear()"),
+    (ReadOnlyError, ("READONLY",), "is a read-only replica: point REDIS_URL at its primary"),
+    (BusyLoadingError, ("LOADING",), "is still loading its data: try again in a moment"),
+    ((), ("MISCONF",), "can't save its data and so refuses writes: look at its disk and its log"),
+    ((), ("WRONGTYPE",), "holds another type under a key of this answer: use another id, or delete that key"),
+    ((), ("max number of clients",), "has no free connection left: raise its maxclients"),
+    (redis.TimeoutError, (), "does not answer in time: is the address right, and the network up?"),
+    ((redis.ConnectionError, UnicodeError), (), "can't be reached: start a Redis there, or unset REDIS_URL to use the one inside Python"),
+    (InvalidResponse, (), "is no Redis: what listens there speaks another protocol"),
+    ((TypeError, ValueError), (), "can't be reached with this URL: it should look like redis://127.0.0.1:6379/0"),
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------- a connection of one's own
@@ -239,8 +250,25 @@ def serve_fake(port: int) -> Any:
     from fakeredis import TcpFakeServer
     from fakeredis._clients._tcp_server import TCPFakeRequestHandler
 
-    TCPFakeRequestHandler.disable_nagle_algorithm = True  # else every pipeline waits about 45 ms
+    class Handler(TCPFakeRequestHandler):
+        """Answers an error as Redis does: the connection stays open. And at once: Nagle's pause costs 45 ms."""
+
+        disable_nagle_algorithm = True
+
+        def setup(self) -> None:
+            super().setup()
+            read = self.current_client.read_response
+
+            def read_response(**options: Any) -> Any:
+                try:
+                    return read(**options)
+                except ResponseError as error:
+                    return error
+
+            self.current_client.read_response = read_response
+
     server = TcpFakeServer(("127.0.0.1", port), server_version=FAKE_VERSION)
+    server.RequestHandlerClass = Handler
     server.daemon_threads, server.block_on_close = True, False  # else it never stops while a reader is blocked
     threading.Thread(target=server.serve_forever, name="llmstream fakeredis", daemon=True).start()
     return server

@@ -30,7 +30,7 @@ from .protocol import (
     clean,
     parse_entries,
 )
-from .read import Backoff, Look, look
+from .read import Backoff, Look, StillWaiting, look, read_answer
 
 BATCH = 200  # entries in one MULTI: enough to be fast, small enough not to hold up other clients
 BACKLOG = 5_000  # unsent entries before the model has to wait
@@ -133,18 +133,13 @@ class Answer:
 
     def wait(self, timeout: float | None = None) -> Answer:
         """Wait for the end and return self; raises TimeoutError after `timeout` seconds, or the producer's error."""
-        from .read import read_answer
-
-        if self._producer:
-            if not self._producer.done.wait(timeout):
-                raise TimeoutError(f"{self.id} has not ended within {timeout:g} s; it goes on")
-            if self._producer.error and not isinstance(self._producer.error, (Fenced, Deleted)):
-                raise self._producer.error
-            return self
-        deadline = None if timeout is None else time.monotonic() + timeout
-        for _ in read_answer(self.id, client=self.client, timing=self.timing):
-            if deadline and time.monotonic() > deadline:
-                raise TimeoutError(f"{self.id} has not ended within {timeout:g} s; it goes on")
+        if self._producer is None:
+            for _ in read_answer(self.id, client=self.client, timing=self.timing, timeout=timeout):
+                pass
+        elif not self._producer.done.wait(timeout):
+            raise StillWaiting(f"{self.id!r} has not ended within {timeout:g} s; it goes on")
+        elif self._producer.error and not isinstance(self._producer.error, (Fenced, Deleted)):
+            raise self._producer.error
         return self
 
     def stop(self) -> str:

@@ -30,11 +30,16 @@ BLOCK = 1.0  # seconds a read may block: well below redis-py's socket timeout of
 
 
 class StillWaiting(LLMStreamError, TimeoutError):
-    """The question waited in the queue for longer than the reader's patience."""
+    """The answer did not begin, or did not end, in the time that the reader had."""
 
 
 def read_answer(
-    answer_id: str, after: str = "0-0", *, client: redis.Redis | None = None, timing: Timing | None = None
+    answer_id: str,
+    after: str = "0-0",
+    *,
+    timeout: float | None = None,
+    client: redis.Redis | None = None,
+    timing: Timing | None = None,
 ) -> Iterator[Event]:
     """Yield the events of an answer from the entry after `after` on, waiting for new ones, until its end.
 
@@ -43,7 +48,7 @@ def read_answer(
 
     Raises:
         AnswerNotFound: there is no such answer.
-        StillWaiting: nobody began to answer within `timing.patience` seconds.
+        StillWaiting: nobody began to answer within `timing.patience` seconds, or it has not ended after `timeout`.
         RedisUnusable: Redis stayed away for `timing.give_up` seconds, or refused.
         NotAnAnswer, BadAnswerId, BadEntryID: the stream, the id or `after` is not the kit's.
     """
@@ -52,12 +57,14 @@ def read_answer(
     follower = Follower(answer_id, EntryID.parse(after), timing)
     line = Line(client)
     retry = Backoff(timing.give_up)
-    alive = time.monotonic()
+    began = alive = time.monotonic()
     try:
         while not follower.done:
+            if timeout is not None and time.monotonic() - began > timeout:
+                raise StillWaiting(f"{answer_id!r} has not ended within {timeout:g} s; it goes on")
             try:
                 doubt = follower.suspect and follower.state != "interrupted"
-                events = read_once(line.redis, keys, follower, block=0.05 if doubt else BLOCK)
+                events = read_once(line.redis, keys, follower, block=0.05 if doubt else min(BLOCK, timeout or BLOCK))
             except (RedisError, OSError, AttributeError) as error:
                 if not is_passing(error) or not retry.sleep():
                     raise unusable(error, client) from None
