@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,12 +15,16 @@ import time
 import traceback
 import urllib.error
 import urllib.request
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import redis
 
 from llmstream_nb import llm
 from llmstream_nb.llm import ModelError, answers, complete, local, scripted
+
+from . import servers
 
 KEY = "sk-test-5ecret5ecret5ecret"
 QUESTION = "What is a Redis stream?"
@@ -618,6 +623,30 @@ def test_every_wording_in_the_file_finds_its_own_answer():
         for wording in wordings:
             assert answers.find(wording) == question
             assert answers.find(wording.upper().rstrip("?") + " ?!") == question
+
+
+def commands() -> list[str]:
+    """The Redis commands in the answers: the lines of all code blocks that name no language."""
+    text = Path(answers.__file__).with_name("answers.md").read_text(encoding="utf-8")
+    blocks = [block for block in text.split("```")[1::2] if block.startswith("\n")]
+    return [line for block in blocks for line in block.strip().splitlines()]
+
+
+@pytest.mark.skipif(not servers.available(), reason="redis-server is not on PATH")
+def test_redis_accepts_every_command_in_the_answers(real_servers):
+    url = next(iter(real_servers.values())).url
+    with redis.Redis.from_url(url, single_connection_client=True) as client:
+        client.execute_command("SELECT", 9)
+        client.flushdb()
+        client.xadd("answer", {"text": "0"}, id="0-1")
+        client.xadd("events", {"type": "start"})
+        client.response_callbacks.clear()  # only whether Redis accepts them matters, not what it answers
+        assert len(commands()) > 20
+        for line in sorted(commands(), key=lambda line: not line.startswith("XGROUP")):  # all need the group
+            command, _, refused = line.partition("→ ")
+            with pytest.raises(redis.ResponseError) if refused else nullcontext():
+                client.execute_command(*shlex.split(command))
+        client.flushdb()
 
 
 PARAPHRASES = {
