@@ -104,7 +104,7 @@ def _steps(dev: bool, model: bool) -> list[Step]:
     steps = [Step("packages", _digest(LOCKED), ["-r", str(LOCKED)])]
     # setuptools is in the lock, so that installing the package itself needs no network.
     arguments = ["--no-deps", "--no-build-isolation", "-e", str(ROOT)]
-    steps.append(Step("the kit itself", _digest(ROOT / "pyproject.toml"), arguments))
+    steps.append(Step("the kit itself", _digest(ROOT / "pyproject.toml", place=str(ROOT)), arguments))
     if dev:
         arguments = ["-r", str(LOCKED), "-r", str(LOCKED_DEV)]
         steps.append(Step("what the tests need", _digest(LOCKED, LOCKED_DEV), arguments))
@@ -115,10 +115,10 @@ def _steps(dev: bool, model: bool) -> list[Step]:
     return steps
 
 
-def _digest(*files: Path) -> str:
-    """A fingerprint of the files and of where the checkout lies: an editable install points there."""
+def _digest(*files: Path, place: str = "") -> str:
+    """A fingerprint of the files, and of the place where something lies."""
     content = b"".join(file.read_bytes().replace(b"\r\n", b"\n") for file in files)
-    return hashlib.sha256(content + str(ROOT).encode()).hexdigest()[:16]
+    return hashlib.sha256(content + place.encode()).hexdigest()[:16]
 
 
 def _pending(steps: Sequence[Step]) -> list[Step]:
@@ -310,7 +310,7 @@ def _run(title: str, command: list[str], lock: int, lines: list[str], log: Path 
         reader.start()
         try:
             while process.poll() is None:
-                progress.show(lines[-1].strip())
+                progress.show(lines[-1].strip() or "...")
                 reader.join(0.3)
         finally:  # also on Ctrl-C
             end(process)

@@ -7,6 +7,7 @@ on Linux, macOS and Windows.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 GRACE = 8.0  # seconds a command has to end by itself before it is killed
 
 
@@ -48,8 +50,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def main(command: list[str]) -> int:
     """Run `command` until it ends or standard input does; return its exit code."""
+    group = {} if os.name == "nt" else {"process_group": 0}
     try:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, **group)
     except OSError as error:
         print(f"{command[0]} does not start: {error.strerror}", file=sys.stderr)
         return 127
@@ -57,16 +60,25 @@ def main(command: list[str]) -> int:
     def watch() -> None:
         while os.read(0, 64):  # sys.stdin would hold a lock that the interpreter's exit needs
             pass
-        child.terminate()
+        _signal(child, signal.SIGTERM)
         try:
             child.wait(GRACE)
         except subprocess.TimeoutExpired:
-            child.kill()
+            _signal(child, KILL)
 
-    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    signal.signal(signal.SIGTERM, lambda *_: _signal(child, signal.SIGTERM))
     threading.Thread(target=watch, daemon=True).start()
     code = child.wait()
     return code if code >= 0 else 128 - code
+
+
+def _signal(child: subprocess.Popen[bytes], number: int) -> None:
+    """Signal a command and the children it has in its process group; Windows knows only a hard end."""
+    if os.name == "nt":
+        subprocess.run(["taskkill", "/F", "/T", "/PID", str(child.pid)], capture_output=True, check=False)
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -73,48 +74,42 @@ def find_redis() -> tuple[str, str]:
 
 
 def start_redis(folder: Path, lock: int | None = None) -> tuple[subprocess.Popen[bytes], str]:
-    """Start a Redis on a free loopback port that keeps its data in `folder`; return it and its URL.
+    """Start a Redis on a free loopback port, with its append-only file in `folder`; return it and its URL.
 
-    Args:
-        folder: for the append-only file and the log; made when missing.
-        lock: descriptor of a lock to hold for as long as the server runs.
-
-    Raises:
-        StartError: there is none, or it ended at once.
+    `lock` is the descriptor of a lock to hold for as long as the server runs. Raises StartError.
     """
     program, _ = find_redis()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"{folder} can't be made ({error.strerror})") from None
     port = free_port()
     options = {"bind": "127.0.0.1", "port": port, "protected-mode": "yes", "daemonize": "no", "save": ""}
     options |= {"dir": folder, "appendonly": "yes"}
     command = [program, *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
-    return _start_server(command, port, folder / "server.log", lock)
+    return _start_server(command, port, lock)
 
 
-def start_fake_redis(folder: Path, lock: int | None = None) -> tuple[subprocess.Popen[bytes], str]:
+def start_fake_redis(lock: int | None = None) -> tuple[subprocess.Popen[bytes], str]:
     """Start a fakeredis in a process of its own, for all kernels; as `start_redis`."""
     port = free_port()
-    command = [sys.executable, "-m", "llmstream_nb.connection", "--serve", str(port)]
-    return _start_server(command, port, folder / "server.log", lock)
+    return _start_server([sys.executable, "-m", "llmstream_nb.connection", "--serve", str(port)], port, lock)
 
 
-def _start_server(
-    command: list[str], port: int, log: Path, lock: int | None
-) -> tuple[subprocess.Popen[bytes], str]:
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as output:
-            environment = child_environment()
-            process = guarded(command, hold=lock, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    except OSError as error:
-        raise StartError(f"{error.filename}: {error.strerror}") from None
-    deadline = time.monotonic() + 20
-    while process.poll() is None and time.monotonic() < deadline:
-        if answers("127.0.0.1", port):
-            return process, f"redis://127.0.0.1:{port}/0"
-        time.sleep(0.05)
-    end(process)
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    raise StartError(lines[-1] if lines else "it printed nothing")
+def _start_server(command: list[str], port: int, lock: int | None) -> tuple[subprocess.Popen[bytes], str]:
+    with tempfile.TemporaryFile() as log:
+        process = guarded(command, hold=lock, stdout=log, stderr=subprocess.STDOUT, env=child_environment())
+        deadline = time.monotonic() + 20
+        while process.poll() is None and time.monotonic() < deadline:
+            if answers("127.0.0.1", port):
+                return process, f"redis://127.0.0.1:{port}/0"
+            time.sleep(0.05)
+        end(process)
+        log.seek(0)
+        lines = log.read().decode(errors="replace").strip().splitlines()
+    raise StartError(
+        f"{Path(command[0]).name} did not start ({lines[-1] if lines else 'it printed nothing'})"
+    )
 
 
 def running_redis() -> str | None:
@@ -145,17 +140,17 @@ def _choose_redis(stack: contextlib.ExitStack) -> str | None:
     else:  # two servers on the same files would spoil them
         temporary = tempfile.TemporaryDirectory(prefix="llmstream-", ignore_cleanup_errors=True)
         folder = Path(stack.enter_context(temporary))
-        kept = "another lab runs in this folder, so the answers of this one end with it"
+        kept = "this folder is another lab's or can't be written, so answers end with lab"
     process = url = None
     try:
         process, url = start_redis(folder, lock)
         say(f"Redis: {find_redis()[1]} at {url}; {kept}.")
     except StartError as reason:
         try:
-            process, url = start_fake_redis(folder, lock)
-            say(f"Redis: the kit's own stand-in (fakeredis) at {url}, as {reason}. Answers end with lab.")
+            process, url = start_fake_redis(lock)
+            say(f"Redis: the kit's own stand-in (fakeredis) at {url}, as {reason}; answers end with lab.")
         except StartError as other:
-            say(f"Redis: each notebook has its own stand-in (fakeredis), as {reason}, and as {other}.")
+            say(f"Redis: each notebook has its own stand-in (fakeredis), as {reason}, and {other}.")
     if process:
         stack.callback(end, process)
     if url and lock is not None:  # held until this process and the server's guard are gone
@@ -190,6 +185,7 @@ def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -
 
     Everything it starts is ended with it: on Ctrl-C in order, and by the guards when this process is killed.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl-C does
     with contextlib.ExitStack() as stack:
         url = _choose_redis(stack)
         local = _start_model(stack) if model else None

@@ -1,0 +1,372 @@
+"""Set-up from nothing, its failures and repairs, and that no process outlives the one that wanted it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from packaging.requirements import Requirement
+
+from llmstream_nb import environment
+from llmstream_nb.environment import LOCKED, LOCKED_DEV, LOCKED_MODEL, ROOT
+from llmstream_nb.lab import answers
+
+# A build backend of twenty lines, so that the small checkout below needs nothing but pip.
+BACKEND = """
+import os, time, zipfile
+def get_requires_for_build_editable(config_settings=None): return []
+def build_editable(folder, config_settings=None, metadata_directory=None):
+    if "SLOW" in os.environ:
+        open("building", "w").close()
+        time.sleep(60)
+    name, info = "llmstream_nb-0.1.0-py3-none-any.whl", "llmstream_nb-0.1.0.dist-info"
+    with zipfile.ZipFile(os.path.join(folder, name), "w") as wheel:
+        wheel.writestr("llmstream_nb.pth", os.getcwd())
+        wheel.writestr(info + "/METADATA", "Metadata-Version: 2.1\\nName: llmstream-nb\\nVersion: 0.1.0\\n")
+        wheel.writestr(info + "/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(info + "/RECORD", "")
+    return name
+"""
+PYPROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+
+
+@pytest.fixture
+def checkout():
+    """A checkout that is set up in seconds: the real code, with tiny packages in place of the locked ones."""
+    with tempfile.TemporaryDirectory(prefix="llmstream-checkout-", ignore_cleanup_errors=True) as folder:
+        root = Path(folder).resolve() / "check out"  # the space is there on purpose
+        (root / "wheels").mkdir(parents=True)
+        shutil.copytree(
+            ROOT / "llmstream_nb", root / "llmstream_nb", ignore=shutil.ignore_patterns("__pycache__")
+        )
+        (root / "backend.py").write_text(BACKEND)
+        (root / "pyproject.toml").write_text(PYPROJECT)
+        for file, name in (("requirements.txt", "tiny"), ("requirements-model.txt", "tinymodel")):
+            (root / file).write_text(f"{name}==1.0\n")
+            with zipfile.ZipFile(root / "wheels" / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+                info = f"{name}-1.0.dist-info"
+                wheel.writestr(f"{name}.py", "")
+                wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+                wheel.writestr(
+                    f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+                )
+                wheel.writestr(f"{info}/RECORD", "")
+        Path(folder).chmod(0o755)
+        yield root
+
+
+def wait_until(condition: Callable[[], object], timeout: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "the awaited condition did not come true in time"
+        time.sleep(0.02)
+
+
+def start(root: Path, *arguments: str, before: Sequence[str] = (), **changes: str) -> subprocess.Popen:
+    """Start the command line as a user of that checkout does, with a home folder of its own."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("LLMSTREAM", "PIP_", "PYTHON"))
+    }
+    return subprocess.Popen(
+        [*before, getattr(sys, "_base_executable", sys.executable), "-m", "llmstream_nb", *arguments],
+        cwd=root,
+        env=kept | {"HOME": str(root), "PIP_RETRIES": "1"} | changes,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(root: Path, *arguments: str, **changes: Any) -> tuple[int, str]:
+    process = start(root, *arguments, **changes)
+    output = process.communicate(timeout=60)[0]
+    assert "Traceback" not in output, output
+    return process.returncode, output
+
+
+WATCH = ("watch", "x", "--wheels", "wheels")  # a command that needs the set-up and then ends at once
+NOWHERE = "http://127.0.0.1:9"  # an index that refuses
+DONE = r"(\[.*): done"
+WATCHED = "there is nothing to watch"
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def running(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run; a dead one may stay listed until its new parent takes notice."""
+    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+# ------------------------------------------------------------------------------------------ it works
+
+
+def test_sets_up_once_and_then_only_what_has_changed(checkout):
+    code, output = run(checkout, *WATCH, "--no-model")
+    assert (code, WATCHED in output) == (2, True)
+    assert re.findall(DONE, output) == ["[1/3] virtual environment", "[2/3] packages", "[3/3] the kit itself"]
+    log = (checkout / ".venv" / "set-up.log").read_text()
+    assert "Successfully installed tiny-1.0" in log
+
+    again = run(checkout, "watch", "x", "--no-model", PIP_INDEX_URL=NOWHERE)[1]  # no pip, so no index either
+    assert again.startswith("llmstream-nb: ")
+    assert WATCHED in again
+    assert (checkout / ".venv" / "set-up.log").read_text() == log
+
+    with (checkout / "requirements.txt").open("a") as file:
+        file.write("# changed\n")
+    assert re.findall(DONE, run(checkout, *WATCH)[1]) == ["[1/2] packages", "[2/2] the local model"]
+
+    moved = checkout.with_name("moved")  # now the editable install points to the old place
+    checkout.rename(moved)
+    assert re.findall(DONE, run(moved, *WATCH)[1]) == ["[1/1] the kit itself"]
+    python = moved / environment.PYTHON.relative_to(ROOT)
+    show = "import llmstream_nb; print(llmstream_nb.__file__)"  # as a kernel in another folder does
+    done = subprocess.run([python, "-c", show], cwd=moved.parent, capture_output=True, text=True, timeout=30)
+    assert Path(done.stdout.strip()).parent == moved / "llmstream_nb"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kill -9, and Ctrl-C for one process, are POSIX")
+def test_an_interrupted_set_up_is_repaired(checkout):
+    def reach_the_kit_itself():
+        process = start(checkout, *WATCH, SLOW="yes")
+        wait_until((checkout / "building").exists)
+        (checkout / "building").unlink()
+        assert len(tree(process.pid)) >= 3  # the guard, pip and its build
+        return process, tree(process.pid)
+
+    killed, children = reach_the_kit_itself()
+    killed.kill()
+    killed.communicate(timeout=20)
+    stopped, others = reach_the_kit_itself()  # this run waited until the orphaned pip was gone
+    assert not running(children)
+    stopped.send_signal(signal.SIGINT)
+    output = stopped.communicate(timeout=20)[0]
+    assert "virtual environment: done" in output  # a killed pip may leave half a package: all anew
+    assert stopped.returncode == 130
+    assert "Traceback" not in output
+    assert not running(others)
+    code, output = run(checkout, *WATCH)  # but pip had changed nothing yet when Ctrl-C came
+    assert re.findall(DONE, output) == ["[1/2] the kit itself", "[2/2] the local model"]
+    assert (code, WATCHED in output) == (2, True)
+
+
+def test_two_at_once_set_up_one_after_the_other(checkout):
+    both = [start(checkout, *WATCH) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [2, 2]
+    assert sum("packages: done" in output for output in outputs) == 1
+    assert sum("Another set-up is at work" in output for output in outputs) == 1
+
+
+# ----------------------------------------------------------------------------------------- it does not
+
+
+def assert_one_line(output: str, *parts: str) -> None:
+    """The last line says it all."""
+    last = output.rstrip().splitlines()[-1]
+    assert last.startswith("llmstream-nb: ")
+    assert all(part in last for part in parts), output
+
+
+def test_each_failure_says_what_to_do_and_the_next_run_goes_on(checkout):
+    code, output = run(checkout, "watch", "x", PIP_INDEX_URL=NOWHERE, PIP_CONFIG_FILE=os.devnull)
+    assert code == 1
+    assert_one_line(output, "can't be reached", "--wheels DIR", "run the same command again")
+
+    tiny = next(checkout.glob("wheels/tiny-*"))
+    tiny.rename(checkout / "aside")
+    code, output = run(checkout, *WATCH)
+    assert code == 1
+    assert_one_line(output, "tiny==1.0", "set-up.log")
+    (checkout / "aside").rename(tiny)
+
+    next(checkout.glob("wheels/tinymodel-*")).unlink()
+    code, output = run(checkout, *WATCH)
+    assert (code, WATCHED in output) == (2, True)
+    assert re.findall(DONE, output) == ["[1/3] packages", "[2/3] the kit itself"]
+    assert output.count("the local model: failed") == 1
+    assert "Going on without the local model" in output
+
+
+def test_no_folder_of_wheels(checkout):
+    code, output = run(checkout, "watch", "x", "--wheels", "nowhere")
+    assert code == 1
+    assert_one_line(output, "--wheels", "nowhere")
+
+
+def test_a_python_without_ensurepip(checkout):
+    (checkout / "sitecustomize.py").write_text("import sys; sys.modules['ensurepip'] = None")
+    code, output = run(checkout, *WATCH, PYTHONPATH=str(checkout))
+    assert code == 1
+    assert_one_line(output, "sudo apt install python3.", "-venv")
+
+
+def test_a_checkout_that_can_not_be_written(checkout):
+    if os.name == "nt":
+        pytest.skip("folders have no such rights on Windows")
+    rights = "-dac_override,-dac_read_search"  # what lets root write anywhere
+    meek = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}"] if os.geteuid() == 0 else []
+    checkout.chmod(0o555)
+    try:
+        code, output = run(checkout, *WATCH, before=meek)
+    finally:
+        checkout.chmod(0o755)
+    assert code == 1
+    assert_one_line(output, "can't be written", "copy the whole folder")
+
+
+def test_no_room_on_the_disk(monkeypatch):
+    full = shutil.disk_usage(ROOT)._replace(free=10**6)
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda _: full)
+    with pytest.raises(environment.SetupError, match=r"0\.0 GB free in .*1\.5 GB needed"):
+        environment._check_machine()
+    assert "the disk is full" in environment._explain(["OSError: [Errno 28] No space left on device"], "x")
+
+
+# ------------------------------------------------------------------------------------ old Pythons, locks
+
+
+@pytest.mark.parametrize("name", ["__init__.py", "__main__.py"])
+def test_old_pythons_can_read_the_entry(name):
+    tree = ast.parse((ROOT / "llmstream_nb" / name).read_text(), feature_version=(3, 6))
+    new = (ast.JoinedStr, ast.NamedExpr, ast.AnnAssign, ast.Match)
+    assert not [node for node in ast.walk(tree) if isinstance(node, new)]
+    assert "__future__" not in [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+
+
+def test_an_old_python_is_told_so_in_one_line():
+    pretend = (
+        "import sys, runpy; sys.version_info = (3, 8); runpy.run_module('llmstream_nb', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", pretend], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "needs Python 3.11 or newer; this is Python 3.8" in done.stderr
+
+
+def test_importing_the_package_costs_nothing():
+    show = "import sys; before = set(sys.modules); import llmstream_nb; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", show], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert not [name for name in done.stdout.split() if name.startswith(("llmstream_nb.", "redis", "json"))]
+
+
+def test_locks_agree():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    locked, dev = environment.pins(LOCKED), environment.pins(LOCKED_DEV)
+    groups = project["dependency-groups"]
+    wanted = [(line, locked) for line in project["project"]["dependencies"] + groups["build"]]
+    for line, lock in wanted + [(line, dev) for line in groups["dev"]]:
+        requirement = Requirement(line)
+        versions = lock[environment._canonical(requirement.name)].versions
+        assert all(requirement.specifier.contains(version) for version in versions), line
+    assert {name: pin.versions for name, pin in dev.items() if name in locked} == {
+        name: pin.versions for name, pin in locked.items() if name in dev
+    }
+    assert (ROOT / "binder" / "requirements.txt").read_text("utf-8") == LOCKED.read_text("utf-8")
+
+
+@pytest.mark.parametrize("file", [LOCKED, LOCKED_DEV, LOCKED_MODEL], ids=lambda file: file.name)
+def test_locks_name_no_index_and_no_place(file):
+    text = file.read_text("utf-8")
+    assert not re.search(r"https?:|file:|(?m:^-)|--index|--find-links|/\w+/", text)
+    assert all(re.match(r"[\w.-]+==[\w.]+( ;|\s*#|$)", line) for line in text.splitlines() if line[0] != "#")
+
+
+# ------------------------------------------------------------------------------------------- processes
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX")
+def test_the_guard_ends_a_command_whose_parent_was_killed(tmp_path):
+    child = "import time; print('up', flush=True); time.sleep(60)"
+    parent = (
+        "import sys, time; from llmstream_nb.guard import guarded;"
+        f"guarded([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "up\n"
+    children = tree(process.pid)
+    assert len(children) == 2
+    process.kill()
+    process.wait(10)
+    wait_until(lambda: not running(children))
+    process.stdout.close()
+
+
+def test_the_guard_passes_the_exit_code_on():
+    from llmstream_nb.guard import guarded
+
+    process = guarded([sys.executable, "-c", "raise SystemExit(7)"])
+    assert process.wait(20) == 7
+    process.stdin.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX")
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
+def test_lab_serves_and_all_it_started_ends_with_it(checkout, how):
+    (checkout / "requirements.txt").unlink()  # so that this Python is used as it is
+    spec = checkout / ".local/share/jupyter/kernels/python3/kernel.json"  # a kernel of the user's own, broken
+    spec.parent.mkdir(parents=True)
+    spec.write_text('{"argv": ["/nowhere/python"], "display_name": "Wrong", "language": "python"}')
+    environ = {"HOME": str(checkout), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmstream_nb", "lab", "--no-browser", "--base-url", "/a/b/", "--no-model"],
+        cwd=checkout,
+        env={name: value for name, value in os.environ.items() if name != "REDIS_URL"} | environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    children = []
+    try:
+        output = ""
+        for line in process.stdout:
+            output += line
+            found = re.search(r"http://127\.0\.0\.1:(\d+)/a/b/\S*\?token=(\w+)", line)
+            if found:
+                break
+        wait_until(lambda: answers("127.0.0.1", int(found[1])), timeout=30)
+
+        def read(path):
+            where = f"http://127.0.0.1:{found[1]}/a/b/api/{path}?token={found[2]}"
+            with urllib.request.urlopen(where, timeout=10) as reply:
+                return json.load(reply)
+
+        assert "started" in read("status")
+        assert read("kernelspecs")["kernelspecs"]["python3"]["spec"]["display_name"] != "Wrong"
+        assert "redis-server" in output or "valkey-server" in output or "fakeredis" in output
+        assert (checkout / ".llmstream" / "redis-url").read_text() in output
+        children = tree(process.pid)
+        assert len(children) >= 4  # two guards, what they guard
+        process.send_signal(how)
+        process.wait(30)
+        wait_until(lambda: not running(children))
+    finally:
+        process.kill()
+        for child in children:
+            if child.is_running():
+                child.kill()
+        process.stdout.close()
