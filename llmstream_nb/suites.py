@@ -21,7 +21,6 @@ from llmstream_nb.lab import StartError, child_environment, start_redis
 # Tests must neither reach a Redis of the user's nor spend a user's key.
 ENVIRONMENT: dict[str, str | None] = {
     "LLMSTREAM_LLM": "scripted",
-    "PYTHONDONTWRITEBYTECODE": "1",
 } | dict.fromkeys(
     (
         "REDIS_URL",
@@ -33,6 +32,8 @@ ENVIRONMENT: dict[str, str | None] = {
     )
 )
 NBVAL = [
+    "notebooks",
+    "--ignore-glob=*/backup-*",  # what `restore` made
     "--nbval",
     "--nbval-current-env",
     "--nbval-cell-timeout=120",
@@ -53,12 +54,11 @@ class Suite(NamedTuple):
 
 def suites() -> list[Suite]:
     """All suites, in the order in which they run."""
-    notebooks = [str(path) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
     return [
-        Suite("core", "tests", 480, ["tests", "-m", "not browser"]),
-        Suite("notebooks", "notebooks on fakeredis", 240, [*NBVAL, *notebooks]),
-        Suite("notebooks", "notebooks on redis-server", 240, [*NBVAL, *notebooks], redis=True),
-        Suite("browser", "notebooks in a browser", 420, ["tests", "-m", "browser"]),
+        Suite("core", "tests", 480, ["tests", "--ignore=tests/browser"]),
+        Suite("notebooks", "notebooks on fakeredis", 240, NBVAL),
+        Suite("notebooks", "notebooks on redis-server", 240, NBVAL, redis=True),
+        Suite("browser", "notebooks in a browser", 420, ["tests/browser"]),
     ]
 
 

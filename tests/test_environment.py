@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 
 from llmstream_nb import environment
 from llmstream_nb.environment import LOCKED, LOCKED_DEV, LOCKED_MODEL, ROOT
+from llmstream_nb.guard import end, guarded
 from llmstream_nb.lab import answers
 
 # A build backend of twenty lines, so that the small checkout below needs nothing but pip.
@@ -141,7 +142,7 @@ def test_sets_up_once_and_then_only_what_has_changed(checkout):
     assert re.findall(DONE, run(moved, *WATCH)[1]) == ["[1/1] the kit itself"]
     python = moved / environment.PYTHON.relative_to(ROOT)
     show = "import llmstream_nb; print(llmstream_nb.__file__)"  # as a kernel in another folder does
-    done = subprocess.run([python, "-c", show], cwd=moved.parent, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([python, "-I", "-c", show], capture_output=True, text=True, timeout=30)
     assert Path(done.stdout.strip()).parent == moved / "llmstream_nb"
 
 
@@ -316,12 +317,17 @@ def test_the_guard_ends_a_command_whose_parent_was_killed(tmp_path):
     process.stdout.close()
 
 
-def test_the_guard_passes_the_exit_code_on():
-    from llmstream_nb.guard import guarded
-
+def test_the_guard_passes_the_exit_code_on_and_holds_a_lock(tmp_path):
     process = guarded([sys.executable, "-c", "raise SystemExit(7)"])
     assert process.wait(20) == 7
-    process.stdin.close()
+    end(process)
+    if os.name != "nt":
+        lock = environment.try_lock(tmp_path / "lock")
+        process = guarded([sys.executable, "-c", "import time; time.sleep(60)"], hold=lock)
+        os.close(lock)
+        assert environment.try_lock(tmp_path / "lock") is None
+        end(process)
+        assert environment.try_lock(tmp_path / "lock") is not None
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX")
@@ -331,7 +337,7 @@ def test_lab_serves_and_all_it_started_ends_with_it(checkout, how):
     spec = checkout / ".local/share/jupyter/kernels/python3/kernel.json"  # a kernel of the user's own, broken
     spec.parent.mkdir(parents=True)
     spec.write_text('{"argv": ["/nowhere/python"], "display_name": "Wrong", "language": "python"}')
-    environ = {"HOME": str(checkout), "PYTHONUNBUFFERED": "1"}
+    environ = {"HOME": str(checkout), "JUPYTER_PREFER_ENV_PATH": "0"}
     process = subprocess.Popen(
         [sys.executable, "-m", "llmstream_nb", "lab", "--no-browser", "--base-url", "/a/b/", "--no-model"],
         cwd=checkout,
