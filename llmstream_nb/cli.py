@@ -47,12 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a Windows terminal may not have every character
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        if args.command != "doctor":
-            python = environment.ensure(
-                dev=args.command == "test", model=not args.no_model, wheels=args.wheels
-            )
+        if args.command == "doctor":  # it looks, and changes nothing
+            python = environment.current()
         else:
-            python = environment.current()  # it looks, and changes nothing
+            # `watch` in a running notebook must not begin a download that `lab` was told to leave out.
+            model = not args.no_model and (args.command in {"lab", "test"} or not environment.VENV.exists())
+            python = environment.ensure(dev=args.command == "test", model=model, wheels=args.wheels)
         if python != Path(sys.executable) and not environment.in_venv():
             environment.hand_over(python, given)
         _join_running_lab(args.command)

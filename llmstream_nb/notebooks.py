@@ -19,6 +19,8 @@ from llmstream_nb.suites import ENVIRONMENT
 
 NOTEBOOKS = ROOT / "notebooks"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+# Cells return at once; this one returns when the views have shown the ends of their answers.
+SETTLE = "import threading\nfor t in threading.enumerate():\n    t.name == 'llmstream views' and t.join(60)"
 WIDGET_LIMIT = 200_000  # characters of saved widget state: more would drown the notebook's own changes
 # What differs from run to run or from machine to machine, and so has no place in a committed notebook.
 UNSTABLE = re.compile(
@@ -90,20 +92,23 @@ def save_outputs(names: Sequence[str]) -> int:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
 
+    wanted = child_environment(**ENVIRONMENT)
     os.environ.clear()
-    os.environ.update(child_environment(**ENVIRONMENT))  # what the kernels will have
+    os.environ.update(wanted)  # the kernels take it over
     chosen, bad = _named(names, sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))), 0
     for name in chosen:
         notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
         began = time.monotonic()
         where = {"metadata": {"path": str(NOTEBOOKS)}}
         client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where)
+        notebook.cells.append(nbformat.v4.new_code_cell(SETTLE))
         try:
             client.execute()
         except CellExecutionError as error:
             say(f"{name}: not saved: {error}")
             bad += 1
             continue
+        notebook.cells.pop()
         notebook = normalise(notebook)
         found = unstable(notebook)
         if found:
