@@ -1,0 +1,237 @@
+"""Connecting: every way in which it can fail says what to do, and never shows a password."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from llmstream_nb import connection
+from llmstream_nb.connection import Line, RedisUnusable, connect, environment_of, masked, names_of
+from llmstream_nb.produce import ask
+from llmstream_nb.protocol import LLMStreamError
+
+from . import servers
+from .faults import Proxy
+from .model import wait_for
+
+SECRET = "s3cr3t/with@odd:chars"
+QUOTED = "s3cr3t%2Fwith%40odd%3Achars"
+needs_redis = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")
+
+
+def refused(url: str, **options) -> str:
+    """The message with which `connect` refuses."""
+    with pytest.raises(RedisUnusable) as caught:
+        connect(url, **options)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "s3cr3t" not in shown.replace(repr(url), "").replace(url, ""), shown  # what a notebook would show
+    text = str(caught.value)
+    assert "s3cr3t" not in text and "odd" not in text, text
+    return text
+
+
+def test_without_a_url_there_is_a_redis_in_this_process_that_others_can_join(monkeypatch) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    client = connect(prefix="conn")
+    assert repr(client) == "<Redis: fakeredis in this process>"
+    client.set("conn:x", "é\r\n\0")
+    code = "from llmstream_nb import connect; r = connect(); print(ascii(r.get('conn:x')), r.names.prefix)"
+    env = os.environ | environment_of(client)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == [ascii("é\r\n\0"), "conn"], done.stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:6379", "foo", f":{SECRET}@127.0.0.1", f"http://:{QUOTED}@127.0.0.1:6379", "redis://127.0.0.1:port/0",
+        f"redis://:{SECRET}@127.0.0.1:6379/0", "redis://[::1", "redis://127.0.0.1:99999", "redis://127.0.0.1:6379/0?db=x",
+    ],
+)  # fmt: skip
+def test_a_malformed_url_is_told(url: str) -> None:
+    assert "should look like redis://" in refused(url)
+
+
+@pytest.mark.parametrize("url", [f"redis://user:{QUOTED}@127.0.0.1:1/0", "redis://nosuchhost.invalid:6379", "redis://a..b:6379"])
+def test_an_unreachable_server_is_told(url: str) -> None:
+    assert "can't be reached" in refused(url)
+
+
+def test_an_unknown_option_in_the_url_is_told() -> None:
+    assert "URL" in refused("redis://127.0.0.1:1/0?nonsense=1")
+
+
+def test_a_silent_server_is_told_in_time() -> None:
+    with servers_that_say(None) as port:
+        assert "in time" in refused(f"redis://:{QUOTED}@127.0.0.1:{port}/0", socket_timeout=0.3)
+
+
+def test_what_is_no_redis_is_told() -> None:
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    server.RequestHandlerClass.log_message = lambda *_: None  # type: ignore[method-assign]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        assert "no Redis" in refused(f"redis://127.0.0.1:{server.server_address[1]}/0", socket_timeout=2)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_redis_that_is_too_old_is_told() -> None:
+    with servers_that_say("redis_version:5.0.7\r\nrole:master\r\n") as port:
+        assert "5.0.7" in refused(f"redis://127.0.0.1:{port}/0")
+    with servers_that_say("redis_version:6.2.0\r\nrole:master\r\n") as port:
+        connect(f"redis://127.0.0.1:{port}/0").close()
+
+
+class servers_that_say:  # noqa: N801 - reads as a context
+    """A server that answers PING, and INFO with this text; with None it accepts and says nothing."""
+
+    def __init__(self, info: str | None) -> None:
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                while line := self.rfile.readline():
+                    word = line.strip().upper()
+                    if info is None:
+                        continue
+                    if word == b"PING":
+                        self.wfile.write(b"+PONG\r\n")
+                    elif word == b"INFO":
+                        self.wfile.write(b"$%d\r\n%s\r\n" % (len(info), info.encode()))
+                    elif word == b"SETINFO":
+                        self.wfile.write(b"+OK\r\n")
+
+        self.server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads, self.server.block_on_close = True, False
+
+    def __enter__(self) -> int:
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return int(self.server.server_address[1])
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+# --------------------------------------------------------------------------------------- a server with a password
+
+
+@pytest.fixture(scope="module")
+def locked() -> Iterator[servers.RedisServer]:
+    with servers.RedisServer(requirepass=SECRET) as server:
+        yield server
+
+
+@needs_redis
+def test_a_password_goes_in_and_never_comes_out(locked, capsys) -> None:
+    client = connect(locked.url, prefix="locked")
+    assert client.ping() and "s3cr3t" not in repr(client) + str(client) + masked(locked.url)
+    assert ask("?", source=lambda q, t: iter(["ok"]), client=client).wait(10).text == "ok"
+    code = "from llmstream_nb import connect; print(connect())"
+    env = os.environ | environment_of(client)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "s3cr3t" not in done.stdout + done.stderr
+
+
+@needs_redis
+def test_a_wrong_or_missing_password_is_told(locked) -> None:
+    assert "refused the user name or password" in refused(f"redis://:wrong-{QUOTED}@127.0.0.1:{locked.port}/0")
+    assert "wants a password" in refused(f"redis://127.0.0.1:{locked.port}/0")
+
+
+@needs_redis
+def test_tls_to_a_port_without_is_told_without_long_retries(locked) -> None:
+    began = time.monotonic()
+    refused(f"rediss://:{QUOTED}@127.0.0.1:{locked.port}/0", socket_timeout=1, socket_connect_timeout=1)
+    assert time.monotonic() - began < 10  # a bound against waiting for ever, not a speed
+
+
+@needs_redis
+def test_a_read_only_replica_is_told(real_servers) -> None:
+    primary = real_servers["redis-server"]
+    with servers.RedisServer(replicaof=f"127.0.0.1 {primary.port}") as replica:
+        assert "read-only replica" in refused(replica.url)
+
+
+@needs_redis
+def test_a_full_memory_is_told_and_the_text_is_not_lost() -> None:
+    from llmstream_nb.protocol import Timing
+
+    with servers.RedisServer(maxmemory="1mb", maxmemory_policy="noeviction") as server:
+        client = connect(server.url, prefix="full")
+        with pytest.raises(LLMStreamError, match="out of memory"):
+            ask("?", source=lambda q, t: iter(["x"]), client=client)
+        server.client().config_set("maxmemory", 0)
+        ready, go = threading.Event(), threading.Event()
+
+        def source(question, topic):
+            yield "before "
+            ready.set()
+            go.wait(10)
+            yield "after"
+
+        answer = ask("?", source=source, client=client, timing=Timing(lease=1, tick=0.05, give_up=1))
+        ready.wait(10)
+        wait_for(lambda: answer.text == "before ")
+        server.client().config_set("maxmemory", "1mb")
+        go.set()
+        with pytest.raises(LLMStreamError, match="out of memory"):
+            answer.wait(20)
+        assert answer.text == "before after"
+
+
+@needs_redis
+def test_a_user_limited_to_a_prefix_can_work(real_servers) -> None:
+    admin = real_servers["redis-server"].client()
+    admin.execute_command("ACL", "SETUSER", "limited", "reset", "on", f">{SECRET}", "~class:*", "+@all", "-@admin", "-@dangerous")
+    url = f"redis://limited:{QUOTED}@127.0.0.1:{real_servers['redis-server'].port}/0"
+    client = connect(url, prefix="class")
+    assert ask("?", source=lambda q, t: iter(["ok"]), client=client).wait(10).text == "ok"
+    with pytest.raises(LLMStreamError, match="does not let this user"):
+        ask("?", source=lambda q, t: iter(["ok"]), client=connect(url, prefix="other"))
+    admin.execute_command("ACL", "DELUSER", "limited")
+
+
+# ------------------------------------------------------------------------------------------------------- Line
+
+
+@needs_redis
+def test_a_line_never_reconnects_unasked(real_servers) -> None:
+    with Proxy("127.0.0.1", real_servers["redis-server"].port) as proxy:
+        line = Line(connect(proxy.url))
+        assert line.redis.ping()
+        proxy.cut()
+        for attempt in (line.redis.ping, lambda: line.redis.pipeline().set("x", "1").execute(), line.redis.ping):
+            with pytest.raises(redis.ConnectionError):
+                attempt()
+        line.reopen()
+        assert line.redis.ping()
+        line.close()
+
+
+def test_names_come_from_the_client_or_the_environment(client, monkeypatch) -> None:
+    assert names_of(client).prefix.startswith("t")
+    monkeypatch.setenv("LLMSTREAM_PREFIX", "elsewhere")
+    assert names_of(redis.Redis()).prefix == "elsewhere"
+    monkeypatch.setenv("LLMSTREAM_PREFIX", "a{b}")
+    with pytest.raises(ValueError, match="prefix"):
+        connect()
+
+
+def test_words_of_a_model_in_an_error_are_not_taken_for_the_error(client) -> None:
+    error = redis.ResponseError("Command # 1 (XADD k * text NOAUTH OOM WRONGTYPE) of pipeline caused error: MISCONF no disk")
+    assert "can't save its data" in str(connection.unusable(error, client)) and connection.is_passing(error)
+
+
+def test_the_current_connection_is_the_last_one_made(client) -> None:
+    assert connection.current() is client
