@@ -1,0 +1,369 @@
+"""What the exercises check, with hints that grow more concrete from try to try."""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import html
+import inspect
+import reprlib
+import secrets
+import textwrap
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+from llmstream_nb import tables
+from llmstream_nb.connection import current, names_of
+from llmstream_nb.produce import Answer
+from llmstream_nb.protocol import LLMStreamError
+from llmstream_nb.read import look
+
+if TYPE_CHECKING:
+    import redis
+
+TIMEOUT = 6.0  # seconds that a check waits for the learner's code
+
+HINTS = {
+    "count_entries": (
+        "The key holds the prefix, the answer's id in braces, and `chunks`; `tables.keys(answer)` lists it.",
+        "XLEN counts entries: not only those with text, but also the start and the end.",
+        "`count = client.xlen(key)`",
+    ),
+    "get_last_id": (
+        "XREVRANGE reads a stream backwards, from `+` to `-`; with COUNT 1 it gives only the newest entry.",
+        "`client.xrevrange(stream, count=1)` is a list: empty, or with one pair of an ID and a dictionary.",
+        '`return entries[0][0] if entries else "0-0"`',
+    ),
+    "produce": (
+        "One XADD for each chunk, inside the loop; and one more after the loop, for the end.",
+        "Each entry has the fields `questionId` and `chunkOutput`; at the end that is `;END:` plus the id.",
+        'The end: `client.xadd(stream, {"questionId": question_id, "chunkOutput": f";END:{question_id}"})`',
+    ),
+    "read": (
+        "Look at every entry once: go on from the ID of the last one you saw, whoever it belongs to.",
+        "Skip what has another `questionId`; stop at yours whose `chunkOutput` is the end, and nothing else.",
+        "`while True:` XREAD `{stream: last_id}`, `block=1000`; at each entry `last_id = entry_id` first.",
+    ),
+}  # each from a pointer to almost the solution
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+_tries: Counter[str] = Counter()  # failed tries of each exercise
+
+
+@dataclass(frozen=True, repr=False)
+class Verdict:
+    """What a check found; Jupyter shows it."""
+
+    passed: bool | None  # None: not started
+    text: str
+    hint: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.passed)
+
+    def __repr__(self) -> str:
+        head = {True: "✓ Right:", False: "✗ Not yet:", None: "○"}[self.passed]
+        return f"{head} {self.text}" + (f"\n  {self.hint}" if self.hint else "")
+
+    def _repr_html_(self) -> str:
+        lines = "<br>".join(html.escape(line) for line in repr(self).splitlines())
+        return f'<p class="tex2jax_ignore mathjax_ignore">{lines}</p>'  # $…$ is not to be typeset
+
+
+class _WrongError(Exception):
+    """What is wrong, in a sentence for the learner."""
+
+
+class _Interrupted(SystemExit):
+    """Raised inside the learner's function when its time is up; a thread may end with it silently."""
+
+
+# ----------------------------------------------------------------------------------------------- exercises
+
+
+def count_entries(answer: Answer, key: str, count: int, *, client: redis.Redis | None = None) -> Verdict:
+    """Exercise of notebook 00: the key of the answer's stream, and how many entries lie there."""
+
+    def examine(_: _Case) -> str:
+        given = isinstance(answer, Answer)
+        _require(given, f"the first argument is what `ask` gave you; this is {_show(answer)}.")
+        right = names_of(answer.client).answer(answer.id).chunks
+        found = isinstance(key, str) and key == right
+        _require(found, f"this answer's stream does not lie under {_show(key)}.")
+        ended = look(answer.id, answer.client).status in ("ended", "failed")
+        _require(ended, "the answer still grows: wait for its end with `answer.wait()`, then count again.")
+        whole = isinstance(count, int) and not isinstance(count, bool)
+        _require(whole, f"the count is a whole number; this is {_show(count)}.")
+        kinds = tables.entries(answer)["kind"]
+        _require(count != sum(kinds == "text"), f"{count} is only the text: the start and the end count too.")
+        _require(count == len(kinds), f"there are not {count} entries under that key.")
+        return f"{count} entries under that key."
+
+    return _check("count_entries", (key, count), examine, client)
+
+
+def get_last_id(function: Callable[[redis.Redis, str], str], *, client: redis.Redis | None = None) -> Verdict:
+    """Exercise of notebook 01: `get_last_id(client, stream)`, the newest entry's ID, or "0-0" without one."""
+
+    def examine(case: _Case) -> str:
+        for ids, right, about in (
+            (["5-0"], "5-0", "of a stream with one entry"),
+            (["9-0", "10-0", "10-1"], "10-1", "of a stream with the entries 9-0, 10-0 and 10-1"),
+            ([], "0-0", "of a stream that does not exist"),
+        ):
+            case.client.delete(case.stream)
+            for entry_id in ids:
+                case.client.xadd(case.stream, {"questionId": "a", "chunkOutput": "Hi"}, id=entry_id)
+            asked = f"asked for the last ID {about}"
+            result = case.call(function, asked, case.client, case.stream)
+            got = f"{asked}, your function returns {_show(result)}"
+            _require(not isinstance(result, bytes), f"{got}: these are bytes, so decode them.")
+            _require(
+                not (isinstance(result, (list, tuple, dict)) and result), f"{got}: that is more than an ID."
+            )
+            _require(isinstance(result, str) and result == right, f"{got}, not '{right}'.")
+        return "the newest ID, and 0-0 where there is none."
+
+    return _check("get_last_id", function, examine, client)
+
+
+def produce(function: Callable[..., object], *, client: redis.Redis | None = None) -> Verdict:
+    """Exercise of notebook 02: `produce(client, stream, question_id, chunks)`, a loop from chunks to entries.
+
+    It adds an entry with the fields `questionId` and `chunkOutput` for each chunk, then one for the end,
+    `;END:<question_id>`. An entry `START:<question_id>;` before the first chunk is welcome.
+    """
+
+    def examine(case: _Case) -> str:
+        for chunks in (["Redis ", "streams ", "keep ", "keep ", "order."], []):
+            case.client.delete(case.stream)
+            case.client.xadd(case.stream, {"questionId": "b", "chunkOutput": "another's"}, id="1-0")
+            late: list[str] = []
+
+            def model(chunks: list[str] = chunks, late: list[str] = late) -> Iterator[str]:
+                for number, chunk in enumerate(chunks, 2):
+                    yield chunk
+                    # The next chunk is wanted: by now this one should be there.
+                    if len(case.entries()) < number:
+                        late.append(chunk)
+
+            case.call(function, f"given {len(chunks) or 'no'} chunks", case.client, case.stream, "a", model())
+            _judge_produced(case.entries(), chunks)
+            _require(not late, "your function collects before it writes: add each chunk as soon as it comes.")
+        return "an entry for each chunk, as soon as it comes, and the end after the last."
+
+    return _check("produce", function, examine, client)
+
+
+def _judge_produced(entries: list[tuple[str, dict[str, str]]], chunks: list[str]) -> None:
+    kept = bool(entries) and entries.pop(0)[0] == "1-0"
+    _require(kept, "what another asker had written into the stream is gone: only add to it.")
+    _require(bool(entries), "your function adds nothing to the stream that it is given.")
+    for _, fields in entries:
+        names = sorted(fields)
+        wanted = names == ["chunkOutput", "questionId"]
+        _require(wanted, f"an entry has the fields {_show(names)}, not `questionId` and `chunkOutput`.")
+        mine = fields["questionId"]
+        _require(mine == "a", f"given the question id 'a', an entry has the `questionId` {_show(mine)}.")
+    texts = [fields["chunkOutput"] for _, fields in entries]
+    last = texts[-1]
+    if texts[0] == "START:a;":
+        texts.pop(0)
+    _require(";END:a" in texts, f"no entry holds the end, ';END:a' for the id 'a'; the last: {_show(last)}.")
+    once = texts.index(";END:a") == len(texts) - 1
+    _require(once, "the end stands before the last chunk: it comes once, after the loop.")
+    _require(texts[:-1] == chunks, f"given the chunks {_show(chunks)}, the entries hold {_show(texts[:-1])}.")
+
+
+def read(function: Callable[..., str], *, client: redis.Redis | None = None) -> Verdict:
+    """Exercise of notebook 03: `read(client, stream, last_id, question_id)`, one answer's text among others.
+
+    It reads on from `last_id`, takes only entries with its own `questionId`, waits for those to come, stops
+    at `;END:<question_id>`, and returns the text without START and END.
+    """
+
+    def examine(case: _Case) -> str:
+        a, b = "a", "b"
+        opening, end = [(a, "START:a;"), (a, "Hi "), (a, "there")], (a, ";END:a")
+        mixed = [(b, "START:b;"), *opening, (b, "blue"), (a, " you"), (b, ";END:b"), (a, " all"), end]
+        words = [*opening, (a, " at END:"), (a, ";END:b"), (a, ";END:a is"), (a, " the end"), end]
+        for before, entries, right, about in (
+            ([], [*opening, end], "Hi there", "when the answer lies there complete"),
+            ([(a, "old"), (b, "old")], [*opening, end], "Hi there", "when there are entries up to `last_id`"),
+            ([], mixed, "Hi there you all", "when another asker's entries lie between yours"),
+            (
+                [],
+                words,
+                "Hi there at END:;END:b;END:a is the end",
+                "when the answer itself speaks of the end",
+            ),
+            ([], [*opening, end, (a, "after"), (b, "after")], "Hi there", "when more entries follow the end"),
+        ):
+            case.client.delete(case.stream)
+            last_id = case.add(before)
+            case.add(entries)
+            _judge_read(case, function, last_id, right, about)
+        case.client.delete(case.stream)
+        case.add(opening)
+        case.trickle([(b, "blue"), (a, " you"), (a, " all")], [(b, "seas"), (a, " and")], [(a, " me"), end])
+        _judge_read(case, function, "0-0", "Hi there you all and me", "when the entries come while it reads")
+        return "your words, all of them, and nobody else's."
+
+    return _check("read", function, examine, client)
+
+
+def _judge_read(case: _Case, function: Any, last_id: str, right: str, about: str) -> None:
+    result = case.call(function, about, case.client, case.stream, last_id, "a")
+    _require(result is not None, "your function returns None: return the text that it has read.")
+    text = isinstance(result, str)
+    _require(text, f"{about}, your function returns {_show(result)}: return the text as one string.")
+    marked = "START:a;" in result or result.endswith(";END:a")
+    _require(not marked, "your text holds START or END: they only mark where an answer lies; leave them out.")
+    _require(result == right, f"{about}, your function returns {_show(result)}, not {_show(right)}.")
+
+
+def _require(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise _WrongError(otherwise)
+
+
+# ------------------------------------------------------------------------------------- the learner's code
+
+
+class _Case:
+    """A stream of the check's own, and calls of the learner's function on it."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+        self.stream = f"{names_of(client).prefix}:check:{secrets.token_hex(6)}"
+        self.about = "here"  # what the learner's function is busy with
+        self._closed = threading.Event()
+        self._writer = threading.Thread()
+
+    def call(self, function: Any, about: str, *args: Any) -> Any:
+        """Call the learner's function; what it raises becomes a sentence."""
+        self.about = about
+        _require(
+            callable(function), f"give the function itself, without calling it; this is {_show(function)}."
+        )
+        try:
+            result = function(*args)
+        except Exception as error:  # noqa: BLE001 - whatever the learner's code raises
+            said = _show(error, str)
+            raise _WrongError(f"{about}, your function raises {type(error).__name__}: {said}") from None
+        if inspect.iscoroutine(result):
+            result.close()
+            raise _WrongError("your function is asynchronous: write `def`, not `async def`.")
+        return result
+
+    def entries(self) -> list[tuple[str, dict[str, str]]]:
+        """What lies in the stream."""
+        return self.client.xrange(self.stream)  # type: ignore[return-value]
+
+    def add(self, entries: list[tuple[str, str]]) -> str:
+        """Add entries of (question id, text) at once; return the last one's ID."""
+        with self.client.pipeline() as pipe:
+            for question_id, text in entries:
+                pipe.xadd(self.stream, {"questionId": question_id, "chunkOutput": text})
+            return (pipe.execute() or ["0-0"])[-1]
+
+    def trickle(self, *bursts: list[tuple[str, str]]) -> None:
+        """Add these entries from another thread, with pauses."""
+
+        def write() -> None:
+            for burst in bursts:
+                if not self._closed.wait(0.1):
+                    self.add(burst)
+
+        self._writer = threading.Thread(target=write, name="llmstream check", daemon=True)
+        self._writer.start()
+
+    def close(self) -> None:
+        """Delete the stream."""
+        self._closed.set()
+        if self._writer.ident:
+            self._writer.join()
+        self.client.delete(self.stream)
+
+
+def _check(name: str, mine: Any, examine: Callable[[_Case], str], client: redis.Redis | None) -> Verdict:
+    """Examine in a thread of its own: what the learner wrote may raise, or never return."""
+    try:
+        case = _Case(client or current())
+    except (LLMStreamError, RedisError, ValueError) as error:
+        return Verdict(False, f"this can't be checked now: {error}")
+    verdicts: list[Verdict] = []
+    work = threading.Thread(target=_examine, args=(name, mine, examine, case, verdicts), daemon=True)
+    work.start()
+    work.join(TIMEOUT)
+    if work.is_alive():
+        verdicts.insert(0, _failed(name, f"{case.about}, your function does not return: does its loop end?"))
+        _interrupt(work, case)
+    with suppress(RedisError):
+        case.close()
+    return verdicts[0]
+
+
+def _examine(
+    name: str, mine: Any, examine: Callable[[_Case], str], case: _Case, verdicts: list[Verdict]
+) -> None:
+    try:
+        if any(_untouched(part) for part in (mine if isinstance(mine, tuple) else (mine,))):
+            verdicts.append(Verdict(None, "Not started yet: replace the `...`"))
+        else:
+            verdicts.append(Verdict(True, examine(case)))
+    except _WrongError as wrong:
+        verdicts.append(_failed(name, str(wrong)))
+    except _Interrupted:
+        pass
+    except (LLMStreamError, RedisError) as error:
+        verdicts.append(Verdict(False, f"this can't be checked now: {error}"))
+    except BaseException as error:  # noqa: BLE001 - even SystemExit must not pass without a word
+        verdicts.append(_failed(name, f"{case.about}, your code raises {type(error).__name__}."))
+
+
+def _interrupt(work: threading.Thread, case: _Case) -> None:
+    """End the learner's loop, which else would go on in the kernel until that is restarted."""
+    stop = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    for _ in range(10):
+        if work.is_alive():
+            stop(ctypes.c_ulong(work.ident or 0), ctypes.py_object(_Interrupted))
+            with suppress(RedisError):
+                case.add([("a", ";END:a")])  # wakes a read that blocks without a limit
+            work.join(0.1)
+
+
+def _untouched(thing: Any) -> bool:
+    """Whether the placeholder `...` is still there, as the value or in a function's body."""
+    if thing is ...:
+        return True
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(thing))).body[0]
+    except Exception:  # noqa: BLE001 - no source, or no function at all
+        return False
+    body = (
+        tree.body if isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef)) else [tree]
+    )  # annotations may hold `...`
+    return any(isinstance(n, ast.Constant) and n.value is ... for part in body for n in ast.walk(part))
+
+
+def _failed(name: str, text: str) -> Verdict:
+    hints = HINTS[name]
+    step = min(_tries[name], len(hints) - 1)
+    _tries[name] += 1
+    return Verdict(False, text, f"Hint {step + 1} of {len(hints)}: {hints[step]}")
+
+
+def _show(value: Any, how: Callable[[Any], str] = _short.repr) -> str:
+    """A value as text of bearable length, whatever its own methods do."""
+    try:
+        return how(value)[:200]
+    except Exception:  # noqa: BLE001 - it is the learner's object
+        return f"a {type(value).__name__}"

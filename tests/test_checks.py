@@ -1,0 +1,537 @@
+"""The exercises' checks: they tell right from wrong, explain, and survive whatever they are given."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+import pytest
+
+from llmstream_nb import Answer, ask, checks
+
+from .conftest import FAST, wait_until
+
+
+@pytest.fixture(autouse=True)
+def fresh(client):
+    """Each test begins with the first hint, and leaves no key of a check behind."""
+    checks._tries.clear()
+    yield
+    assert not list(client.scan_iter(match=f"{client.names.prefix}:check:*"))
+
+
+def item(question_id, text):
+    return {"questionId": question_id, "chunkOutput": text}
+
+
+def explained(verdict, *words):
+    """Whether this is a failure that says these words, in its text and in both representations."""
+    assert verdict.passed is False
+    assert not verdict
+    assert repr(verdict).startswith("✗ Not yet: ")
+    assert "✗ Not yet: " in verdict._repr_html_()
+    assert "Hint 1 of 3: " in repr(verdict)
+    for word in words:
+        assert word in verdict.text
+    assert ":check:" not in repr(verdict)  # a key that differs from run to run
+    return True
+
+
+# -------------------------------------------------------------------------------------------- right solutions
+
+
+def right_get_last_id(client, stream):
+    entries = client.xrevrange(stream, count=1)
+    return entries[0][0] if entries else "0-0"
+
+
+def right_produce(client, stream, question_id, chunks):
+    for chunk in chunks:
+        client.xadd(stream, item(question_id, chunk))
+    client.xadd(stream, item(question_id, f";END:{question_id}"))
+
+
+def produce_with_start(client, stream, question_id, chunks):
+    client.xadd(stream, item(question_id, f"START:{question_id};"))
+    right_produce(client, stream, question_id, chunks)
+
+
+def reader(
+    *, count=None, block=1000, stop=None, mine=True, follow=True, text=lambda t: t, start="", once=False
+):
+    """A reader of the exercise, right by default."""
+
+    def read(client, stream, last_id, question_id):
+        end, words = f";END:{question_id}", []
+        last_id = start or last_id
+        while True:
+            reply = client.xread({stream: last_id}, count=count, block=block)
+            if once and not reply:
+                return "".join(words)
+            for entry_id, fields in reply[0][1] if reply else []:
+                if follow:
+                    last_id = entry_id
+                if mine and fields["questionId"] != question_id:
+                    continue
+                if (stop or (lambda t: t == end))(fields["chunkOutput"]):
+                    return text("".join(words))
+                if fields["chunkOutput"] != f"START:{question_id};":
+                    words.append(fields["chunkOutput"])
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("check", "solution"),
+    [
+        (checks.get_last_id, right_get_last_id),
+        (checks.produce, right_produce),
+        (checks.produce, produce_with_start),
+        (checks.read, reader()),
+        (checks.read, reader(count=1)),
+        (checks.read, reader(block=20)),
+        (checks.read, reader(block=0)),
+    ],
+)
+def test_right_solutions(client, check, solution):
+    verdict = check(solution)
+    assert verdict.passed, verdict
+    assert verdict
+    assert repr(verdict).startswith("✓ Right: ")
+    assert "✓ Right: " in verdict._repr_html_()
+    assert "Hint" not in repr(verdict)
+    assert repr(check(solution)) == repr(verdict)
+
+
+# -------------------------------------------------------------------------------------------- count_entries
+
+
+@pytest.fixture
+def answer(client):
+    return ask("?", source=lambda *_: ["one ", "two"], id="counted", timing=FAST).wait(20)
+
+
+def test_count_entries(client, answer):
+    key = client.names.answer("counted").chunks
+    verdict = checks.count_entries(answer, key, 4)
+    assert verdict.passed
+    assert repr(verdict) == "✓ Right: 4 entries under that key."
+
+
+@pytest.mark.parametrize(
+    ("key", "count", "word"),
+    [
+        ("chunks", 2, "2 is only the text"),
+        ("chunks", 5, "not 5 entries"),
+        ("chunks", "4", "whole number"),
+        ("chunks", [1, 2, 3, 4], "whole number"),
+        ("chunks", None, "whole number"),
+        ("chunks", True, "whole number"),
+        ("question", 4, "does not lie under"),
+        ("counted", 4, "does not lie under 'counted'"),
+        (None, 4, "does not lie under None"),
+    ],
+)
+def test_a_wrong_key_or_count(client, answer, key, count, word):
+    key = getattr(client.names.answer("counted"), key, key) if key else key
+    assert explained(checks.count_entries(answer, key, count), word)
+
+
+def test_count_entries_of_something_else(client, answer):
+    assert explained(checks.count_entries(None, "k", 4), "what `ask` gave you; this is None")
+    assert explained_later(checks.count_entries("counted", "k", 4), "this is 'counted'")
+    gone = checks.count_entries(Answer("gone"), client.names.answer("gone").chunks, 4)
+    assert explained_later(gone, "still grows")
+
+
+def explained_later(verdict, word):
+    return verdict.passed is False and word in verdict.text
+
+
+# --------------------------------------------------------------------------------------------- get_last_id
+
+
+@pytest.mark.parametrize(
+    ("solution", "word"),
+    [
+        (lambda c, s: c.xrevrange(s, count=1)[0][0], "does not exist, your function raises IndexError"),
+        (
+            lambda c, s: (c.xrevrange(s, count=1) or [[None]])[0][0],
+            "does not exist, your function returns None",
+        ),
+        (lambda c, s: (c.xrange(s, count=1) or [["0-0"]])[0][0], "returns '9-0', not '10-1'"),
+        (lambda c, s: max([i for i, _ in c.xrange(s)], default="0-0"), "returns '9-0', not '10-1'"),
+        (lambda c, s: (c.xrevrange(s) or [["0-0"]])[-1][0], "returns '9-0', not '10-1'"),
+        (lambda c, s: c.xrevrange(s, count=1)[0], "more than an ID"),
+        (lambda c, s: c.xrevrange(s, count=1), "more than an ID"),
+        (lambda c, s: right_get_last_id(c, s).encode(), "bytes"),
+        (lambda c, s: print(right_get_last_id(c, s)), "returns None, not '5-0'"),
+        (lambda *_: "$", "returns '$', not '5-0'"),
+        (lambda c, s: int(right_get_last_id(c, s)[0]), "returns 5, not '5-0'"),
+        (lambda: "5-0", "raises TypeError"),
+    ],
+)
+def test_wrong_last_ids(client, solution, word):
+    assert explained(checks.get_last_id(solution), word)
+
+
+# ------------------------------------------------------------------------------------------------- produce
+
+
+def no_end(client, stream, question_id, chunks):
+    for chunk in chunks:
+        client.xadd(stream, item(question_id, chunk))
+
+
+def end_in_the_loop(client, stream, question_id, chunks):
+    for chunk in chunks:
+        client.xadd(stream, item(question_id, chunk))
+        client.xadd(stream, item(question_id, f";END:{question_id}"))
+
+
+def all_in_one(client, stream, question_id, chunks):
+    client.xadd(stream, item(question_id, "".join(chunks)))
+    client.xadd(stream, item(question_id, f";END:{question_id}"))
+
+
+def collects(client, stream, question_id, chunks):
+    right_produce(client, stream, question_id, list(chunks))
+
+
+def one_pipeline(client, stream, question_id, chunks):
+    with client.pipeline() as pipe:
+        right_produce(pipe, stream, question_id, chunks)
+        pipe.execute()
+
+
+def other_fields(client, stream, question_id, chunks):
+    for chunk in chunks:
+        client.xadd(stream, {"id": question_id, "text": chunk})
+
+
+def wrong_id(client, stream, question_id, chunks):
+    right_produce(client, stream, "q1", chunks)
+
+
+def plain_end(client, stream, question_id, chunks):
+    no_end(client, stream, question_id, chunks)
+    client.xadd(stream, item(question_id, "END"))
+
+
+def skips_the_first(client, stream, question_id, chunks):
+    next(chunks, None)
+    right_produce(client, stream, question_id, chunks)
+
+
+def clears_first(client, stream, question_id, chunks):
+    client.delete(stream)
+    right_produce(client, stream, question_id, chunks)
+
+
+def trims(client, stream, question_id, chunks):
+    right_produce(client, stream, question_id, chunks)
+    client.xtrim(stream, maxlen=6, approximate=False)
+
+
+def no_repeats(client, stream, question_id, chunks):
+    last = None
+    for chunk in chunks:
+        if chunk != last:
+            client.xadd(stream, item(question_id, chunk))
+        last = chunk
+    client.xadd(stream, item(question_id, f";END:{question_id}"))
+
+
+def end_only_with_chunks(client, stream, question_id, chunks):
+    some = False
+    for chunk in chunks:
+        some = bool(client.xadd(stream, item(question_id, chunk)))
+    if some:
+        client.xadd(stream, item(question_id, f";END:{question_id}"))
+
+
+@pytest.mark.parametrize(
+    ("solution", "word"),
+    [
+        (no_end, "no entry holds the end"),
+        (end_in_the_loop, "before the last chunk"),
+        (all_in_one, "the entries hold ['Redis streams keep keep order.']"),
+        (collects, "collects before it writes"),
+        (one_pipeline, "collects before it writes"),
+        (other_fields, "has the fields ['id', 'text']"),
+        (wrong_id, "has the `questionId` 'q1'"),
+        (plain_end, "the last: 'END'"),
+        (skips_the_first, "the entries hold ['streams ', 'keep ', 'keep ', 'order.']"),
+        (clears_first, "is gone: only add"),
+        (trims, "is gone: only add"),
+        (no_repeats, "given the chunks"),
+        (end_only_with_chunks, "adds nothing"),
+        (lambda *_: None, "adds nothing"),
+    ],
+)
+def test_wrong_producers(client, solution, word):
+    assert explained(checks.produce(solution), word)
+
+
+# ---------------------------------------------------------------------------------------------------- read
+
+
+def reads_once(client, stream, last_id, question_id):
+    words = [
+        f["chunkOutput"] for _, f in client.xread({stream: last_id})[0][1] if f["questionId"] == question_id
+    ]
+    return "".join(words).replace(f"START:{question_id};", "").partition(f";END:{question_id}")[0]
+
+
+def ends_with_the_batch(client, stream, last_id, question_id):
+    words, ended = [], False
+    while not ended:
+        reply = client.xread({stream: last_id}, block=1000)
+        for entry_id, fields in reply[0][1] if reply else []:
+            last_id = entry_id
+            if fields["questionId"] == question_id and not fields["chunkOutput"].startswith("START:"):
+                words.append(fields["chunkOutput"])
+        ended = f";END:{question_id}" in words
+    words.remove(f";END:{question_id}")
+    return "".join(words)
+
+
+@pytest.mark.parametrize(
+    ("solution", "word"),
+    [
+        (ends_with_the_batch, "more entries follow the end"),
+        (
+            reader(mine=False),
+            "another asker's entries lie between yours, your function returns 'Hi thereSTART"[:40],
+        ),
+        (reader(stop=lambda t: "END" in t), "speaks of the end"),
+        (reader(stop=lambda t: t.startswith(";END:")), "speaks of the end"),
+        (reader(stop=lambda t: ";END:a" in t), "speaks of the end"),
+        (reader(start="0-0"), "up to `last_id`"),
+        (reader(text=lambda _: None), "returns None"),
+        (reader(text=list), "as one string"),
+        (reader(text=str.encode), "as one string"),
+        (reader(text=lambda t: "START:a;" + t), "holds START or END"),
+        (reader(text=lambda t: t + ";END:a"), "holds START or END"),
+        (reader(once=True, block=None), "while it reads"),
+        (reads_once, "speaks of the end"),
+    ],
+)
+def test_wrong_readers(client, solution, word):
+    assert explained(checks.read(solution), word)
+
+
+@pytest.mark.parametrize(
+    "solution",
+    [
+        reader(stop=lambda _: False),  # never stops
+        reader(start="$", block=50),  # loses what is there already
+        reader(
+            follow=False, block=50, mine=True, stop=lambda _: False, count=1
+        ),  # the same entry again and again
+    ],
+)
+def test_readers_that_never_return(client, solution, monkeypatch):
+    monkeypatch.setattr(checks, "TIMEOUT", 1.0)
+    assert explained(checks.read(solution), "does not return: does its loop end?")
+    wait_until(lambda: not running(solution.__code__))
+
+
+def running(code):
+    """Whether a thread is inside this code."""
+    frames = [frame for ident, frame in sys._current_frames().items() if ident != threading.get_ident()]
+    while frames:
+        frame = frames.pop()
+        if frame.f_code is code:
+            return True
+        if frame.f_back:
+            frames.append(frame.f_back)
+    return False
+
+
+# ----------------------------------------------------------------------------------------------- untouched
+
+
+def untouched_get_last_id(client, stream): ...  # your code
+
+
+def untouched_produce(client, stream, question_id, chunks):
+    """Write it."""
+    for _ in chunks:
+        client.xadd(stream, ...)
+
+
+def untouched_read(client, stream, last_id, question_id):
+    return ...
+
+
+def annotated(client, stream) -> tuple[str, ...]:
+    return right_get_last_id(client, stream)
+
+
+def test_the_placeholder(client, answer):
+    for verdict in (
+        checks.count_entries(answer, ..., ...),
+        checks.count_entries(answer, client.names.answer("counted").chunks, ...),
+        checks.count_entries(None, ..., 4),
+        checks.get_last_id(...),
+        checks.get_last_id(untouched_get_last_id),
+        checks.produce(untouched_produce),
+        checks.read(untouched_read),
+    ):
+        assert verdict.passed is None
+        assert not verdict
+        assert repr(verdict) == "○ Not started yet: replace the `...`"
+        assert "○ Not started yet: replace the `...`" in verdict._repr_html_()
+    assert checks.get_last_id(annotated)
+    assert not checks._tries
+
+
+# --------------------------------------------------------------------------------------------------- hints
+
+
+def test_hints_grow_more_concrete(client):
+    hints = [checks.get_last_id(lambda *_: None).hint for _ in range(5)]
+    assert [hint[:12] for hint in hints] == [
+        "Hint 1 of 3:",
+        "Hint 2 of 3:",
+        "Hint 3 of 3:",
+        "Hint 3 of 3:",
+        "Hint 3 of 3:",
+    ]
+    assert len(set(hints)) == 3
+    assert checks.produce(lambda *_: None).hint.startswith("Hint 1 of 3:")  # each exercise counts for itself
+    assert checks.get_last_id(right_get_last_id).hint == ""
+
+
+# ------------------------------------------------------------------------------------------------- hostile
+
+
+class Hostile:
+    """Every look at it raises."""
+
+    def __getattribute__(self, name):
+        raise RuntimeError(f"no {name}")
+
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+    def __eq__(self, other):
+        raise RuntimeError("no eq")
+
+    __hash__ = None
+
+
+class AlwaysEqual(str):
+    """A string that claims to be any other."""
+
+    __slots__ = ()
+
+    def __eq__(self, other):
+        return True
+
+    __hash__ = str.__hash__
+
+
+class UnreadableError(Exception):
+    def __str__(self):
+        raise RuntimeError("no str")
+
+
+def raising(error):
+    def function(*args):
+        raise error
+
+    return function
+
+
+def deep(*args):
+    return deep(*args)
+
+
+async def asynchronous(*args):
+    return "0-0"
+
+
+HOSTILE = [
+    None,
+    0,
+    "text",
+    b"bytes",
+    [],
+    {},
+    object(),
+    Hostile(),
+    Hostile,
+    int,
+    print,
+    lambda: None,
+    lambda *_: Hostile(),
+    lambda *_: "<script>alert(1)</script>",
+    lambda *_: "x" * 100_000,
+    lambda *_: float("nan"),
+    asynchronous,
+    deep,
+    raising(ValueError("<b>" * 1000)),
+    raising(UnreadableError()),
+    raising(SystemExit(3)),
+    raising(KeyboardInterrupt()),
+    raising(GeneratorExit()),
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("check", [checks.get_last_id, checks.produce, checks.read])
+def test_hostile_functions(client, check):
+    for function in HOSTILE:
+        checks._tries.clear()
+        verdict = check(function)
+        assert explained(verdict)
+        assert len(repr(verdict)) < 800
+        assert "<b>" not in verdict._repr_html_()
+        assert "<script>" not in verdict._repr_html_()
+
+
+def test_hostile_values(client, answer):
+    for value in HOSTILE:
+        assert not checks.count_entries(value, "key", 4)
+        assert not checks.count_entries(answer, value, 4)
+        assert not checks.count_entries(answer, client.names.answer("counted").chunks, value)
+
+
+def stubborn(*args):
+    """Goes on through every exception."""
+    for _ in range(3):
+        try:
+            while True:
+                pass
+        except BaseException:  # noqa: BLE001 - that is the point
+            continue
+
+
+def blocked(client, stream, *args):
+    """Waits without a limit for what never comes."""
+    client.xread({stream: "$"}, block=0)
+    while True:
+        pass
+
+
+@pytest.mark.parametrize("function", [stubborn, blocked])
+def test_endless_functions_are_ended(client, function, monkeypatch):
+    monkeypatch.setattr(checks, "TIMEOUT", 0.5)
+    assert explained(checks.get_last_id(function), "asked for the last ID", "does not return")
+    deadline = time.monotonic() + 3  # sooner than the socket's own timeout, which ends a read as well
+    while running(function.__code__):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_redis_is_away(client):
+    import redis
+
+    lost = redis.Redis(port=1, retry=None, socket_timeout=0.2)
+    verdict = checks.get_last_id(right_get_last_id, client=lost)
+    assert verdict.passed is False
+    assert "can't be checked now" in verdict.text
+    assert verdict.hint == ""
