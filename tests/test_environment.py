@@ -135,7 +135,8 @@ def test_sets_up_once_and_then_only_what_has_changed(checkout):
 
     with (checkout / "requirements.txt").open("a") as file:
         file.write("# changed\n")
-    assert re.findall(DONE, run(checkout, *WATCH)[1]) == ["[1/2] packages", "[2/2] the local model"]
+    code, output = run(checkout, *WATCH)
+    assert re.findall(DONE, output) == ["[1/1] packages"]  # it began without a model: only lab tries again
 
     moved = checkout.with_name("moved")  # now the editable install points to the old place
     checkout.rename(moved)
@@ -167,7 +168,7 @@ def test_an_interrupted_set_up_is_repaired(checkout):
     assert "Traceback" not in output
     assert not running(others)
     code, output = run(checkout, *WATCH)  # but pip had changed nothing yet when Ctrl-C came
-    assert re.findall(DONE, output) == ["[1/2] the kit itself", "[2/2] the local model"]
+    assert re.findall(DONE, output) == ["[1/1] the kit itself"]
     assert (code, WATCHED in output) == (2, True)
 
 
@@ -202,11 +203,11 @@ def test_each_failure_says_what_to_do_and_the_next_run_goes_on(checkout):
     (checkout / "aside").rename(tiny)
 
     next(checkout.glob("wheels/tinymodel-*")).unlink()
-    code, output = run(checkout, *WATCH)
-    assert (code, WATCHED in output) == (2, True)
+    code, output = run(checkout, "lab", "--no-browser", "--wheels", "wheels")
     assert re.findall(DONE, output) == ["[1/3] packages", "[2/3] the kit itself"]
     assert output.count("the local model: failed") == 1
-    assert "Going on without the local model" in output
+    assert output.index("Going on without the local model") < output.index("JupyterLab: starting")
+    assert code == 1  # because the small checkout has no JupyterLab to start
 
 
 def test_no_folder_of_wheels(checkout):
