@@ -208,7 +208,6 @@ def pending(of: Answer | str, group: str, *, client: redis.Redis | None = None) 
     with _redis(client):
         _check_group(client, key, group)
         found: Any = client.xpending_range(key, group, "-", "+", 1_000_000)
-    found.sort(key=lambda taken: EntryID.parse(taken["message_id"]))
     fields = ("message_id", "consumer", "time_since_delivered", "times_delivered")
     rows = [[taken[name] for name in fields] for taken in found]
     return _frame(rows, id="str", consumer="str", idle="int64", delivered="int64")
