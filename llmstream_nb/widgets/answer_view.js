@@ -2,6 +2,7 @@
 // elements.
 
 const isRunning = (model) => ["waiting", "streaming"].includes(model.get("state"));
+const seconds = (ms, digits) => `${(ms / 1000).toFixed(digits)} s`;
 const isSettled = (model) => !isRunning(model) && model.get("state") !== "interrupted";
 
 function initialize({ model }) {
@@ -33,12 +34,14 @@ function render({ model, el }) {
   const label = make(status, "strong", "label");
   const note = make(status, "span", "note");
   const figures = make(head, "span", "figures");
+  const raw = make(head, "button", "raw", { type: "button", title: "Show the text exactly as the model wrote it" });
   const bar = make(el, "div", "bar", { role: "progressbar", "aria-label": "Waiting for the first token" });
   const body = make(el, "div", "body", { role: "region", "aria-label": "Answer", tabindex: 0 });
 
   let shown = null; // version, text, gaps and html that the body shows
   let tail = null; // the text node that grows
   let heard = 0; // when the last message came
+  let asText = false; // the reader wants no Markdown
   let follow = false; // stay at the bottom: from the first text on, unless the reader scrolls up
 
   function write(text) {
@@ -71,10 +74,12 @@ function render({ model, el }) {
 
   function update() {
     const next = Object.fromEntries(["version", "text", "gaps", "html"].map((name) => [name, model.get(name)]));
-    const grown =
-      shown && !next.html && next.version === shown.version && next.gaps.length === shown.gaps.length && next.text.startsWith(shown.text);
-    if (grown) write(next.text.slice(shown.text.length));
-    else fill(next);
+    raw.hidden = !next.html;
+    raw.textContent = asText ? "as Markdown" : "as text";
+    if (asText) next.html = "";
+    const same = shown && ["version", "html"].every((name) => next[name] === shown[name]) && next.gaps.length === shown.gaps.length;
+    if (!same || !next.text.startsWith(shown.text)) fill(next);
+    else if (!next.html) write(next.text.slice(shown.text.length));
     shown = next;
     el.dataset.state = model.get("state");
     if (label.textContent !== model.get("label")) label.textContent = model.get("label");
@@ -90,12 +95,17 @@ function render({ model, el }) {
   function count() {
     const [chunks, first, ms] = ["chunks", "first_ms", "ms"].map((name) => model.get(name));
     const now = isRunning(model) ? ms + performance.now() - heard : ms;
-    const parts = first === null ? [] : [`${chunks.toLocaleString("en")} chunk${chunks === 1 ? "" : "s"}`, `first token ${(first / 1000).toFixed(2)} s`];
-    if (now || parts.length) parts.push(`${(now / 1000).toFixed(1)} s`);
+    const parts = [];
+    if (first !== null) parts.push(`${chunks.toLocaleString("en")} chunk${chunks === 1 ? "" : "s"}`, `first token ${seconds(first, 2)}`);
+    if (now) parts.push(seconds(now, 1));
     figures.textContent = parts.join(" · ");
   }
 
   body.addEventListener("scroll", () => (follow = body.scrollTop + body.clientHeight > body.scrollHeight - 20));
+  raw.addEventListener("click", () => {
+    asText = !asText;
+    update();
+  });
   follow = isRunning(model);
   update();
   model.on("change", update);

@@ -62,8 +62,9 @@ class AnswerView(_Watching, anywidget.AnyWidget):
         RedisUnusable: `client` is not given, and connecting fails.
     """
 
-    _esm = FOLDER / "answer_view.js"
-    _css = FOLDER / "answer_view.css"
+    # Their text, not their paths: those make anywidget keep every widget alive for ever.
+    _esm = (FOLDER / "answer_view.js").read_text("utf-8")
+    _css = (FOLDER / "answer_view.css").read_text("utf-8")
 
     text = t.Unicode(help="The text so far.").tag(sync=True)
     version = t.Int(help="Grows when the text begins anew.").tag(sync=True)
@@ -81,23 +82,24 @@ class AnswerView(_Watching, anywidget.AnyWidget):
         return PlainAnswerView(answer, client) if plain else super().__new__(cls)
 
     def __init__(self, answer: Answer | str, *, client: redis.Redis | None = None, **_: Any) -> None:
-        self._keyframe_at = 0.0
+        self._whole_wanted, self._keyframe_at = False, 0.0
         super().__init__(answer, client)
         self.on_msg(self._asked_for_all)
 
     def show(self) -> None:
         """Send what is new: a delta while only the text grows, else the whole state."""
         self.unseen = False
+        whole, self._whole_wanted = self._whole_wanted, False
         now, transcript, old = time.monotonic(), self.transcript, self._trait_values
         figures = {name: getattr(transcript, name) for name in ("version", "chunks", "first_ms", "ms")}
         state = {"state": transcript.state, "label": LABELS[transcript.state], "note": transcript.note}
         new = figures | state | {"text": transcript.text, "gaps": _offsets(transcript)}
         if transcript.settled and not transcript.gaps:  # Markdown with a hole in it would mean something else
-            new["html"] = to_html(transcript.text)
+            new["html"] = self.html or to_html(transcript.text)
         seen = self.text
         only_grown = all(old.get(name) == new[name] for name in ("version", "gaps", "state", "note"))
         old.update(new)  # past the traits' own sync, which would send the whole text each time
-        if only_grown and now < self._keyframe_at and not transcript.settled:
+        if only_grown and now < self._keyframe_at and not (whole or transcript.settled):
             self.send(figures | {"offset": utf16_length(seen), "added": transcript.text[len(seen) :]})
         else:
             self._keyframe_at = now + KEYFRAME + len(transcript.text) / RATE
@@ -106,7 +108,8 @@ class AnswerView(_Watching, anywidget.AnyWidget):
 
     def _asked_for_all(self, *_: Any) -> None:
         """A page that was just loaded, or that missed something, asks for the whole state."""
-        self._keyframe_at, self.unseen = 0.0, True
+        self._whole_wanted = True
+        self.unseen = True
         hub.watch(self)  # only its thread sends, also once settled, so that nothing old overtakes the new
 
 

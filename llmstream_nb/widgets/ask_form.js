@@ -17,7 +17,7 @@ function render({ model, el }) {
   el.classList.add("llmstream-form");
   el.dataset.lmSuppressShortcuts = "true"; // JupyterLab must not take keys that are typed here
   const question = field(el, "question", "Question", "textarea", { rows: 2, spellcheck: "false" });
-  const topic = field(el, "topic", "Topic (optional): what the model is an expert in", "input", { type: "text" });
+  const topic = field(el, "topic", "Topic (optional)", "input", { type: "text", placeholder: "what the model is an expert in" });
   const source = field(el, "source", "Model", "select");
   const prepared = field(el, "prepared", "Questions with a prepared answer", "select");
   const note = make(el, "p", { class: "llmstream-unready", role: "status" });

@@ -23,8 +23,8 @@ FOLDER = pathlib.Path(__file__).parent
 class AskForm(anywidget.AnyWidget):
     """The form alone: what is filled in, and what the panel has to say about it."""
 
-    _esm = FOLDER / "ask_form.js"
-    _css = FOLDER / "ask_form.css"
+    _esm = (FOLDER / "ask_form.js").read_text("utf-8")
+    _css = (FOLDER / "ask_form.css").read_text("utf-8")
 
     question = t.Unicode().tag(sync=True)
     topic = t.Unicode().tag(sync=True)

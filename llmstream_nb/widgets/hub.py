@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 COUNT = 2000  # entries a read
 TICK = 0.05  # seconds between rounds while something changes, and at least between two messages of a view
-SLOWEST = 1.0  # seconds between rounds when nothing has changed for long
+SLOWEST = 0.25  # seconds between rounds when nothing has changed for some time
 BUDGET = 60  # messages a second, of all views together: the notebook server drops what exceeds 1000
 LOOK = 0.25  # seconds between looks at the signs of life of an answer that is silent
 RETRY = 0.5  # seconds between tries to reach a lost Redis
@@ -79,7 +79,7 @@ class Hub:
         changed = time.monotonic()
         while (news := self._round(readers)) is not None:
             changed = time.monotonic() if news else changed
-            # The longer nothing happens, the more slowly it looks: 0.1 s after one second, 0.25 s after four.
+            # The longer nothing happens, the more slowly it looks, down to SLOWEST after four seconds.
             self._wake.wait(min(SLOWEST, TICK + (time.monotonic() - changed) / 20))
             if self._wake.is_set():
                 self._wake.clear()
@@ -135,8 +135,8 @@ class _Reader:
             if is_passing(error):
                 self._lost, self._retry_at = True, time.monotonic() + RETRY
                 for view in views:
-                    view.unseen |= not view.transcript.away
-                    view.transcript.away = True
+                    if not view.transcript.away:
+                        view.transcript.away = view.unseen = True
             elif len(views) > 1:  # which of them it was, each one's own round tells
                 for view in views:
                     self.read([view])
@@ -190,7 +190,8 @@ class _Reader:
         if follower.done and not transcript.settled and signs and not events:
             transcript.mend(parse_record(signs[2]), leased=bool(signs[1]))
             view.unseen = True
-        view.unseen |= bool(events) or before != (transcript.state, transcript.note)
+        if events or before != (transcript.state, transcript.note):
+            view.unseen = True
 
     def _fail(self, view: View, error: Exception) -> None:
         view.transcript.fail(error if isinstance(error, LLMStreamError) else unusable(error, self._client))

@@ -38,7 +38,7 @@ def to_html(text: str) -> str:
     return nh3.clean(
         _markdown.render(text),
         tags=_INLINE | _BLOCKS | _TABLES,
-        attributes={"a": {"href"}, "ol": {"start"}},
+        attributes={"*": set(), "a": {"href"}, "ol": {"start"}},
         url_schemes={"http", "https", "mailto"},
         url_relative="deny",  # relative to the notebook server, where links can act
         link_rel="noopener noreferrer",

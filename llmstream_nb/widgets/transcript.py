@@ -62,8 +62,8 @@ class Transcript:
                     self._since = data.get("at") or self._since
                 case Restarted(data=data):
                     text.clear()
-                    self._begin_anew()
-                    self._since = data.get("at") or time.time()
+                    self.version, self.gaps, self.chunks, self.first_ms = self.version + 1, [], 0, None
+                    self._ms, self._since = 0, data.get("at") or time.time()
                 case Text(text=delta, ms=ms):
                     text.append(delta)
                     self._ms, self.chunks = ms, self.chunks + 1
@@ -79,20 +79,18 @@ class Transcript:
         self.text = "".join(text)
 
     def mend(self, record: Mapping[str, Any] | None, leased: bool) -> None:
-        """After the end, fill gaps from the record, which holds the whole text once its producer is done."""
-        if record and isinstance(record.get("text"), str):
-            self._begin_anew()
-            self.text, self.chunks = record["text"], record.get("chunks", 0)
-            self.first_ms = record.get("first_token_ms")
+        """After the end, fill gaps from the record, which holds the whole text once its producer is done.
+
+        Not so where someone closed the answer from outside: they had no more to write down than is here.
+        """
+        whole = record.get("text") if record else None
+        if isinstance(whole, str) and len(whole) > len(self.text):
+            self.text, self.gaps, self.version = whole, [], self.version + 1
         self.settled = not (self.gaps and leased)
 
     def fail(self, error: Exception) -> None:
         """The answer can't be followed, and this is why."""
         self._error, self.settled = error, True
-
-    def _begin_anew(self) -> None:
-        self.text, self.version = "", self.version + 1
-        self.gaps, self.chunks, self.first_ms = [], 0, None
 
     @property
     def state(self) -> str:

@@ -1,0 +1,170 @@
+"""JupyterLab in Chromium for tests: started as a user starts it, driven as a user drives it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_notebook
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+STATE = ROOT / ".llmstream"  # git-ignored; a notebook must lie inside the folder that lab serves
+PATIENCE = 60_000  # milliseconds: a bound, not an expectation
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SETTINGS = {
+    "LabApp": {"expose_app_in_browser": True},
+    "ContentsManager": {"allow_hidden": True},
+    "FileContentsManager": {"allow_hidden": True},
+}
+READY = """() => {
+  const panel = window.jupyterapp?.shell?.currentWidget;
+  return panel?.content?.activeCell && ["idle", "busy"].includes(panel.sessionContext?.kernelDisplayStatus);
+}"""
+RUN = """async ([index, wait]) => {
+  const panel = window.jupyterapp.shell.currentWidget;
+  panel.content.deselectAll();
+  panel.content.activeCellIndex = index;
+  const done = window.jupyterapp.commands.execute("notebook:run-cell");
+  if (wait) await done;
+}"""
+CELL = "(i) => window.jupyterapp.shell.currentWidget.content.widgets[i]"
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """The system's Chromium, headless."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Lab:
+    """A running `python3 -m llmstream_nb lab`, and a folder for notebooks inside the folder that it serves."""
+
+    def __init__(self, address: str, folder: Path) -> None:
+        self.base, _, token = address.partition("lab")
+        self.token = re.sub(r".*token=", "", token)
+        self.folder = folder
+        self._made = 0
+
+    def notebook(self, *cells: str) -> str:
+        """Write a notebook of these code cells; return its path as JupyterLab names it."""
+        self._made += 1
+        file = self.folder / f"test-{self._made}.ipynb"
+        notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3 (ipykernel)"}
+        nbformat.write(notebook, file)
+        return file.relative_to(ROOT).as_posix()
+
+    def open(self, browser: Browser, path: str, **context: Any) -> Notebook:
+        """Open a notebook in a page of its own; `context` is for Playwright, e.g. viewport or color_scheme."""
+        page = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | context).new_page()
+        page.goto(f"{self.base}lab/tree/{path}?reset&token={self.token}")
+        page.wait_for_function(READY, timeout=PATIENCE)
+        return Notebook(page)
+
+
+class Notebook:
+    """An open notebook. `page` is Playwright's."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        page.set_default_timeout(PATIENCE)
+        expect.set_options(timeout=PATIENCE)
+
+    def run(self, index: int, wait: bool = True) -> str:
+        """Run the cell at `index` and return its output's text; without `wait`, return at once."""
+        self.page.evaluate(RUN, [index, wait])
+        return self.text(index) if wait else ""
+
+    def text(self, index: int) -> str:
+        """The text of a cell's output as it is now."""
+        return self.page.evaluate(f"(i) => ({CELL})(i).outputArea?.node.textContent ?? ''", index)
+
+    def output(self, index: int) -> Any:
+        """A locator of the output of the code cell at `index`."""
+        return self.page.locator(".jp-CodeCell").nth(index).locator(".jp-Cell-outputArea")
+
+    def save(self) -> None:
+        """Save the notebook."""
+        self.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+
+    def reload(self) -> None:
+        """Reload the page; the kernel stays."""
+        self.page.reload()
+        self.page.wait_for_function(READY)
+
+    def theme(self, name: str) -> None:
+        """Switch JupyterLab's theme: `JupyterLab Dark`, `JupyterLab Light`."""
+        self.page.evaluate("(theme) => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", name)
+
+
+@contextlib.contextmanager
+def lab(base_url: str = "/", **environment: str) -> Iterator[Lab]:
+    """Start `lab` with a home of its own, wait until it prints its address, and end it with all it started."""
+    STATE.mkdir(exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="llmstream-home-") as home,
+        tempfile.TemporaryDirectory(prefix="browser-", dir=STATE) as folder,
+    ):
+        config = Path(home, "config")
+        config.mkdir()
+        (config / "jupyter_server_config.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
+        own = {
+            "HOME": home,
+            "USERPROFILE": home,
+            "JUPYTER_CONFIG_DIR": str(config),
+            "JUPYTER_RUNTIME_DIR": str(Path(home, "runtime")),
+            "IPYTHONDIR": str(Path(home, "ipython")),
+            "LLMSTREAM_NO_VENV": "1",
+        }
+        log = Path(home, "lab.log")
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "llmstream_nb", "lab", "--no-browser", "--no-model", "--base-url", base_url],
+                cwd=ROOT,
+                env=os.environ | own | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            yield Lab(_address(process, log), Path(folder))
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    """The address that lab prints for its user, once it answers there."""
+    deadline = time.monotonic() + PATIENCE / 1000
+    while process.poll() is None and time.monotonic() < deadline:
+        found = re.search(r"http://127\.0\.0\.1:\d+/\S*token=\w+", log.read_text(errors="replace"))
+        if found:
+            return found[0]
+        time.sleep(0.1)
+    raise RuntimeError(f"lab printed no address:\n{log.read_text(errors='replace')}")

@@ -1,0 +1,48 @@
+"""Every notebook, run from top to bottom in JupyterLab in a real browser, as its readers do."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .lab import ROOT, Lab, chromium, lab
+
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not on PATH"),
+]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))
+RUN_ALL = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
+STATE_OF_CELLS = """() => window.jupyterapp.shell.currentWidget.content.widgets
+  .filter((cell) => cell.model.type === "code" && cell.model.sharedModel.source.trim())
+  .map((cell) => ({
+    count: cell.model.executionCount,
+    kinds: cell.model.outputs.toJSON().map((output) => output.output_type),
+    text: cell.outputArea.node.textContent,
+  }))"""
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Lab]:
+    with lab(LLMSTREAM_LLM="scripted") as started:
+        yield started
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_run_all(running: Lab, path: Path) -> None:
+    copy = shutil.copy(path, running.folder)  # JupyterLab saves by itself, and these must stay as they are
+    with chromium() as browser:
+        notebook = running.open(browser, Path(copy).relative_to(ROOT).as_posix())
+        asked: list[str] = []
+        notebook.page.on("request", lambda request: asked.append(request.url))
+        notebook.page.evaluate(RUN_ALL)
+        cells = notebook.page.evaluate(STATE_OF_CELLS)
+        assert [cell["count"] for cell in cells] == list(range(1, len(cells) + 1))
+        assert not [cell["text"] for cell in cells if "error" in cell["kinds"]]
+        views = notebook.page.locator(".llmstream-answer")
+        for at in range(views.count()):
+            views.nth(at).filter(has_text="Complete").wait_for()
+        assert notebook.page.get_by_text("Not started yet").count() >= 1  # the exercise waits for the learner
+        assert not [url for url in asked if not url.startswith((running.base, "data:", "blob:"))]
