@@ -43,7 +43,7 @@ HINTS = {
     "produce": (
         "One XADD for each chunk, inside the loop; and one more after the loop, for the end.",
         "Each entry has the fields `questionId` and `chunkOutput`; at the end that is `;END:` plus the id.",
-        'The end: `client.xadd(stream, {"questionId": question_id, "chunkOutput": f";END:{question_id}"})`',
+        "`try:` the loop, `finally:` the end. What stands under `finally` also runs when the loop raises.",
     ),
     "read": (
         "Look at every entry once: go on from the ID of the last one you saw, whoever it belongs to.",
@@ -75,6 +75,10 @@ class Verdict:
     def _repr_html_(self) -> str:
         lines = "<br>".join(html.escape(line) for line in repr(self).splitlines())
         return f'<p class="tex2jax_ignore mathjax_ignore">{lines}</p>'  # $…$ is not to be typeset
+
+
+class _BrokenModelError(Exception):
+    """What a check's model raises when it breaks off."""
 
 
 class _WrongError(Exception):
@@ -138,7 +142,8 @@ def produce(function: Callable[..., object], *, client: redis.Redis | None = Non
     """Exercise of notebook 02: `produce(client, stream, question_id, chunks)`, a loop from chunks to entries.
 
     It adds an entry with the fields `questionId` and `chunkOutput` for each chunk, then one for the end,
-    `;END:<question_id>`. An entry `START:<question_id>;` before the first chunk is welcome.
+    `;END:<question_id>`, also when the chunks break off with an error, which it lets pass. An entry
+    `START:<question_id>;` before the first chunk is welcome.
     """
 
     def examine(case: _Case) -> str:
@@ -157,9 +162,30 @@ def produce(function: Callable[..., object], *, client: redis.Redis | None = Non
             case.call(function, f"given {len(chunks) or 'no'} chunks", case.client, case.stream, "a", model())
             _judge_produced(case.entries(), chunks)
             _require(not late, "your function collects before it writes: add each chunk as soon as it comes.")
+        _judge_break(case, function)
         return "an entry for each chunk, as soon as it comes, and the end after the last."
 
     return _check("produce", function, examine, client)
+
+
+def _judge_break(case: _Case, function: Callable[..., object]) -> None:
+    """What becomes of an answer whose model breaks off."""
+
+    def model() -> Iterator[str]:
+        yield "half "
+        raise _BrokenModelError
+
+    case.client.delete(case.stream)
+    case.about = "when the model breaks off in mid-answer"
+    passed_on = False
+    try:
+        function(case.client, case.stream, "a", model())
+    except _BrokenModelError:
+        passed_on = True
+    texts = [fields.get("chunkOutput") for _, fields in case.entries()]
+    ended = texts[-2:] == ["half ", ";END:a"]
+    _require(ended, f"{case.about}, the end must be written all the same: else readers wait for ever.")
+    _require(passed_on, f"{case.about}, your function hides the error: let it pass on, after the end.")
 
 
 def _judge_produced(entries: list[tuple[str, dict[str, str]]], chunks: list[str]) -> None:

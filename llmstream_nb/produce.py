@@ -194,7 +194,7 @@ def clear(*answer_ids: str, client: redis.Redis | None = None, timing: Timing | 
             keys = names.answer(answer_id)
             while time.monotonic() < deadline and client.exists(keys.lease(max(1, _top_attempt(client, keys)))):
                 time.sleep(timing.tick / 10)
-            client.delete(keys.chunks, keys.question, *(keys.lease(n + 1) for n in range(_top_attempt(client, keys) + 1)))
+            client.delete(keys.chunks, keys.question, keys.lease(max(1, _top_attempt(client, keys))))
         if ids:
             client.zrem(names.answers, *ids)
         if not answer_ids:

@@ -431,7 +431,8 @@ class Follower:
         if after >= end > ORIGIN:
             return self._close(closing_event(after, record))
         again: list[Event] = [Restarted(end)] if after != ORIGIN else [Started(end, dict(record))]
-        text: list[Event] = [Text(end, record["text"])] if record.get("text") else []
+        whole = record.get("text")
+        text: list[Event] = [Text(end, whole)] if whole and isinstance(whole, str) else []
         return [*again, *text, *self._close(closing_event(end, record))]
 
     def _close(self, event: Ended | Failed) -> list[Event]:

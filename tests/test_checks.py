@@ -47,9 +47,11 @@ def right_get_last_id(client, stream):
 
 
 def right_produce(client, stream, question_id, chunks):
-    for chunk in chunks:
-        client.xadd(stream, item(question_id, chunk))
-    client.xadd(stream, item(question_id, f";END:{question_id}"))
+    try:
+        for chunk in chunks:
+            client.xadd(stream, item(question_id, chunk))
+    finally:
+        client.xadd(stream, item(question_id, f";END:{question_id}"))
 
 
 def produce_with_start(client, stream, question_id, chunks):
@@ -251,10 +253,25 @@ def end_only_with_chunks(client, stream, question_id, chunks):
         client.xadd(stream, item(question_id, f";END:{question_id}"))
 
 
+def forgets_the_break(client, stream, question_id, chunks):
+    no_end(client, stream, question_id, chunks)
+    client.xadd(stream, item(question_id, f";END:{question_id}"))
+
+
+def hides_the_break(client, stream, question_id, chunks):
+    try:
+        no_end(client, stream, question_id, chunks)
+    except Exception:  # noqa: BLE001 - what is wrong with it
+        pass
+    client.xadd(stream, item(question_id, f";END:{question_id}"))
+
+
 @pytest.mark.parametrize(
     ("solution", "word"),
     [
         (no_end, "no entry holds the end"),
+        (forgets_the_break, "must be written all the same"),
+        (hides_the_break, "hides the error"),
         (end_in_the_loop, "before the last chunk"),
         (all_in_one, "the entries hold ['Redis streams keep keep order.']"),
         (collects, "collects before it writes"),

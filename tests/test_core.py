@@ -168,6 +168,20 @@ def test_clear_deletes_and_the_id_is_free_again(client) -> None:
     assert left == []
 
 
+def test_clear_copes_with_ids_that_a_clock_made(client) -> None:
+    client.xadd(names_of(client).answer("a").chunks, {"by": "hand"})  # attempt 1,700,000,000,000 or so
+    assert clear("a") == 1 and look("a").status == "missing"
+
+
+@pytest.mark.parametrize("record", ["5", "[]", "no json", '{"reason": "stop", "text": 5}', '{"reason": {}, "end": 3}'])
+def test_a_foreign_record_is_an_error_or_a_state_never_a_crash(client, record: str) -> None:
+    client.set(names_of(client).answer("a").question, record)
+    try:
+        assert look("a").status in ("missing", "ended", "interrupted") and isinstance(look("a").text, str)
+    except LLMStreamError:
+        pass
+
+
 def test_clear_of_a_growing_answer_stops_it_first(client) -> None:
     says = Model("one ")
     producer = start(client, says, FAST)
