@@ -42,7 +42,7 @@ def _python() -> Iterator[Check]:
         yield Check(PROBLEM, "Python", f"{shown}, 32 bits: the packages need a 64-bit Python")
     else:
         yield Check(OK, "Python", shown)
-    if os.environ.get("PYTHONPATH"):
+    if os.environ.get("PYTHONPATH", str(ROOT)) != str(ROOT):  # which is what lab sets
         yield Check(NOTE, "PYTHONPATH", "is set: if imports fail strangely, unset it")
     if os.name == "nt" and len(str(ROOT)) > 90:
         yield Check(NOTE, "folder", f"{ROOT} is a long path for Windows: move it nearer to the drive's root")
@@ -66,14 +66,11 @@ def _packages() -> Iterator[Check]:
     wrong = environment.differences(LOCKED, path=path)
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        what = f"{'; '.join(wrong[:3])}{more}: delete .venv and run python3 -m llmstream_nb lab"
-        yield Check(PROBLEM, "packages", what)
+        advice = "delete .venv and run python3 -m llmstream_nb lab"
+        yield Check(PROBLEM, "packages", f"{'; '.join(wrong[:3])}{more}: {advice}")
     else:
-        yield Check(
-            OK,
-            "packages",
-            f"as locked, with JupyterLab {min(environment.pins(LOCKED)['jupyterlab'].versions)}",
-        )
+        lab = environment.pins(LOCKED)["jupyterlab"].versions
+        yield Check(OK, "packages", f"as locked, with JupyterLab {min(lab)}")
     if any("is missing" in line for line in environment.differences(LOCKED_MODEL, path=path)):
         yield Check(NOTE, "local model", "not installed; lab tries again unless told --no-model")
     else:
@@ -81,30 +78,27 @@ def _packages() -> Iterator[Check]:
 
 
 def _redis() -> Iterator[Check]:
-    url = os.environ.get("REDIS_URL", "").strip()
     try:
-        program = find_redis()[1]
-        yield Check(OK, "redis-server", f"{program}: lab starts it")
+        yield Check(OK, "redis-server", f"{find_redis()[1]}: lab starts it")
     except StartError as reason:
         hints = {"Darwin": "brew install redis", "Linux": "sudo apt install redis-server"}
         hint = hints.get(platform.system(), "there is none for Windows; WSL or Docker have one")
         yield Check(NOTE, "redis-server", f"{reason}: the stand-in fakeredis is used ({hint})")
-    running = running_redis()
-    if running:
+    if running := running_redis():
         yield Check(OK, "lab", f"runs, with its Redis at {running}")
-    if url:
+    if url := os.environ.get("REDIS_URL", "").strip():
         yield _given_redis(url)
 
 
 def _given_redis(url: str) -> Check:
-    try:
-        from llmstream_nb.connection import connect, masked
-    except ImportError:
-        return Check(NOTE, "REDIS_URL", "is set; it can be tried once the kit is set up")
     from llmstream_nb.protocol import LLMStreamError
 
     try:
+        from llmstream_nb.connection import connect, masked
+
         connect(url)
+    except ImportError:
+        return Check(NOTE, "REDIS_URL", "is set; it can be tried once the kit is set up")
     except LLMStreamError as error:
         return Check(PROBLEM, "REDIS_URL", str(error))
     return Check(OK, "REDIS_URL", f"{masked(url)} answers")
@@ -119,7 +113,7 @@ def _models() -> Iterator[Check]:
     if os.environ.get("OPENAI_API_KEY"):
         yield Check(OK, "OPENAI_API_KEY", "is set; it is used only when you choose openai")
     else:
-        verdict = PROBLEM if chosen == "openai" else OK
+        verdict = NOTE if chosen == "openai" else OK
         yield Check(verdict, "OPENAI_API_KEY", "is not in the environment (a file .env may have it)")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 import os
 import re
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmstream_nb.environment import PRISTINE, ROOT, say
+from llmstream_nb.environment import PRISTINE, ROOT, SetupError, say
 from llmstream_nb.lab import child_environment
 from llmstream_nb.suites import ENVIRONMENT
 
@@ -41,46 +40,40 @@ def _named(names: Sequence[str], all_names: Sequence[str]) -> list[str]:
 
 def restore(names: Sequence[str]) -> int:
     """Bring the named notebooks back, the changed ones after a copy into `notebooks/backup-<time>/`."""
-    from_git = (ROOT / ".git").exists() and bool(shutil.which("git"))
-    if from_git:
-        known = _git("ls-tree", "--name-only", "HEAD", "notebooks/").stdout.split("\n")
-        known = [Path(path).name for path in known if path.endswith(".ipynb")]
-    else:
-        known = sorted(path.name for path in PRISTINE.glob("*.ipynb"))
-    chosen = _named(names, known)
-    changed = [name for name in chosen if _changed(name, from_git)]
-    there = [name for name in changed if (NOTEBOOKS / name).exists()]
-    if there:
-        backup = NOTEBOOKS / time.strftime("backup-%Y-%m-%d-%H%M%S")
-        backup.mkdir(parents=True)
-        for name in there:
-            shutil.copy2(NOTEBOOKS / name, backup / name)
-        say(f"Your versions are in {backup.relative_to(ROOT)}.")
+    pristine = _pristine()
+    chosen = _named(names, sorted(pristine))
+    here = {name: (NOTEBOOKS / name).read_bytes() for name in chosen if (NOTEBOOKS / name).exists()}
+    # git may have given this checkout the line ends of its system.
+    changed = [name for name in chosen if here.get(name, b"").replace(b"\r\n", b"\n") != pristine[name]]
+    backup = NOTEBOOKS / time.strftime("backup-%Y-%m-%d-%H%M%S")
     for name in changed:
-        if from_git:  # git knows the line ends that this checkout has
-            done = _git("restore", "--source=HEAD", "--worktree", "--", f"notebooks/{name}")
-            if done.returncode:
-                say(f"llmstream-nb: {name} was not restored: {done.stderr.strip()}")
-                return 1
-        else:
-            NOTEBOOKS.mkdir(exist_ok=True)
-            shutil.copy2(PRISTINE / name, NOTEBOOKS / name)
+        if name in here:
+            backup.mkdir(parents=True, exist_ok=True)
+            (backup / name).write_bytes(here[name])
+        NOTEBOOKS.mkdir(exist_ok=True)
+        (NOTEBOOKS / name).write_bytes(pristine[name])
         say(f"{name}: restored. If it is open, choose File > Reload Notebook from Disk.")
+    if backup.exists():
+        say(f"Your versions are in {backup.relative_to(ROOT)}.")
     if chosen and not changed:
         say("Nothing to restore: the notebooks are as they came.")
     return 0 if chosen else 2
 
 
-def _changed(name: str, from_git: bool) -> bool:
-    if from_git:
-        return _git("diff", "--quiet", "HEAD", "--", f"notebooks/{name}").returncode != 0
-    here = NOTEBOOKS / name
-    return not here.exists() or not filecmp.cmp(here, PRISTINE / name, shallow=False)
+def _pristine() -> dict[str, bytes]:
+    """The notebooks as they came, by name: from git, or where there is none from the set-up's copy."""
 
+    def git(*arguments: str) -> bytes:
+        command = ["git", "-C", str(ROOT), *arguments]
+        done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+        if done.returncode:
+            raise SetupError(f"git can't show the notebooks as they came: {done.stderr.decode().strip()}")
+        return done.stdout
 
-def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60, check=False)
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        paths = git("ls-tree", "--name-only", "HEAD", "notebooks/").decode().splitlines()
+        return {Path(path).name: git("show", f"HEAD:{path}") for path in paths if path.endswith(".ipynb")}
+    return {path.name: path.read_bytes().replace(b"\r\n", b"\n") for path in PRISTINE.glob("*.ipynb")}
 
 
 # ------------------------------------------------------------------------------------------- save-outputs

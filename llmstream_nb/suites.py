@@ -19,27 +19,17 @@ from llmstream_nb.guard import end
 from llmstream_nb.lab import StartError, child_environment, start_redis
 
 # Tests must neither reach a Redis of the user's nor spend a user's key.
-ENVIRONMENT: dict[str, str | None] = {
-    "LLMSTREAM_LLM": "scripted",
-} | dict.fromkeys(
-    (
-        "REDIS_URL",
-        "LLMSTREAM_PREFIX",
-        "LLMSTREAM_LOCAL_URL",
-        "OPENAI_API_KEY",
-        "OPENAI_BASE_URL",
-        "OPENAI_MODEL",
-    )
-)
+UNSET = "REDIS_URL LLMSTREAM_PREFIX LLMSTREAM_LOCAL_URL OPENAI_API_KEY OPENAI_BASE_URL OPENAI_MODEL"
+ENVIRONMENT: dict[str, str | None] = {"LLMSTREAM_LLM": "scripted", **dict.fromkeys(UNSET.split())}
+# Notebooks are compared strictly; the glob leaves out what `restore` has put aside.
 NBVAL = [
     "notebooks",
-    "--ignore-glob=*/backup-*",  # what `restore` made
+    "--ignore-glob=*/backup-*",
     "--nbval",
     "--nbval-current-env",
     "--nbval-cell-timeout=120",
-    "--nbval-kernel-startup-timeout=120",
-    f"--nbval-sanitize-with={ROOT / 'tests' / 'nbval_sanitize.cfg'}",
 ]
+NBVAL += ["--nbval-kernel-startup-timeout=120", f"--nbval-sanitize-with={ROOT}/tests/nbval_sanitize.cfg"]
 
 
 class Suite(NamedTuple):
