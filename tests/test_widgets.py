@@ -658,8 +658,10 @@ def test_sources_that_are_not_ready_say_why(client) -> None:
 def test_without_stream_comes_in_one_chunk(client) -> None:
     panel = AskPanel("What is a Redis stream?", source="scripted", model="scripted:pace=0", timing=FAST)
     press(panel, "ask", without_stream=True)
-    wait_for(lambda: len(panel.children) == 2 and panel.children[1].transcript.settled)
-    assert panel.children[1].chunks == 1 and len(panel.answer.text) > 30
+    wait_for(lambda: len(panel.children) == 2)
+    settled(panel.children[1])
+    assert panel.children[1].chunks == 1
+    assert len(panel.answer.text) > 30
     idle(panel)
 
 

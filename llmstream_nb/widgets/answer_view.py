@@ -121,11 +121,11 @@ class PlainAnswerView(_Watching, ipywidgets.HTML):
         self.unseen = False
         transcript = self.transcript
         self.pause = len(transcript.text) / RATE
-        text = "".join(f"{html.escape(piece)}<mark>{missing}</mark>" for piece, missing in transcript.pieces)
-        state = f"<b>{LABELS[transcript.state]}</b> {html.escape(transcript.note)}"
+        text = "".join(f"{_escape(piece)}<mark>{missing}</mark>" for piece, missing in transcript.pieces)
+        state = f"<b>{LABELS[transcript.state]}</b> {_escape(transcript.note)}"
         self.value = (
             f"<p>{state} <small>{transcript.figures}</small></p>"
-            f'<pre style="white-space: pre-wrap; max-height: 32em; overflow: auto">{text}</pre>'
+            f'<pre style="white-space: pre-wrap; max-height: 32em; overflow: auto">\n{text}</pre>'
         )
         self.live = transcript.live
 
@@ -136,6 +136,11 @@ def _offsets(transcript: Transcript) -> list[list[Any]]:
         before += utf16_length(piece)
         offsets.append([before, missing])
     return offsets
+
+
+def _escape(text: str) -> str:
+    """The text as HTML; also what a parser would change: it drops NUL, and turns CR into a newline."""
+    return html.escape(text).replace("\0", "\ufffd").replace("\r", "&#13;")
 
 
 def utf16_length(text: str) -> int:
