@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = parser().parse_args(given)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job is born deaf to it
     for stream in (sys.stdout, sys.stderr):  # a Windows terminal may not have every character
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
