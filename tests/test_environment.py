@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import re
@@ -22,7 +23,7 @@ import psutil
 import pytest
 from packaging.requirements import Requirement
 
-from llmstream_nb import environment
+from llmstream_nb import connect, environment, lab
 from llmstream_nb.environment import LOCKED, LOCKED_DEV, LOCKED_MODEL, ROOT
 from llmstream_nb.guard import end, guarded
 from llmstream_nb.lab import answers
@@ -52,9 +53,7 @@ def checkout():
     with tempfile.TemporaryDirectory(prefix="llmstream-checkout-", ignore_cleanup_errors=True) as folder:
         root = Path(folder).resolve() / "check out"  # the space is there on purpose
         (root / "wheels").mkdir(parents=True)
-        shutil.copytree(
-            ROOT / "llmstream_nb", root / "llmstream_nb", ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(ROOT / "llmstream_nb", root / "llmstream_nb", ignore=shutil.ignore_patterns("__pycache__"))
         (root / "backend.py").write_text(BACKEND)
         (root / "pyproject.toml").write_text(PYPROJECT)
         for file, name in (("requirements.txt", "tiny"), ("requirements-model.txt", "tinymodel")):
@@ -63,9 +62,7 @@ def checkout():
                 info = f"{name}-1.0.dist-info"
                 wheel.writestr(f"{name}.py", "")
                 wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-                wheel.writestr(
-                    f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-                )
+                wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
                 wheel.writestr(f"{info}/RECORD", "")
         Path(folder).chmod(0o755)
         yield root
@@ -80,11 +77,7 @@ def wait_until(condition: Callable[[], object], timeout: float = 20.0) -> None:
 
 def start(root: Path, *arguments: str, before: Sequence[str] = (), **changes: str) -> subprocess.Popen:
     """Start the command line as a user of that checkout does, with a home folder of its own."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("LLMSTREAM", "PIP_", "PYTHON"))
-    }
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LLMSTREAM", "PIP_", "PYTHON"))}
     return subprocess.Popen(
         [*before, getattr(sys, "_base_executable", sys.executable), "-m", "llmstream_nb", *arguments],
         cwd=root,
@@ -257,12 +250,8 @@ def test_old_pythons_can_read_the_entry(name):
 
 
 def test_an_old_python_is_told_so_in_one_line():
-    pretend = (
-        "import sys, runpy; sys.version_info = (3, 8); runpy.run_module('llmstream_nb', run_name='__main__')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", pretend], cwd=ROOT, capture_output=True, text=True, timeout=30
-    )
+    pretend = "import sys, runpy; sys.version_info = (3, 8); runpy.run_module('llmstream_nb', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", pretend], cwd=ROOT, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "needs Python 3.11 or newer; this is Python 3.8" in done.stderr
@@ -329,6 +318,64 @@ def test_the_guard_passes_the_exit_code_on_and_holds_a_lock(tmp_path):
         assert environment.try_lock(tmp_path / "lock") is None
         end(process)
         assert environment.try_lock(tmp_path / "lock") is not None
+
+
+@pytest.fixture
+def state(tmp_path, monkeypatch):
+    """A folder of its own for what labs keep, and no REDIS_URL."""
+    monkeypatch.setattr(lab, "STATE", tmp_path)
+    monkeypatch.setattr(lab, "LAB_LOCK", tmp_path / "lab.lock")
+    monkeypatch.setattr(lab, "REDIS_URL_FILE", tmp_path / "redis-url")
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    return tmp_path
+
+
+def test_two_labs_have_a_redis_each_and_other_terminals_join_the_first(state, capsys):
+    if not shutil.which("redis-server"):
+        pytest.skip("redis-server is not on PATH")
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        one, other = lab._choose_redis(first), lab._choose_redis(second)
+        said = capsys.readouterr().err.splitlines()
+        assert one in said[0]
+        assert "are kept in" in said[0]
+        assert other in said[1]
+        assert "answers end with lab" in said[1]
+        connect(one).set("kept", "yes")
+        assert connect(other).get("kept") is None
+        assert lab.running_redis() == one
+    assert not answers("127.0.0.1", int(one.split(":")[2].split("/")[0]))
+    assert not (state / "redis-url").exists()
+
+
+@pytest.mark.parametrize("why", ["none", "old", "folder"])
+def test_without_a_usable_redis_server_lab_shares_a_fake_one(state, monkeypatch, capsys, why):
+    if why == "folder":
+        if not shutil.which("redis-server"):
+            pytest.skip("redis-server is not on PATH")
+        (state / "redis").write_text("in the way")
+    else:
+        monkeypatch.setenv("PATH", str(state))
+    if why == "old" and os.name != "nt":
+        (state / "redis-server").write_text("#!/bin/sh\necho Redis server v=5.0.7 sha=0\n")
+        (state / "redis-server").chmod(0o755)
+    with contextlib.ExitStack() as stack:
+        url = lab._choose_redis(stack)
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert url in said
+        assert {"none": "is installed", "old": "older than 6.2", "folder": "can't be made"}[why] in said
+        assert connect(url).ping()
+
+
+def test_a_given_redis_is_used_as_it_is_and_its_password_not_shown(state, monkeypatch, capsys):
+    url = "redis://me:hunter2@127.0.0.1:9/0"
+    monkeypatch.setenv("REDIS_URL", url)
+    with contextlib.ExitStack() as stack:
+        assert lab._choose_redis(stack) == url
+    said = capsys.readouterr().err
+    assert "nothing answers at 127.0.0.1:9" in said
+    assert "hunter2" not in said
+    assert list(state.iterdir()) == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX")
