@@ -5,10 +5,10 @@ from importlib import import_module
 # Loaded on first use, so that `import llmstream_nb` costs nothing and the set-up can run on a bare Python.
 _HOMES = {
     "connect": "connection",
-    "ask": "produce",
-    "ask_without_stream": "produce",
-    "Answer": "produce",
-    "clear": "produce",
+    "ask": "answer",
+    "ask_without_stream": "answer",
+    "Answer": "answer",
+    "clear": "answer",
     "read_answer": "read",
     "AnswerView": "widgets",
     "AskPanel": "widgets",

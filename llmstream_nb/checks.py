@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from llmstream_nb import tables
+from llmstream_nb.answer import Answer
 from llmstream_nb.connection import current, names_of
-from llmstream_nb.produce import Answer
 from llmstream_nb.protocol import LLMStreamError
 from llmstream_nb.read import look
 
@@ -129,9 +129,7 @@ def get_last_id(function: Callable[[redis.Redis, str], str], *, client: redis.Re
             result = case.call(function, asked, case.client, case.stream)
             got = f"{asked}, your function returns {_show(result)}"
             _require(not isinstance(result, bytes), f"{got}: these are bytes, so decode them.")
-            _require(
-                not (isinstance(result, (list, tuple, dict)) and result), f"{got}: that is more than an ID."
-            )
+            _require(not (isinstance(result, (list, tuple, dict)) and result), f"{got}: that is more than an ID.")
             _require(isinstance(result, str) and result == right, f"{got}, not '{right}'.")
         return "the newest ID, and 0-0 where there is none."
 
@@ -276,9 +274,7 @@ class _Case:
     def call(self, function: Any, about: str, *args: Any) -> Any:
         """Call the learner's function; what it raises becomes a sentence."""
         self.about = about
-        _require(
-            callable(function), f"give the function itself, without calling it; this is {_show(function)}."
-        )
+        _require(callable(function), f"give the function itself, without calling it; this is {_show(function)}.")
         try:
             result = function(*args)
         except Exception as error:  # noqa: BLE001 - whatever the learner's code raises
@@ -337,9 +333,7 @@ def _check(name: str, mine: Any, examine: Callable[[_Case], str], client: redis.
     return verdicts[0]
 
 
-def _examine(
-    name: str, mine: Any, examine: Callable[[_Case], str], case: _Case, verdicts: list[Verdict]
-) -> None:
+def _examine(name: str, mine: Any, examine: Callable[[_Case], str], case: _Case, verdicts: list[Verdict]) -> None:
     try:
         if any(_untouched(part) for part in (mine if isinstance(mine, tuple) else (mine,))):
             verdicts.append(Verdict(None, "Not started yet: replace the `...`"))

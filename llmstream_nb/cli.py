@@ -75,9 +75,7 @@ def parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     group = common.add_argument_group("set-up")
     group.add_argument("--no-model", action="store_true", help="leave out the local model (about 200 MB)")
-    group.add_argument(
-        "--wheels", type=Path, metavar="DIR", help="set up from a folder of wheels, no network"
-    )
+    group.add_argument("--wheels", type=Path, metavar="DIR", help="set up from a folder of wheels, no network")
 
     top = argparse.ArgumentParser(
         prog="python3 -m llmstream_nb",
@@ -88,9 +86,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 
     def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
-        one = commands.add_parser(
-            name, parents=[common], help=text, description=text[0].upper() + text[1:] + "."
-        )
+        one = commands.add_parser(name, parents=[common], help=text, description=text[0].upper() + text[1:] + ".")
         one.set_defaults(run=run)
         return one
 
@@ -151,9 +147,7 @@ def _ask(args: argparse.Namespace) -> int:
     from llmstream_nb.protocol import LLMStreamError
 
     try:
-        answer = ask(
-            args.question, topic=args.topic, source=args.source, model=args.model, stream=not args.no_stream
-        )
+        answer = ask(args.question, topic=args.topic, source=args.source, model=args.model, stream=not args.no_stream)
     except LLMStreamError as error:
         return _refused(error)
     say(f"id {answer.id}")

@@ -105,7 +105,7 @@ def masked(url: str) -> str:
     scheme, mark, rest = url.partition("://")
     if not mark or not scheme.isalpha():
         return "…"  # not a URL at all: any part of it may be a password
-    login, at, place = rest.rpartition("@")
+    _, at, place = rest.rpartition("@")
     return f"{scheme}://{'***@' if at else ''}{place.partition('?')[0]}"
 
 
@@ -175,7 +175,8 @@ _ADVICE: tuple[tuple[Any, tuple[str, ...], str], ...] = (
     ((), ("WRONGTYPE",), "holds another type under a key of this answer: use another id, or delete that key"),
     ((), ("max number of clients",), "has no free connection left: raise its maxclients"),
     (redis.TimeoutError, (), "does not answer in time: is the address right, and the network up?"),
-    ((redis.ConnectionError, UnicodeError), (), "can't be reached: start a Redis there, or unset REDIS_URL to use the one inside Python"),
+    ((redis.ConnectionError, UnicodeError), (),
+     "can't be reached: start a Redis there, or unset REDIS_URL to use the one inside Python"),
     (InvalidResponse, (), "is no Redis: what listens there speaks another protocol"),
     ((TypeError, ValueError), (), "can't be reached with this URL: it should look like redis://127.0.0.1:6379/0"),
 )  # fmt: skip

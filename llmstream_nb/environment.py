@@ -211,9 +211,7 @@ def _set_up(steps: Sequence[Step], wheels: Path | None, lock: int) -> None:
         # A killed pip can leave half a package that the next one takes for a whole one: begin anew.
         base = getattr(sys, "_base_executable", None) or sys.executable
         lines = [""]
-        code = _run(
-            f"[1/{count}] virtual environment", [base, "-m", "venv", "--clear", str(VENV)], lock, lines
-        )
+        code = _run(f"[1/{count}] virtual environment", [base, "-m", "venv", "--clear", str(VENV)], lock, lines)
         if code or not PYTHON.exists():
             raise SetupError(_explain(lines, "the virtual environment could not be made"))
         stamp = {"python": _venv_version(), "done": {}}
@@ -258,9 +256,7 @@ def _explain(lines: Sequence[str], what: str) -> str:
     if re.search(r"No space left on device|Errno 28|WinError 112|Disk quota exceeded", output):
         return f"{what}: the disk is full. Make room, for temporary files too. {AGAIN}"
     if re.search(r"CERTIFICATE_VERIFY_FAILED|SSLError", output):
-        return (
-            f"{what}: the package index's certificate is not trusted. Behind a proxy, set PIP_CERT. {AGAIN}"
-        )
+        return f"{what}: the package index's certificate is not trusted. Behind a proxy, set PIP_CERT. {AGAIN}"
     if re.search(r"connection broken by|NewConnectionError|Max retries|timed out|getaddrinfo", output):
         return (
             f"{what}: the package index can't be reached. Check the network (for a proxy: HTTPS_PROXY), or "

@@ -107,9 +107,7 @@ def _start_server(command: list[str], port: int, lock: int | None) -> tuple[subp
         end(process)
         log.seek(0)
         lines = log.read().decode(errors="replace").strip().splitlines()
-    raise StartError(
-        f"{Path(command[0]).name} did not start ({lines[-1] if lines else 'it printed nothing'})"
-    )
+    raise StartError(f"{Path(command[0]).name} did not start ({lines[-1] if lines else 'it printed nothing'})")
 
 
 def running_redis() -> str | None:

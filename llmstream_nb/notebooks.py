@@ -22,9 +22,7 @@ WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 SETTLE = "import threading\nfor t in threading.enumerate():\n    t.name == 'llmstream views' and t.join(60)"
 WIDGET_LIMIT = 200_000  # characters of saved widget state: more would drown the notebook's own changes
 # What differs from run to run or from machine to machine, and so has no place in a committed notebook.
-UNSTABLE = re.compile(
-    rf"\bat 0x[0-9a-f]{{6,}}|{re.escape(str(ROOT))}|/ipykernel_\d+/|{re.escape(str(Path.home()))}/"
-)
+UNSTABLE = re.compile(rf"\bat 0x[0-9a-f]{{6,}}|{re.escape(str(ROOT))}|/ipykernel_\d+/|{re.escape(str(Path.home()))}/")
 
 
 def _named(names: Sequence[str], all_names: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import redis
     from matplotlib.figure import Figure
 
-    from llmstream_nb.produce import Answer
+    from llmstream_nb.answer import Answer
 
 # Told apart by dashes and marks as well: colours don't reach everybody, nor a black-and-white print.
 STYLES = (
@@ -44,9 +44,7 @@ def arrival(*answers: Answer | str, client: redis.Redis | None = None) -> Figure
             came = f"first text after {seconds[1]:.1f} s" if len(texts) else "no text"
             name = answer if isinstance(answer, str) else answer.id
             labels.append((characters[-1], f"{sign} {name}:\n{came}", colour))
-        axes.set(
-            xlabel="seconds since the answer was begun", ylabel="characters", xlim=(0, None), ylim=(0, None)
-        )
+        axes.set(xlabel="seconds since the answer was begun", ylabel="characters", xlim=(0, None), ylim=(0, None))
         axes.spines[["top", "right"]].set_visible(False)
         at, room = float("inf"), axes.get_ylim()[1] / 6
         for height, text, colour in sorted(labels, reverse=True):

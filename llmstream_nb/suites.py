@@ -125,8 +125,6 @@ def _read(report: Path) -> Counter[str]:
         return Counter()
     counts: Counter[str] = Counter()
     for case in root.iter("testcase"):
-        outcome = next(
-            (child.tag for child in case if child.tag in {"failure", "error", "skipped"}), "passed"
-        )
+        outcome = next((child.tag for child in case if child.tag in {"failure", "error", "skipped"}), "passed")
         counts[{"failure": "failed"}.get(outcome, outcome)] += 1
     return counts

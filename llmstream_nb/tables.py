@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from redis.exceptions import RedisError
 
+from llmstream_nb.answer import Answer
 from llmstream_nb.connection import current, names_of, unusable
-from llmstream_nb.produce import Answer
 from llmstream_nb.protocol import (
     AnswerKeys,
     AnswerNotFound,
@@ -156,9 +156,7 @@ def stream(key: str, *, client: redis.Redis | None = None) -> pd.DataFrame:
         ms = EntryID.parse(raw_id).attempt  # in an ID that Redis chose
         row = {"id": raw_id, "time": ms if ms > A_CLOCK else None}
         rows.append(row | {f"{name} (field)" if name in row else name: fields[name] for name in fields})
-    return _frame(
-        rows, **{"id": "str", "time": TIME} | {name: "str" for row in rows for name in list(row)[2:]}
-    )
+    return _frame(rows, **{"id": "str", "time": TIME} | {name: "str" for row in rows for name in list(row)[2:]})
 
 
 def info(of: Answer | str, *, client: redis.Redis | None = None) -> pd.DataFrame:

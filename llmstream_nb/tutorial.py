@@ -82,7 +82,7 @@ def ask_question(
     """Ask a model, write its answer to `stream` between START and END, and return the record.
 
     Returns when the answer is complete: run it in a thread to read meanwhile. The record also goes under the
-    key `questions:<question_id>`. `source` and `model` are those of `produce.ask`.
+    key `questions:<question_id>`. `source` and `model` are those of `answer.ask`.
 
     Raises ModelError, or what an own source raises.
     """

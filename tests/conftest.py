@@ -85,4 +85,6 @@ def client(backend, request) -> Iterator[redis.Redis]:
 def no_leftovers() -> Iterator[None]:
     """The test leaves no thread of the kit behind."""
     yield
-    wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith(("llmstream write", "llmstream model"))])
+    wait_for(
+        lambda: not [t for t in threading.enumerate() if t.name.startswith(("llmstream write", "llmstream model"))]
+    )

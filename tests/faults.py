@@ -80,9 +80,7 @@ class Proxy:
         self._delay = 0.0
         self._blackhole = self._refuse = self._closed = False
         self._links: set[Link] = set()
-        self._changed = (
-            threading.Condition()
-        )  # guards all of the above, and wakes those who wait for a change
+        self._changed = threading.Condition()  # guards all of the above, and wakes those who wait for a change
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"

@@ -59,9 +59,7 @@ def produce_with_start(client, stream, question_id, chunks):
     right_produce(client, stream, question_id, chunks)
 
 
-def reader(
-    *, count=None, block=1000, stop=None, mine=True, follow=True, text=lambda t: t, start="", once=False
-):
+def reader(*, count=None, block=1000, stop=None, mine=True, follow=True, text=lambda t: t, start="", once=False):
     """A reader of the exercise, right by default."""
 
     def read(client, stream, last_id, question_id):
@@ -295,9 +293,7 @@ def test_wrong_producers(client, solution, word):
 
 
 def reads_once(client, stream, last_id, question_id):
-    words = [
-        f["chunkOutput"] for _, f in client.xread({stream: last_id})[0][1] if f["questionId"] == question_id
-    ]
+    words = [f["chunkOutput"] for _, f in client.xread({stream: last_id})[0][1] if f["questionId"] == question_id]
     return "".join(words).replace(f"START:{question_id};", "").partition(f";END:{question_id}")[0]
 
 
@@ -344,9 +340,7 @@ def test_wrong_readers(client, solution, word):
     [
         reader(stop=lambda _: False),  # never stops
         reader(start="$", block=50),  # loses what is there already
-        reader(
-            follow=False, block=50, mine=True, stop=lambda _: False, count=1
-        ),  # the same entry again and again
+        reader(follow=False, block=50, mine=True, stop=lambda _: False, count=1),  # the same entry again and again
     ],
 )
 def test_readers_that_never_return(client, solution, monkeypatch):

@@ -247,6 +247,4 @@ def test_the_summary_counts_and_a_suite_over_its_budget_fails(tmp_path, monkeypa
 
 def test_the_tests_can_reach_no_redis_or_key_of_the_user():
     assert suites.ENVIRONMENT["LLMSTREAM_LLM"] == "scripted"
-    assert {"REDIS_URL", "OPENAI_API_KEY"} <= {
-        name for name, value in suites.ENVIRONMENT.items() if value is None
-    }
+    assert {"REDIS_URL", "OPENAI_API_KEY"} <= {name for name, value in suites.ENVIRONMENT.items() if value is None}

@@ -16,8 +16,8 @@ import pytest
 import redis
 
 from llmstream_nb import connection
+from llmstream_nb.answer import ask
 from llmstream_nb.connection import Line, RedisUnusable, connect, environment_of, masked, names_of
-from llmstream_nb.produce import ask
 from llmstream_nb.protocol import LLMStreamError
 
 from . import servers
@@ -62,7 +62,9 @@ def test_a_malformed_url_is_told(url: str) -> None:
     assert "should look like redis://" in refused(url)
 
 
-@pytest.mark.parametrize("url", [f"redis://user:{QUOTED}@127.0.0.1:1/0", "redis://nosuchhost.invalid:6379", "redis://a..b:6379"])
+@pytest.mark.parametrize(
+    "url", [f"redis://user:{QUOTED}@127.0.0.1:1/0", "redis://nosuchhost.invalid:6379", "redis://a..b:6379"]
+)
 def test_an_unreachable_server_is_told(url: str) -> None:
     assert "can't be reached" in refused(url)
 
@@ -193,7 +195,9 @@ def test_a_full_memory_is_told_and_the_text_is_not_lost() -> None:
 @needs_redis
 def test_a_user_limited_to_a_prefix_can_work(real_servers) -> None:
     admin = real_servers["redis-server"].client()
-    admin.execute_command("ACL", "SETUSER", "limited", "reset", "on", f">{SECRET}", "~class:*", "+@all", "-@admin", "-@dangerous")
+    admin.execute_command(
+        "ACL", "SETUSER", "limited", "reset", "on", f">{SECRET}", "~class:*", "+@all", "-@admin", "-@dangerous"
+    )
     url = f"redis://limited:{QUOTED}@127.0.0.1:{real_servers['redis-server'].port}/0"
     client = connect(url, prefix="class")
     assert ask("?", source=lambda q, t: iter(["ok"]), client=client).wait(10).text == "ok"
@@ -229,7 +233,9 @@ def test_names_come_from_the_client_or_the_environment(client, monkeypatch) -> N
 
 
 def test_words_of_a_model_in_an_error_are_not_taken_for_the_error(client) -> None:
-    error = redis.ResponseError("Command # 1 (XADD k * text NOAUTH OOM WRONGTYPE) of pipeline caused error: MISCONF no disk")
+    error = redis.ResponseError(
+        "Command # 1 (XADD k * text NOAUTH OOM WRONGTYPE) of pipeline caused error: MISCONF no disk"
+    )
     assert "can't save its data" in str(connection.unusable(error, client)) and connection.is_passing(error)
 
 

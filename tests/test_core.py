@@ -9,9 +9,9 @@ import time
 import pytest
 
 from llmstream_nb import produce
+from llmstream_nb.answer import Answer, ask, ask_without_stream, clear, stop_answer
 from llmstream_nb.connection import environment_of, names_of
 from llmstream_nb.llm import ModelError
-from llmstream_nb.produce import Answer, ask, ask_without_stream, clear, stop_answer
 from llmstream_nb.protocol import (
     AnswerExists,
     AnswerNotFound,
@@ -121,7 +121,11 @@ def test_another_process_sees_the_same(client, tmp_path) -> None:
         f"print(text_of(read_answer({answer.id!r})))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | environment_of(client), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code],
+        env=os.environ | environment_of(client),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.stdout.strip() == "one two", done.stderr
 
@@ -292,7 +296,7 @@ def test_a_key_of_another_type_is_told(client, kind: str) -> None:
     {"string": lambda: client.set(key, "x"), "list": lambda: client.rpush(key, "x"),
      "hash": lambda: client.hset(key, "x", "y"), "set": lambda: client.sadd(key, "x")}[kind]()  # fmt: skip
     for call in (lambda: ask("?", source=say("x"), id="a"), lambda: list(read_answer("a")), lambda: look("a")):
-        with pytest.raises(LLMStreamError, match="type|not a stream"):
+        with pytest.raises(LLMStreamError, match=r"type|not a stream"):
             call()
     assert client.type(key) == kind  # not harmed
     assert clear("a") == 1 and look("a").status == "missing"
@@ -344,7 +348,7 @@ def test_a_deleted_answer_ends_its_readers(client) -> None:
     client.set(keys.cancel, "clear")
     client.delete(keys.chunks, keys.question)
     reader.join(10)
-    assert isinstance(seen[-1], Failed) and seen[-1].error in ("Deleted",)
+    assert isinstance(seen[-1], Failed) and seen[-1].error == "Deleted"
     wait_for(producer.done.is_set)
     assert stream_of(client) == []
 

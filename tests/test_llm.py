@@ -448,9 +448,7 @@ def test_no_file_is_left_open():
 # ---------------------------------------------------------------------------------------- secrets, settings
 
 
-@pytest.mark.parametrize(
-    "fault", ["status=401", "status=403", "status=429", "status=500", "oops", "silence", "drop=0"]
-)
+@pytest.mark.parametrize("fault", ["status=401", "status=403", "status=429", "status=500", "oops", "silence", "drop=0"])
 @pytest.mark.parametrize("user", ["", "jo:p%40ss-5ecret@"])
 def test_no_error_shows_a_secret(monkeypatch, fault, user):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -652,8 +650,7 @@ def test_redis_accepts_every_command_in_the_answers(real_servers):
 PARAPHRASES = {
     "can you explain redis streams to me please": "What is a Redis stream?",
     "What is a redis steam?": "What is a Redis stream?",
-    "Why do we stream the answer of an LLM rather than waiting for it?":
-        "Why stream an LLM's answer instead of waiting for all of it?",
+    "Why do we stream the answer of an LLM rather than waiting for it?": "Why stream an LLM's answer instead of waiting for all of it?",
     "Whats the difference betwen XREAD and XREADGROUP": "How do XREAD and XREADGROUP differ?",
     "what's a consumer group and how does it work": "What is a consumer group?",
     "Why is using $ in a loop risky?": "What does `$` mean in XREAD, and why is it risky in a loop?",
@@ -663,8 +660,7 @@ PARAPHRASES = {
     "should I use MAXLEN to trim streams": "When should I trim a stream with MAXLEN?",
     "compare redis streams, pub/sub and lists": "How do streams, Pub/Sub and lists compare?",
     "Define time to first token": "What is time to first token?",
-    "what if a producer crashes in mid answer":
-        "What happens if the producer dies in the middle of an answer?",
+    "what if a producer crashes in mid answer": "What happens if the producer dies in the middle of an answer?",
     "what does the XAUTOCLAIM command do": "What does XAUTOCLAIM do?",
     "how to cancel an answer that is being generated": "How do I stop an answer while it is being generated?",
     "How much memory does a Redis stream need?": "How much memory does a stream take?",

@@ -65,8 +65,8 @@ def test_only_the_counted_cells_may_differ_and_none_is_skipped(path: Path) -> No
 def test_a_notebook_opens_and_closes_like_the_others(path: Path) -> None:
     text, number = prose(path), path.stem[:2]
     assert text.startswith(f"# {number} · ")
-    for part in ("**You'll do:**", "**You'll learn:**", "**You need:**", "\n## Summary\n", "**What would break in production?**",
-                 "**Next:**", "minutes ·", "(glossary.ipynb)"):  # fmt: skip
+    parts = ["minutes ·", "(glossary.ipynb)", "**You'll do:**", "**You'll learn:**", "**You need:**"]
+    for part in [*parts, "\n## Summary\n", "**What would break in production?**", "**Next:**"]:
         assert part in text, f"{part!r} is missing"
     first = code_cells(path)[0].source
     assert f'connect(prefix="nb{number}")' in first and "clear()" in first
@@ -80,7 +80,9 @@ def test_neighbours_link_to_each_other(path: Path) -> None:
         assert neighbour.name in targets, f"no link to {neighbour.name}"
 
 
-@pytest.mark.parametrize("path", [*NOTEBOOKS, FOLDER / "glossary.ipynb", ROOT / "README.md"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [*NOTEBOOKS, FOLDER / "glossary.ipynb", ROOT / "README.md"], ids=lambda path: path.stem
+)
 def test_links_and_pictures_lead_somewhere(path: Path) -> None:
     text = prose(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
     found = LINK.findall(text)
@@ -96,7 +98,11 @@ def test_links_and_pictures_lead_somewhere(path: Path) -> None:
         if anchor:
             lines = (prose(there) if there.suffix == ".ipynb" else there.read_text(encoding="utf-8")).splitlines()
             # JupyterLab keeps the case of a heading in its anchor, GitHub doesn't: headings are in lower case.
-            headings = [re.sub(r"[^\w -]", "", line.lstrip("#")).strip().replace(" ", "-") for line in lines if line.startswith("#")]
+            headings = [
+                re.sub(r"[^\w -]", "", line.lstrip("#")).strip().replace(" ", "-")
+                for line in lines
+                if line.startswith("#")
+            ]
             assert anchor in headings or (there.suffix == ".md" and anchor in [h.lower() for h in headings]), target
 
 
@@ -123,7 +129,9 @@ def test_an_exercise_waits_for_the_learner_and_has_a_solution(path: Path) -> Non
         assert re.search(r"= \.\.\.|^    \.\.\.$", cells[at].source, re.MULTILINE), "no placeholder"
         assert "Not started" in str(cells[at].outputs[0])
         assert cells[at - 1].source.startswith("## Exercise: ")
-        assert "solution" in tags(cells[at + 1]) and cells[at + 1].source.startswith("<details><summary>Solution</summary>")
+        assert "solution" in tags(cells[at + 1]) and cells[at + 1].source.startswith(
+            "<details><summary>Solution</summary>"
+        )
 
 
 def run_in_kernel(sources: list[str], prefix_of: str) -> list[nbformat.NotebookNode]:

@@ -91,7 +91,7 @@ def test_from_any_cursor_the_rest_follows_exactly(entries: list[Entry], data: st
     before = first.feed(entries[:at])
     events = Cursor(first.after).feed(entries)
     kinds = {Started: Restarted}  # to a reader that comes from an older attempt, a start is a restart
-    assert [e for e in before + events] == whole or [kinds.get(type(e), type(e)) for e in before + events] == [
+    assert before + events == whole or [kinds.get(type(e), type(e)) for e in before + events] == [
         kinds.get(type(e), type(e)) for e in whole
     ]
     assert text_of(events, text_of(before)) == final_text(entries)
@@ -110,9 +110,7 @@ def test_every_missing_entry_of_the_last_attempt_is_reported(entries: list[Entry
     known = max(entry.id for entry in kept)
     outside = entries[-1].final and entries[-1].id.seq == 0 and entries[-1] in kept
     missing = sum(
-        1
-        for n, entry in enumerate(entries)
-        if n in lost and entry.id.attempt == last and (entry.id < known or outside)
+        1 for n, entry in enumerate(entries) if n in lost and entry.id.attempt == last and (entry.id < known or outside)
     )
     tail = 0
     for event in events:
@@ -158,7 +156,9 @@ def test_odd_answer_ids_are_refused(bad: object) -> None:
         check_answer_id(bad)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("bad", ["", "$", "+", "1", "1-", "-1-2", "1-2-3", "0x1-2", "1-18446744073709551616", "١-٢", None])
+@pytest.mark.parametrize(
+    "bad", ["", "$", "+", "1", "1-", "-1-2", "1-2-3", "0x1-2", "1-18446744073709551616", "١-٢", None]
+)
 def test_odd_entry_ids_are_refused(bad: object) -> None:
     with pytest.raises(BadEntryID):
         EntryID.parse(bad)  # type: ignore[arg-type]
@@ -192,7 +192,12 @@ def test_all_keys_of_an_answer_share_one_hash_tag() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"a": "b"}, {"kind": "text", "text": "x"}, {"kind": "text", "text": "x", "ms": "z"}, {"kind": "?", "text": "", "ms": "0"}],
+    [
+        {"a": "b"},
+        {"kind": "text", "text": "x"},
+        {"kind": "text", "text": "x", "ms": "z"},
+        {"kind": "?", "text": "", "ms": "0"},
+    ],
 )
 def test_foreign_entries_are_told(fields: dict[str, str]) -> None:
     with pytest.raises(NotAnAnswer):

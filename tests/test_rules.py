@@ -16,8 +16,9 @@ import pytest
 import redis
 
 from llmstream_nb import connection, produce
+from llmstream_nb.answer import clear, stop_answer
 from llmstream_nb.connection import connect, names_of
-from llmstream_nb.produce import Attempt, Producer, clear, stop_answer
+from llmstream_nb.produce import Attempt, Producer
 from llmstream_nb.protocol import Entry, EntryID, Fenced, Follower, Timing
 from llmstream_nb.read import look, read_answer
 

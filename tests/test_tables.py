@@ -198,9 +198,7 @@ def test_answers(client):
         "total_ms": "Int64",
         "reason": "str",
     }
-    assert values(
-        frame[["id", "status", "chunks", "characters", "first_token_ms", "total_ms", "reason"]]
-    ) == [
+    assert values(frame[["id", "status", "chunks", "characters", "first_token_ms", "total_ms", "reason"]]) == [
         ["ended", "ended", 2, 8, 100, 300, "stop"],
         ["queued", "queued", 0, 0, None, None, None],
         ["streaming", "streaming", 2, 6, 30, None, None],
@@ -428,9 +426,7 @@ def test_no_such_group(client, key, table):
     client.xgroup_create(key, "b", "0")
     client.xgroup_create(key, "a", "0")
     for odd in ("g", "", None, 7):
-        with pytest.raises(
-            LLMStreamError, match=r"no group .*, it has \['a', 'b'\]: xgroup_create makes one"
-        ):
+        with pytest.raises(LLMStreamError, match=r"no group .*, it has \['a', 'b'\]: xgroup_create makes one"):
             table(key, odd)
 
 

@@ -31,10 +31,7 @@ def words(*deltas):
 
 def put(client, stream, question_id, *texts):
     """Add chunks of this question; return the last one's ID."""
-    ids = [
-        tutorial.add_item_to_stream(client, stream, {"questionId": question_id, "chunkOutput": t})
-        for t in texts
-    ]
+    ids = [tutorial.add_item_to_stream(client, stream, {"questionId": question_id, "chunkOutput": t}) for t in texts]
     return ids[-1]
 
 
@@ -189,9 +186,7 @@ def test_a_model_that_writes_the_end_ends_its_reader(client, stream):
 
 def test_a_model_that_fails_leaves_its_reader_waiting(client, stream):
     with pytest.raises(ModelError):
-        tutorial.ask_question(
-            client, "q", None, "?", stream=stream, source="scripted", model="scripted:pace=0,drop=2"
-        )
+        tutorial.ask_question(client, "q", None, "?", stream=stream, source="scripted", model="scripted:pace=0,drop=2")
     texts, ended = read(client, stream, "0-0", "q")
     assert (texts[0], ended) == ("START:q;", False)
     assert not client.exists("questions:q")

@@ -13,7 +13,13 @@ from llmstream_nb.llm.completion import Completion, Endpoint, ModelError
 from llmstream_nb.protocol import clean
 
 __all__ = [
-    "SOURCES", "Completion", "ModelError", "SourceInfo", "complete", "default_source", "prepared_questions",
+    "SOURCES",
+    "Completion",
+    "ModelError",
+    "SourceInfo",
+    "complete",
+    "default_source",
+    "prepared_questions",
     "sources",
 ]
 

@@ -66,9 +66,7 @@ def find(question: str) -> str | None:
         return math.fsum(math.log(1 + times) for times in rarity)
 
     asked = {known(word) for word in _words(question[:1000])}
-    best, found = max(
-        (2 * weight(asked & words) / (weight(asked) + weight(words)), match) for words, match in wordings
-    )
+    best, found = max((2 * weight(asked & words) / (weight(asked) + weight(words)), match) for words, match in wordings)
     return found if best >= ENOUGH else None
 
 
