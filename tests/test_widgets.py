@@ -17,8 +17,8 @@ import pytest
 from comm.base_comm import BaseComm
 
 from llmstream_nb import connection
+from llmstream_nb.answer import ask, stop_answer
 from llmstream_nb.connection import names_of
-from llmstream_nb.produce import ask, stop_answer
 from llmstream_nb.protocol import BadAnswerId, Joiner
 from llmstream_nb.widgets import AnswerView, AskPanel
 from llmstream_nb.widgets.hub import hub
@@ -366,7 +366,11 @@ def test_an_odd_id_is_refused_at_once(client) -> None:
 def test_the_repr_is_the_same_at_every_run(client) -> None:
     view, plain, panel = AnswerView("tides"), AnswerView("tides", plain=True), AskPanel()
     settled(view, plain)
-    assert repr(view) == repr(plain) == "<AnswerView tides: run the cell to see it live; if it stays blank, try plain=True>"
+    assert (
+        repr(view)
+        == repr(plain)
+        == "<AnswerView tides: run the cell to see it live; if it stays blank, try plain=True>"
+    )
     assert view._repr_mimebundle_()[0]["text/plain"] == plain._repr_mimebundle_()["text/plain"] == repr(view)
     assert panel._repr_mimebundle_()["text/plain"] == "<AskPanel: run the cell to use it>"
 
@@ -401,7 +405,9 @@ def test_no_markdown_becomes_anything_that_acts_or_loads(text: str) -> None:
 
 
 def test_markdown_is_rendered() -> None:
-    html = to_html("# T\n\n**b** `c<d` ~~s~~ [l](https://a.example/?q=1&r)\n\n| a |\n|---|\n| 1 |\n\n3. x\n\n![alt](http://b)")
+    html = to_html(
+        "# T\n\n**b** `c<d` ~~s~~ [l](https://a.example/?q=1&r)\n\n| a |\n|---|\n| 1 |\n\n3. x\n\n![alt](http://b)"
+    )
     assert "<h1>T</h1>" in html and "<strong>b</strong> <code>c&lt;d</code> <s>s</s>" in html
     assert 'href="https://a.example/?q=1&amp;r"' in html and "<td>1</td>" in html and '<ol start="3">' in html
     assert "[image: alt]" in html and "<img" not in html
@@ -494,12 +500,21 @@ def test_a_closed_view_is_read_for_no_more(client) -> None:
     stop_answer("a", client=client, timing=FAST)
 
 
+def test_closing_waits_for_no_lock_as_the_garbage_collector_does_it_at_any_moment(client) -> None:
+    view = AnswerView("nothing")
+    with hub._lock:
+        closing = threading.Thread(target=view.close)
+        closing.start()
+        closing.join(10)
+        assert not closing.is_alive()
+
+
 def test_the_hub_keeps_no_view_alive(client) -> None:
     start(client, Model("x"), FAST)
     view = AnswerView("a")
-    wait_for(lambda: view.text == "x")
-    ipywidgets.widgets.widget._instances.pop(view.model_id)  # which holds every widget until it is closed
     gone = weakref.ref(view)
+    wait_for(lambda: gone().text == "x")
+    ipywidgets.widgets.widget._instances.pop(view.model_id)  # which holds every widget until it is closed
     view.comm.on_msg(None)  # so does its comm
     del view
     wait_for(lambda: gc.collect() >= 0 and gone() is None)
@@ -558,7 +573,9 @@ def press(panel: AskPanel, what: str, **form: Any) -> None:
 
 
 def idle(panel: AskPanel) -> None:
-    wait_for(lambda: not panel.form.busy and not [name for name in threads() if name in ("llmstream ask", "llmstream stop")])
+    wait_for(
+        lambda: not panel.form.busy and not [name for name in threads() if name in ("llmstream ask", "llmstream stop")]
+    )
 
 
 def test_ask_in_the_panel(client) -> None:

@@ -42,7 +42,7 @@ function render({ model, el }) {
   let tail = null; // the text node that grows
   let heard = 0; // when the last message came
   let asText = false; // the reader wants no Markdown
-  let follow = false; // stay at the bottom: from the first text on, unless the reader scrolls up
+  let follow; // stay at the bottom: once text has been seen to grow, unless the reader scrolls up
 
   function write(text) {
     // Some lines per block: the browser lays out all of a block again when it grows.
@@ -87,6 +87,7 @@ function render({ model, el }) {
     bar.hidden = model.get("state") !== "waiting";
     body.hidden = !next.text;
     body.setAttribute("aria-busy", isRunning(model));
+    if (isRunning(model) && next.text) follow ??= true;
     if (follow) body.scrollTop = body.scrollHeight;
     heard = performance.now();
     count();
@@ -97,16 +98,17 @@ function render({ model, el }) {
     const now = isRunning(model) ? ms + performance.now() - heard : ms;
     const parts = [];
     if (first !== null) parts.push(`${chunks.toLocaleString("en")} chunk${chunks === 1 ? "" : "s"}`, `first token ${seconds(first, 2)}`);
-    if (now) parts.push(seconds(now, 1));
+    if (now) parts.push(`${isSettled(model) ? "total " : ""}${seconds(now, 1)}`);
     figures.textContent = parts.join(" · ");
   }
 
-  body.addEventListener("scroll", () => (follow = body.scrollTop + body.clientHeight > body.scrollHeight - 20));
+  body.addEventListener("scroll", () => {
+    if (follow !== undefined) follow = body.scrollTop + body.clientHeight > body.scrollHeight - 20;
+  });
   raw.addEventListener("click", () => {
     asText = !asText;
     update();
   });
-  follow = isRunning(model);
   update();
   model.on("change", update);
   const clock = setInterval(() => isRunning(model) && count(), 100);

@@ -9,47 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import anywidget
 import ipywidgets
+import redis
 import traitlets as t
 
-from llmstream_nb.connection import current, names_of
-from llmstream_nb.produce import Answer
-from llmstream_nb.widgets.hub import hub
+from llmstream_nb.widgets.hub import Watched, hub
 from llmstream_nb.widgets.markdown import to_html
 from llmstream_nb.widgets.transcript import LABELS, Transcript
 
 if TYPE_CHECKING:
-    import redis
+    from llmstream_nb.answer import Answer
 
 KEYFRAME = 3.0  # seconds between two messages with the whole state, which heal whatever was lost in between
 RATE = 300_000  # characters a second that whole texts may cost, so that long ones are sent less often
 FOLDER = pathlib.Path(__file__).parent
 
 
-class _Watching(ipywidgets.Widget):
-    """What the two views share: the hub reads for them from the first moment until the end, or `close`."""
-
-    live = t.Bool(True, help="Whether text may come at any moment. Not synced: for observers in the kernel.")
-
-    def __init__(self, answer: Answer | str, client: redis.Redis | None) -> None:
-        handle = answer if isinstance(answer, Answer) else Answer(answer, client=client or current())
-        self.client, self.redis_keys = handle.client, names_of(handle.client).answer(handle.id)
-        self.transcript = Transcript(handle.id, handle.timing)
-        self.unseen, self.look_at, self.show_at, self.pause = False, 0.0, 0.0, 0.0
-        super().__init__()
-        hub.watch(self)
-
-    def __repr__(self) -> str:
-        """The same at every run: saved outputs hold it, and strict nbval compares it."""
-        name = self.transcript.follower.answer_id
-        return f"<AnswerView {name}: run the cell to see it live; if it stays blank, try plain=True>"
-
-    def close(self) -> None:
-        """Take the view off the page, and stop reading for it."""
-        hub.forget(self)
-        super().close()
-
-
-class AnswerView(_Watching, anywidget.AnyWidget):
+class AnswerView(Watched, anywidget.AnyWidget):
     """Shows an answer as it grows. Its state in the kernel is always complete: reload, or open it twice.
 
     Args:
@@ -113,7 +88,7 @@ class AnswerView(_Watching, anywidget.AnyWidget):
         hub.watch(self)  # only its thread sends, also once settled, so that nothing old overtakes the new
 
 
-class PlainAnswerView(_Watching, ipywidgets.HTML):
+class PlainAnswerView(Watched, ipywidgets.HTML):
     """The answer as escaped text in an ipywidgets.HTML."""
 
     def show(self) -> None:

@@ -17,7 +17,7 @@ function render({ model, el }) {
   el.classList.add("llmstream-form");
   el.dataset.lmSuppressShortcuts = "true"; // JupyterLab must not take keys that are typed here
   const question = field(el, "question", "Question", "textarea", { rows: 2, spellcheck: "false" });
-  const topic = field(el, "topic", "Topic (optional)", "input", { type: "text", placeholder: "what the model is an expert in" });
+  const topic = field(el, "topic", "Topic (optional)", "input", { type: "text", placeholder: "such as Redis Streams" });
   const source = field(el, "source", "Model", "select");
   const prepared = field(el, "prepared", "Questions with a prepared answer", "select");
   const note = make(el, "p", { class: "llmstream-unready", role: "status" });
@@ -59,7 +59,7 @@ function render({ model, el }) {
   function choose() {
     const why = model.get("sources").find(([name]) => name === source.value)?.[2] ?? "";
     note.textContent = why;
-    note.hidden = !why;
+    note.hidden = !why || why === model.get("message");
     prepared.replaceChildren();
     make(prepared, "option", { value: "" }, "choose one …");
     for (const text of model.get("prepared")) make(prepared, "option", { value: text }, text);

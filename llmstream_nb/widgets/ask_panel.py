@@ -12,8 +12,8 @@ import anywidget
 import ipywidgets
 import traitlets as t
 
+from llmstream_nb.answer import Answer, ask
 from llmstream_nb.llm import default_source, prepared_questions, sources
-from llmstream_nb.produce import Answer, ask
 from llmstream_nb.protocol import AnswerExists, LLMStreamError
 from llmstream_nb.widgets.answer_view import AnswerView
 

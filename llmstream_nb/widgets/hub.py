@@ -6,17 +6,17 @@ import threading
 import time
 import weakref
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-from llmstream_nb.connection import Line, is_passing, unusable
+import ipywidgets
+import redis
+import traitlets as t
+
+from llmstream_nb.answer import Answer
+from llmstream_nb.connection import Line, current, is_passing, names_of, unusable
 from llmstream_nb.protocol import LLMStreamError, parse_entries
 from llmstream_nb.read import parse_record, queue_look, take_look
-
-if TYPE_CHECKING:
-    import redis
-
-    from llmstream_nb.protocol import AnswerKeys
-    from llmstream_nb.widgets.transcript import Transcript
+from llmstream_nb.widgets.transcript import Transcript
 
 COUNT = 2000  # entries a read
 TICK = 0.05  # seconds between rounds while something changes, and at least between two messages of a view
@@ -26,23 +26,11 @@ LOOK = 0.25  # seconds between looks at the signs of life of an answer that is s
 RETRY = 0.5  # seconds between tries to reach a lost Redis
 
 
-class View(Protocol):
-    """What the hub asks of a view."""
-
-    client: redis.Redis
-    redis_keys: AnswerKeys
-    transcript: Transcript
-    unseen: bool  # the transcript holds what the browser has not been sent
-    look_at: float  # monotonic time of the next look at the signs of life
-    show_at: float  # monotonic time before which nothing may be sent
-    pause: float  # seconds that this view wants between two messages, beyond the hub's own pace
-
-    def show(self) -> None:
-        """Send one message to the browser."""
-
-
 class Hub:
-    """Reads for the views given to `watch`, which it holds weakly, until each of them has settled."""
+    """Reads for the views given to `watch`, which it holds weakly, until each of them has settled or is closed.
+
+    Nothing that a widget's `close` does may take the lock: the garbage collector can call it at any moment.
+    """
 
     def __init__(self) -> None:
         self._views: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -50,7 +38,7 @@ class Hub:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def watch(self, view: View) -> None:
+    def watch(self, view: Watched) -> None:
         """Read for this view, and let it show what is unseen. Starts the thread if it does not run."""
         with self._lock:
             self._views.add(view)
@@ -59,20 +47,16 @@ class Hub:
                 self._thread.start()
         self._wake.set()
 
-    def forget(self, view: View) -> None:
-        """Read no more for this view."""
-        with self._lock:
-            self._views.discard(view)
-
-    def _live(self) -> list[View]:
+    def _live(self) -> list[Watched]:
         """The views to read or to show; when there are none, the thread counts as ended."""
         with self._lock:
             for view in list(self._views):
-                if view.transcript.settled and not view.unseen:
+                if view.closed or (view.transcript.settled and not view.unseen):
                     self._views.discard(view)
-            if not self._views:
+            views = list(self._views)
+            if not views:
                 self._thread = None
-            return list(self._views)
+            return views
 
     def _run(self) -> None:
         readers: dict[redis.Redis, _Reader] = {}
@@ -95,7 +79,7 @@ class Hub:
         views = self._live()
         if not views:
             return None
-        groups: dict[redis.Redis, list[View]] = defaultdict(list)
+        groups: dict[redis.Redis, list[Watched]] = defaultdict(list)
         for view in views:
             if not view.transcript.settled:
                 groups[view.client].append(view)
@@ -111,7 +95,7 @@ class Hub:
                 try:
                     view.show()
                 except Exception:  # noqa: BLE001 - a view that can't send, e.g. closed just now, must not end the others
-                    self.forget(view)
+                    view.closed = True
         return news
 
 
@@ -124,7 +108,7 @@ class _Reader:
         self._lost = False
         self._retry_at = 0.0
 
-    def read(self, views: list[View]) -> None:
+    def read(self, views: list[Watched]) -> None:
         """One pipelined, non-blocking round; every view learns what it brought, or that Redis is away."""
         if time.monotonic() < self._retry_at:
             return
@@ -158,7 +142,7 @@ class _Reader:
             self._line.close()
         self._line = None
 
-    def _ask(self, views: list[View]) -> list[tuple[Any, list[Any]]]:
+    def _ask(self, views: list[Watched]) -> list[tuple[Any, list[Any]]]:
         """For each view: the reply to its XREAD, and if a look was due, the four replies to that."""
         self._line = self._line or Line(self._client)
         now = time.monotonic()
@@ -177,7 +161,7 @@ class _Reader:
         rest = iter(replies)
         return [(next(rest), [next(rest) for _ in range(4 * look)]) for look in looks]
 
-    def _tell(self, view: View, reply: Any, signs: list[Any]) -> None:
+    def _tell(self, view: Watched, reply: Any, signs: list[Any]) -> None:
         transcript, follower = view.transcript, view.transcript.follower
         for part in (reply, *signs):
             if isinstance(part, Exception):
@@ -193,9 +177,41 @@ class _Reader:
         if events or before != (transcript.state, transcript.note):
             view.unseen = True
 
-    def _fail(self, view: View, error: Exception) -> None:
+    def _fail(self, view: Watched, error: Exception) -> None:
         view.transcript.fail(error if isinstance(error, LLMStreamError) else unusable(error, self._client))
         view.unseen = True
 
 
 hub = Hub()
+
+
+class Watched(ipywidgets.Widget):
+    """A view of an answer, for which the hub reads from its first moment until the end, or `close`."""
+
+    live = t.Bool(True, help="Whether text may come at any moment. Not synced: for observers in the kernel.")
+
+    def __init__(self, answer: Answer | str, client: redis.Redis | None) -> None:
+        handle = answer if isinstance(answer, Answer) else Answer(answer, client=client or current())
+        self.client, self.redis_keys = handle.client, names_of(handle.client).answer(handle.id)
+        self.transcript = Transcript(handle.id, handle.timing)
+        self.unseen = True  # the transcript holds what the browser has not been sent
+        self.closed = False  # read for it no more
+        self.look_at = 0.0  # monotonic time of the next look at the signs of life
+        self.show_at = 0.0  # monotonic time before which nothing may be sent
+        self.pause = 0.0  # seconds that this view wants between two messages, beyond the hub's own pace
+        super().__init__()
+        hub.watch(self)
+
+    def __repr__(self) -> str:
+        """The same at every run: saved outputs hold it, and strict nbval compares it."""
+        name = self.transcript.follower.answer_id
+        return f"<AnswerView {name}: run the cell to see it live; if it stays blank, try plain=True>"
+
+    def show(self) -> None:
+        """Send one message to the browser; called in the hub's thread."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Take the view off the page, and stop reading for it."""
+        self.closed = True
+        super().close()

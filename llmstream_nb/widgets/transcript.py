@@ -116,6 +116,8 @@ class Transcript:
             return self._closing.message or self._closing.error
         if self.away:
             return "Redis is away, trying again."
+        if self.gaps and self.settled:
+            return f"{_are_missing(sum(missing for _, missing in self.gaps))}, lost or trimmed."
         if self.state == "ended" and self._closing:
             reason = self._closing.reason
             return "" if reason == "stop" else NOTES.get(reason, f"The model gave the reason: {reason}.")
@@ -133,11 +135,16 @@ class Transcript:
         if self.first_ms is None:
             return ""
         chunks = f"{self.chunks:,} chunk{'' if self.chunks == 1 else 's'}"
-        return f"{chunks} · first token {self.first_ms / 1000:.2f} s · {self.ms / 1000:.1f} s"
+        total = "total " if self.settled else ""
+        return f"{chunks} · first token {self.first_ms / 1000:.2f} s · {total}{self.ms / 1000:.1f} s"
 
     @property
     def pieces(self) -> list[tuple[str, str]]:
         """The text, cut where entries are missing: (text, words on what is missing after it)."""
         cuts = [0, *(at for at, _ in self.gaps), len(self.text)]
-        words = [f"[{n:,} {'entry is' if n == 1 else 'entries are'} missing here]" for _, n in self.gaps]
+        words = [f"[{_are_missing(n)} here]" for _, n in self.gaps]
         return [(self.text[a:b], said) for a, b, said in zip(cuts, cuts[1:], [*words, ""], strict=False)]
+
+
+def _are_missing(count: int) -> str:
+    return f"{count:,} {'entry is' if count == 1 else 'entries are'} missing"

@@ -194,7 +194,7 @@ OURS = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
 HARM = """() => [
   ...(window.__pwned ? ["code ran"] : []),
   ...[...document.querySelectorAll(".llmstream-answer, .widget-html")].flatMap((root) => [
-    ...root.querySelectorAll("script, img, svg, iframe, object, embed, style, link, form, input, math, video, base, meta"),
+    ...root.querySelectorAll("script, img, svg, iframe, object, embed, style, link, form, input, math, video, meta"),
     ...[...root.querySelectorAll("*")].filter((node) => [...node.attributes].some(({ name, value }) =>
       name.startsWith("on") || /^\\s*(javascript|data|vbscript|file):/i.test(value))),
   ]).map((node) => node.outerHTML),
