@@ -42,7 +42,7 @@ function render({ model, el }) {
   let tail = null; // the text node that grows
   let heard = 0; // when the last message came
   let asText = false; // the reader wants no Markdown
-  let follow; // stay at the bottom: once text has been seen to grow, unless the reader scrolls up
+  let live = false; // text was seen while it grew: stay at its end, unless the reader has scrolled up
 
   function write(text) {
     // Some lines per block: the browser lays out all of a block again when it grows.
@@ -74,6 +74,7 @@ function render({ model, el }) {
 
   function update() {
     const next = Object.fromEntries(["version", "text", "gaps", "html"].map((name) => [name, model.get(name)]));
+    const atEnd = body.scrollTop + body.clientHeight > body.scrollHeight - 20;
     raw.hidden = !next.html;
     raw.textContent = asText ? "as Markdown" : "as text";
     if (asText) next.html = "";
@@ -87,8 +88,8 @@ function render({ model, el }) {
     bar.hidden = model.get("state") !== "waiting";
     body.hidden = !next.text;
     body.setAttribute("aria-busy", isRunning(model));
-    if (isRunning(model) && next.text) follow ??= true;
-    if (follow) body.scrollTop = body.scrollHeight;
+    live ||= isRunning(model) && Boolean(next.text);
+    if (live && atEnd) body.scrollTop = body.scrollHeight;
     heard = performance.now();
     count();
   }
@@ -102,9 +103,6 @@ function render({ model, el }) {
     figures.textContent = parts.join(" · ");
   }
 
-  body.addEventListener("scroll", () => {
-    if (follow !== undefined) follow = body.scrollTop + body.clientHeight > body.scrollHeight - 20;
-  });
   raw.addEventListener("click", () => {
     asText = !asText;
     update();
