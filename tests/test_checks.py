@@ -259,7 +259,7 @@ def forgets_the_break(client, stream, question_id, chunks):
 def hides_the_break(client, stream, question_id, chunks):
     try:
         no_end(client, stream, question_id, chunks)
-    except Exception:  # noqa: BLE001 - what is wrong with it
+    except Exception:
         pass
     client.xadd(stream, item(question_id, f";END:{question_id}"))
 
@@ -517,7 +517,7 @@ def stubborn(*args):
         try:
             while True:
                 pass
-        except BaseException:  # noqa: BLE001 - that is the point
+        except BaseException:
             continue
 
 

@@ -327,7 +327,7 @@ class Reading:
         try:
             for delta in self.completion:
                 self.deltas.append(delta)
-        except BaseException as error:  # noqa: BLE001 - the test looks at it
+        except BaseException as error:
             self.error = error
 
     def ends_quietly(self):

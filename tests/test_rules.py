@@ -363,6 +363,18 @@ def a_nonce_for_all(patch) -> None:
     patch.setattr(redis.client.Pipeline, "watch", lambda self, *names: setattr(self, "watching", True))
 
 
+def a_nonce_for_all_who_open_at_once(patch) -> None:
+    """… and the two do choose the same attempt, before either has written it."""
+    a_nonce_for_all(patch)
+    both, opening = threading.Barrier(2), Producer._opening
+
+    def together(self, top):
+        both.wait(5)
+        return opening(self, top)
+
+    patch.setattr(Producer, "_opening", together)
+
+
 def clear_without_a_mark(patch) -> None:
     def forgetful(*ids, client, timing):
         count = clear_as_it_is(*ids, client=client, timing=timing)
@@ -407,7 +419,7 @@ def ids_by_the_clock(patch) -> None:
 
 
 def no_doubt_after_sleep(patch) -> None:
-    awake = property(lambda self: time.monotonic(), lambda self, value: None)
+    awake = property(lambda self: time.monotonic(), lambda self, value: self.__dict__.update(_seen=value))
     patch.setattr(Attempt, "_seen", awake, raising=False)
 
 
@@ -425,7 +437,7 @@ SCENARIOS = {
     an_empty_redis_gets_the_whole_answer_again: silent_reconnects_that_create,
     a_full_memory_leaves_no_half_batch: no_transactions,
     a_lost_reply_to_the_opening_opens_once: a_nonce_that_changes,
-    two_producers_at_once_never_mix: a_nonce_for_all,
+    two_producers_at_once_never_mix: a_nonce_for_all_who_open_at_once,
     a_rival_with_the_same_attempt_fences: a_nonce_for_all,
     a_cleared_answer_stays_away: clear_without_a_mark,
     an_ended_answer_is_only_repaired: nothing_is_final,
