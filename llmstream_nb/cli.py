@@ -9,7 +9,9 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from llmstream_nb import environment
 from llmstream_nb.environment import say
@@ -233,9 +235,7 @@ def _lab(args: argparse.Namespace) -> int:
 
 
 def _test(args: argparse.Namespace) -> int:
-    from llmstream_nb.suites import run
-
-    return run(args.suite, args.k)
+    return _maintain("suites").run(args.suite, args.k)
 
 
 def _doctor(_args: argparse.Namespace) -> int:
@@ -251,6 +251,10 @@ def _restore(args: argparse.Namespace) -> int:
 
 
 def _save_outputs(args: argparse.Namespace) -> int:
-    from llmstream_nb.notebooks import save_outputs
+    return _maintain("save_outputs").save_outputs(args.name)
 
-    return save_outputs(args.name)
+
+def _maintain(module: str) -> Any:
+    """A module of the checkout's `tests`: it serves those who change the kit, not those who use or read it."""
+    sys.path.insert(0, str(environment.ROOT))
+    return import_module(f"tests.{module}")

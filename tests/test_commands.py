@@ -15,9 +15,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 import llmstream_nb
-from llmstream_nb import cli, connect, notebooks, suites
+from llmstream_nb import cli, connect
 from llmstream_nb.environment import ROOT
 
+from . import save_outputs, suites
 from .test_environment import checkout, wait_until  # noqa: F401 - a fixture
 
 QUESTION = "What is a Redis stream?"
@@ -198,25 +199,25 @@ def executed(model_id: str, began: str, version: str):
     cell.id = "one"
     notebook = new_notebook(cells=[cell], metadata={"language_info": {"name": "python", "version": version}})
     state = {model_id: {"model_name": "ViewModel", "state": {"layout": f"IPY_MODEL_{model_id}"}}}
-    notebook.metadata["widgets"] = {notebooks.WIDGET_STATE: {"state": state, "version_major": 2}}
+    notebook.metadata["widgets"] = {save_outputs.WIDGET_STATE: {"state": state, "version_major": 2}}
     return nbformat.from_dict(notebook)
 
 
 def test_outputs_are_saved_in_one_form():
-    first = notebooks.normalise(executed("0" * 28 + "beef", "2020-01-01", "3.11.1"))
-    second = notebooks.normalise(executed("f" * 28 + "1234", "2021-01-01", "3.13.0"))
+    first = save_outputs.normalise(executed("0" * 28 + "beef", "2020-01-01", "3.11.1"))
+    second = save_outputs.normalise(executed("f" * 28 + "1234", "2021-01-01", "3.13.0"))
     assert nbformat.writes(first) == nbformat.writes(second)
     cell = first.cells[0]
     assert (cell.execution_count, cell.outputs[0].text, cell.outputs[1].execution_count) == (1, "ab\n", 1)
-    assert list(first.metadata.widgets[notebooks.WIDGET_STATE]["state"]) == [f"{1:032x}"]
+    assert list(first.metadata.widgets[save_outputs.WIDGET_STATE]["state"]) == [f"{1:032x}"]
     nbformat.validate(first)
 
 
 @pytest.mark.parametrize("text", ["<View at 0x7f3a12345678>", str(ROOT / "x"), "/tmp/ipykernel_123/1.py"])
 def test_outputs_that_differ_elsewhere_are_not_saved(text):
     cell = new_code_cell("1", outputs=[new_output("stream", text=text)])
-    assert notebooks.unstable(new_notebook(cells=[new_code_cell("0"), cell]))[0].startswith("cell 1 shows")
-    assert not notebooks.unstable(new_notebook(cells=[new_code_cell("0x7f3a12345678")]))
+    assert save_outputs.unstable(new_notebook(cells=[new_code_cell("0"), cell]))[0].startswith("cell 1 shows")
+    assert not save_outputs.unstable(new_notebook(cells=[new_code_cell("0x7f3a12345678")]))
 
 
 # ------------------------------------------------------------------------------------------------- test
