@@ -21,7 +21,7 @@ from llmstream_nb.answer import ask, stop_answer
 from llmstream_nb.connection import names_of
 from llmstream_nb.protocol import BadAnswerId, Joiner
 from llmstream_nb.widgets import AnswerView, AskPanel
-from llmstream_nb.widgets.hub import hub
+from llmstream_nb.widgets.hub import LOOK, hub
 from llmstream_nb.widgets.markdown import LONGEST, to_html
 
 from . import servers
@@ -201,10 +201,11 @@ def test_lost_deltas_are_healed_by_a_keyframe(client, monkeypatch) -> None:
     wait_for(lambda: view.text == "a")
     wholes = Page(view).wholes
     text = "a"
-    while Page(view).wholes == wholes:  # nothing but text comes, and still the whole state is sent now and then
+    for _ in range(30):  # nothing but text comes, and still the whole state is sent now and then
         model.say("b")
         text += "b"
         wait_for(lambda text=text: view.text == text)
+    assert Page(view).wholes > wholes
     model.end()
     settled(view)
 
@@ -561,6 +562,31 @@ def test_a_lost_redis_is_said_and_costs_no_character(caplog) -> None:
     assert not caplog.records
 
 
+def test_after_redis_was_away_nobody_is_called_dead_before_they_could_show_a_sign_of_life() -> None:
+    if "redis-server" not in servers.available():
+        pytest.skip("redis-server is not on PATH")
+    with servers.RedisServer() as server:
+        client = connection.connect(server.url, prefix="lost")
+        add(client, "1-0", "start", "{}")
+        add(client, "1-1", "text", "so far")
+        lease(client)
+        view = AnswerView("a", client=client)
+        wait_for(lambda: view.text == "so far")
+        client.delete(names_of(client).answer("a").lease(1))
+        server.kill()
+        wait_for(lambda: view.note == "Redis is away, trying again.")
+        server.start()
+        wait_for(lambda: view.note == "")
+        looked = view.look_at
+        wait_for(lambda: view.look_at > looked + 4 * LOOK)
+        assert view.state == "streaming"
+        lease(client)
+        add(client, "1-2", "end", '{"reason": "stop"}')
+        settled(view)
+        assert not [data for *_, data in LOG if data.get("state", {}).get("state") == "interrupted"]
+        client.close()
+
+
 # ------------------------------------------------------------------------------------------ the panel
 
 
@@ -639,6 +665,7 @@ def test_a_double_click_asks_once(client) -> None:
     for _ in range(5):
         press(panel, "ask")
     wait_for(lambda: len(panel.children) == 2 and panel.children[1].text == "x")
+    wait_for(lambda: "llmstream ask" not in threads())
     assert len(models) == 1
     panel.stop()
     idle(panel)
