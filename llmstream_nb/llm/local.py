@@ -32,6 +32,7 @@ def serve(port: int) -> object:
     params.n_parallel = 4  # answers at once; more wait their turn
     params.n_ctx = 4 * 2048  # tokens of question and answer, shared by the four
     params.n_predict = 512  # such a small model may never find an end
+    params.sampling.penalty_repeat = 1.15  # a model as small as this one else runs in circles
     params.cache_ram_mib = 0  # else prompts of the past are kept in up to 8 GB
     params.cors_origins = ""  # no page from elsewhere may use it
     params.ui = params.endpoint_slots = False
