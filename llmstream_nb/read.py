@@ -149,8 +149,9 @@ def look(answer_id: str, client: redis.Redis | None = None) -> Look:
         return Look("missing", "", {}, follower.cursor.after, 0)
     except (RedisError, OSError, AttributeError) as error:
         raise unusable(error, client) from None
-    if missing and follower.done and isinstance(record.get("text"), str):
-        text, missing = record["text"], 0
+    whole = record.get("text")
+    if missing and follower.done and isinstance(whole, str) and len(whole) > len(text):  # else it has the same hole
+        text, missing = whole, 0
     return Look(follower.state, text, record, follower.cursor.after, missing)
 
 

@@ -328,6 +328,18 @@ def test_a_trimmed_stream_reports_the_gap_and_the_record_fills_it(client) -> Non
     assert text_of(events) == "789" and answer.text == "0123456789"
 
 
+def test_what_was_missing_when_an_answer_was_closed_stays_missing(client) -> None:
+    attempt = produce.Attempt(client, {"id": "a", "asked": 0.0, "question": "?"}, FAST)
+    attempt.open(lambda top: ("start", {}))
+    attempt.entries += [("text", letter, 1) for letter in "abcdef"]
+    attempt.flush()
+    client.xtrim(names_of(client).answer("a").chunks, maxlen=2, approximate=False)
+    wait_for(lambda: look("a").status == "interrupted")
+    assert stop_answer("a", timing=FAST) == "ended"
+    assert look("a").text == "ef" == look("a").record["text"]  # whoever closed it had no more than this
+    assert look("a").missing == 5
+
+
 def test_an_expired_stream_is_read_from_the_record(client) -> None:
     answer = ask("numbers", source=say(*"0123456789")).wait(20)
     client.delete(names_of(client).answer(answer.id).chunks)

@@ -6,6 +6,7 @@ import itertools
 import pathlib
 import threading
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from typing import Any
 
 import anywidget
@@ -63,6 +64,8 @@ class AskPanel(ipywidgets.VBox):
         self._list_sources()
         self.form.on_msg(self._clicked)
         super().__init__([self.form])
+        # While the question is read: importing this takes longer than the first token does.
+        threading.Thread(target=import_module, args=("openai",), daemon=True).start()
 
     def __repr__(self) -> str:
         """The same at every run: saved outputs hold it, and strict nbval compares it."""
