@@ -6,7 +6,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import redis
@@ -18,6 +18,7 @@ from .protocol import (
     AnswerExists,
     Deleted,
     Entry,
+    EntryID,
     Fenced,
     Joiner,
     LLMStreamError,
@@ -104,7 +105,7 @@ class Attempt:
         self.entries: list[tuple[str, str, int]] = []  # kind, text, ms
         self.sent = 0
         self.cancelled = False
-        self.ended_before = False  # there was nothing left to answer
+        self.ended_before: Entry | None = None  # the end that someone else has written: nothing is left to answer
         self._line = Line(client)
         self._seen = self._ticked = float("-inf")  # monotonic times of the last reply and of the last tick
 
@@ -140,6 +141,8 @@ class Attempt:
         """Begin with the entry that `opening` makes of the stream's last entry, unless the answer has ended."""
         self._opening = opening
         self.insist(self.synchronise)
+        if self.ended_before:
+            self.insist(self._repair)
 
     def synchronise(self) -> None:
         """Bring `sent` in line with the stream, and begin the attempt if it isn't there.
@@ -154,7 +157,7 @@ class Attempt:
             top = entries[0] if entries else None
             if not self.number:
                 if top and top.final:
-                    self.ended_before = True
+                    self.ended_before = top
                     return
                 self.number = (top.id.attempt if top else 0) + 1
                 kind, data = self._opening(top)
@@ -213,14 +216,22 @@ class Attempt:
 
     def finish(self, text: str | None = None) -> None:
         """Once the end is confirmed: complete the record, and give up the lease."""
-        record = self.record | json.loads(self.entries[-1][1]) if self.entries else dict(self.record)
-        record.pop("nonce", None)
-        record |= {"start": f"{self.number}-0", "end": f"{self.number}-{len(self.entries) - 1}"}
-        record["text"] = self.text if text is None else text
+        end = EntryID(self.number, len(self.entries) - 1)
+        self._save(self.record, json.loads(self.entries[-1][1]), end, self.text if text is None else text)
+
+    def _repair(self) -> None:
+        """Complete the record where a producer has ended the answer and died before it could write that down."""
+        now = look(self.record["id"], self._line.redis)
+        if self.ended_before and not now.record.get("end"):
+            self._save(now.record or self.record, self.ended_before.data, self.ended_before.id, now.text)
+
+    def _save(self, record: dict[str, Any], closing: dict[str, Any], end: EntryID, text: str) -> None:
+        whole = record | closing | {"start": f"{end.attempt}-0", "end": str(end), "text": text}
+        whole.pop("nonce", None)
         with self._line.redis.pipeline(transaction=True) as pipe:
-            pipe.set(self.keys.question, json.dumps(record), px=milliseconds(self.timing.ttl))
+            pipe.set(self.keys.question, json.dumps(whole), px=milliseconds(self.timing.ttl))
             pipe.pexpire(self.keys.chunks, milliseconds(self.timing.ttl))
-            pipe.delete(self.keys.lease(self.number))
+            pipe.delete(self.keys.lease(end.attempt))
             pipe.execute()
 
     def close(self) -> None:
@@ -336,6 +347,7 @@ class Producer:
                         self._changed.wait(attempt.tick_in)
                 if self._stop:
                     self._close("end", reason="cancelled")
+                    self._close_model()  # now, not when Redis has confirmed the end: it costs money
                 attempt.insist(attempt.flush)
                 with self._changed:
                     self._stop = self._stop or attempt.cancelled
@@ -345,19 +357,22 @@ class Producer:
             self.error = error
         except (RedisError, OSError) as error:
             self.error = unusable(error, self._client)
+        except Exception as error:  # noqa: BLE001 - whoever waits must learn of it, whatever it is
+            self.error = LLMStreamError(f"the producer broke down: {type(error).__name__}: {error}")
         finally:
             with self._changed:
                 self._closed = True
                 self._changed.notify_all()
-            close = getattr(self._deltas, "close", None)
-            if close and not isinstance(self._deltas, _Generator):
-                close()
+            self._close_model()
             attempt.close()
             self.done.set()
+
+    def _close_model(self) -> None:
+        """End the model's request. A generator is let be: closing one that runs raises; it ends at its next delta."""
+        close = getattr(self._deltas, "close", None)
+        if close and not isinstance(self._deltas, Generator):
+            close()
 
     def _opening(self, _: Entry | None) -> tuple[str, dict[str, Any]]:
         record = self.attempt.record
         return "start", {"model": record["model"], "source": record["source"], "at": round(time.time(), 3)}
-
-
-_Generator = type(_ for _ in ())  # closing one from another thread raises; it ends at its next delta instead

@@ -6,6 +6,7 @@ is broken on purpose: there it must fail.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import uuid
@@ -202,11 +203,15 @@ def a_cleared_answer_stays_away(lab: Lab) -> None:
 
 def an_ended_answer_is_only_repaired(lab: Lab) -> None:
     start(lab.direct, Model("done", end=True), FAST).done.wait(5)
-    before = stream_of(lab.direct)
-    again = Producer(lab.direct, look("a", lab.direct).record, Model("again", end=True), FAST)
+    before, key = stream_of(lab.direct), names_of(lab.direct).answer("a").question
+    record = look("a", lab.direct).record
+    asked = {name: record[name] for name in ("id", "question", "topic", "source", "model", "asked")}
+    lab.direct.set(key, json.dumps(asked))  # as if its producer had died right after the end
+    again = Producer(lab.direct, asked, Model("again", end=True), FAST)
     again.start()
     wait_for(again.done.is_set)
     assert stream_of(lab.direct) == before
+    assert json.loads(lab.direct.get(key)) == record
 
 
 # -------------------------------------------------------------------------------------------- rule 3: ticks
@@ -233,6 +238,20 @@ def stop_reaches_a_silent_model(lab: Lab) -> None:
     wait_for(lambda: says.closed and producer.done.is_set())
     assert look("a", lab.direct).record["reason"] == "cancelled"
     assert look("a", lab.direct).record["text"] == "one "
+
+
+def stop_ends_the_models_request_though_redis_is_away(lab: Lab) -> None:
+    says = Model("one ")
+    producer = start(lab.client, says, FAST)
+    wait_for(lambda: text_in(lab.direct) == "one ")
+    lab.proxy.refuse()
+    lab.proxy.cut()
+    producer.stop()
+    wait_for(lambda: says.closed)
+    assert not producer.done.is_set()  # the end is not written yet …
+    lab.proxy.heal()
+    wait_for(producer.done.is_set)  # … and is, once Redis is back
+    assert_whole(lab.direct, ["one "])
 
 
 # ---------------------------------------------------------------------------------------- rule 4: the end
@@ -393,6 +412,11 @@ def ticks_only_with_chunks(patch) -> None:
     patch.setattr(Attempt, "tick_in", property(lambda self: 3.0))
 
 
+def the_model_is_closed_last(patch) -> None:
+    close = Producer._close_model
+    patch.setattr(Producer, "_close_model", lambda self: self.attempt.sent == len(self.attempt.entries) and close(self))
+
+
 def nobody_looks_for_a_cancel(patch) -> None:
     patch.setattr(Attempt, "cancelled", property(lambda self: False, lambda self, value: None), raising=False)
 
@@ -443,6 +467,7 @@ SCENARIOS = {
     an_ended_answer_is_only_repaired: nothing_is_final,
     a_silent_model_keeps_its_lease: ticks_only_with_chunks,
     stop_reaches_a_silent_model: nobody_looks_for_a_cancel,
+    stop_ends_the_models_request_though_redis_is_away: the_model_is_closed_last,
     no_record_before_the_end_is_confirmed: unconfirmed_counts_as_sent,
     a_dead_answer_is_closed_and_its_zombie_fenced: ids_by_the_clock,
     a_sleeper_finds_its_answer_asked_anew: no_doubt_after_sleep,
