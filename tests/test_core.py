@@ -399,11 +399,11 @@ def test_a_burst_from_a_fast_source_is_exact_and_bounded(client) -> None:
 
 
 def test_records_are_json_and_hold_no_secret(client, monkeypatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-in-the-environment")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-of-the-environment")
     answer = ask("What is a Redis stream?", source="scripted", model="scripted:pace=0").wait(20)
     raw = client.get(names_of(client).answer(answer.id).question)
-    assert json.loads(raw)["id"] == answer.id and "sk-secret" not in raw
-    assert "sk-secret" not in json.dumps([e.text for e in stream_of(client, answer.id)])
+    assert json.loads(raw)["id"] == answer.id and "secret-of" not in raw
+    assert "secret-of" not in json.dumps([e.text for e in stream_of(client, answer.id)])
 
 
 def test_wait_is_bounded(client) -> None:

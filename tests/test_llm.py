@@ -26,7 +26,7 @@ from llmstream_nb.llm import ModelError, answers, complete, local, scripted
 
 from . import servers
 
-KEY = "sk-test-5ecret5ecret5ecret"
+KEY = "key-test-5ecret5ecret5ecret"
 QUESTION = "What is a Redis stream?"
 
 
