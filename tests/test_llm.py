@@ -704,9 +704,9 @@ def local_model():
 
 @needs_model
 def test_the_local_model_answers(local_model):
-    completion = complete("Tell me a very short story.", source="local", topic="rivers")
+    completion = complete("Name three colours, nothing else.", source="local")
     deltas = list(completion)
-    assert len(deltas) > 5
+    assert len(deltas) > 3
     assert completion.model == "smollm2-135m"
     assert completion.finish_reason in ("stop", "length")
     assert completion.usage["completion_tokens"] >= len(deltas)
