@@ -270,7 +270,7 @@ class Producer:
         self.attempt = Attempt(client, record, timing)
         self.done = threading.Event()  # the end is confirmed, or there is no more hope
         self.error: LLMStreamError | None = None  # what kept this producer from writing the end itself
-        self._client, self._deltas, self._timing = client, deltas, timing
+        self._client, self._deltas = client, deltas
         self._stop = False
         self._closed = False  # no entry may follow
         self._changed = threading.Condition()

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 MAX_QUESTION = 20_000  # characters; a longer one is refused before it costs anything
-GROUP = "llm-workers"  # the consumer group of the pool, on the stream of questions
 
 
 # ------------------------------------------------------------------------------------------------ errors

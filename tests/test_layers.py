@@ -11,7 +11,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "llmstream_nb"
 # From the ground up; a module may import only from floors below its own, or from its own package.
-FLOORS = ["protocol", "connection", "llm", "tutorial", "read", "produce", "answer", "tables", "plots", "widgets", "checks"]
+FLOORS = [
+    "protocol",
+    "connection",
+    "llm",
+    "tutorial",
+    "read",
+    "produce",
+    "answer",
+    "tables",
+    "plots",
+    "widgets",
+    "checks",
+]
 CORE = ["protocol", "connection", "read", "produce"]
 CORE_BUDGET = 900  # lines of code; docstrings, comments and blank lines are free
 SET_UP = ["guard", "environment", "notebooks", "lab", "doctor", "cli", "__main__"]  # before anything is installed

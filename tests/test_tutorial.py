@@ -245,7 +245,7 @@ def test_two_consumers_of_a_group_take_each_others_entries(client, stream):
     tutorial.listen_to_streams_by_read_group(client, handlers, "g", "ann", "a", timeout=5)
     handlers = {stream: lambda fields, _: for_b.append(fields["chunkOutput"])}
     with pytest.raises(TimeoutError):
-        tutorial.listen_to_streams_by_read_group(client, handlers, "g", "bob", "b", timeout=SHORT)
+        tutorial.listen_to_streams_by_read_group(client, handlers, "g", "consumer-b", "b", timeout=SHORT)
     assert for_a == ["START:a;", "START:b;", "red", ";END:a"]
     assert for_b == []
 
