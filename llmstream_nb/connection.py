@@ -141,7 +141,7 @@ def where(client: redis.Redis) -> str:
 
 def unusable(error: Exception, client: redis.Redis) -> RedisUnusable:
     """Say in one line what a Redis error means here and what to do about it; never with a password."""
-    text, place = _text(error), where(client)
+    text, place = said(error), where(client)
     for kind, words, advice in _ADVICE:
         if isinstance(error, kind) or text.startswith(words):
             return RedisUnusable(f"{place} {advice}")
@@ -153,10 +153,10 @@ def is_passing(error: Exception) -> bool:
     if isinstance(error, (AuthenticationError, NoPermissionError)):
         return False
     lost = (redis.ConnectionError, redis.TimeoutError, OSError, OutOfMemoryError, ReadOnlyError, ClusterDownError)
-    return isinstance(error, lost) or _text(error).startswith(("MISCONF", "TRYAGAIN"))
+    return isinstance(error, lost) or said(error).startswith(("MISCONF", "TRYAGAIN"))
 
 
-def _text(error: Exception) -> str:
+def said(error: Exception) -> str:
     """What the server said; redis-py puts the command before it in a pipeline, a model's words included."""
     text = str(error).rpartition(" of pipeline caused error: ")[2]
     # How fakeredis meets a key of the wrong type.

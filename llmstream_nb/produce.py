@@ -12,7 +12,7 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, WatchError
 
-from .connection import Line, is_passing, names_of, unusable
+from .connection import Line, is_passing, names_of, said, unusable
 from .llm import ModelError
 from .protocol import (
     AnswerExists,
@@ -132,7 +132,7 @@ class Attempt:
                     self.synchronise()
                 return action()
             except (RedisError, OSError) as error:
-                unclear = isinstance(error, (WatchError, _Unclear)) or "equal or smaller" in str(error)
+                unclear = isinstance(error, (WatchError, _Unclear)) or "equal or smaller" in said(error)
                 if not (unclear or is_passing(error)) or not retry.sleep():
                     raise
                 failed = True
@@ -270,7 +270,7 @@ class Producer:
         self.attempt = Attempt(client, record, timing)
         self.done = threading.Event()  # the end is confirmed, or there is no more hope
         self.error: LLMStreamError | None = None  # what kept this producer from writing the end itself
-        self._client, self._deltas = client, deltas
+        self._deltas = deltas
         self._stop = False
         self._closed = False  # no entry may follow
         self._changed = threading.Condition()
@@ -356,7 +356,7 @@ class Producer:
         except LLMStreamError as error:
             self.error = error
         except (RedisError, OSError) as error:
-            self.error = unusable(error, self._client)
+            self.error = unusable(error, self.attempt.client)
         except Exception as error:  # noqa: BLE001 - whoever waits must learn of it, whatever it is
             self.error = LLMStreamError(f"the producer broke down: {type(error).__name__}: {error}")
         finally:

@@ -19,7 +19,6 @@ from llmstream_nb.protocol import Timing
 
 from . import servers
 from .model import wait_for
-from .model import wait_for as wait_until  # noqa: F401
 
 # redis-server is skipped with a reason where it is absent; Valkey, packaged for few systems, is taken where it is.
 BACKENDS = ["fake", "fake-tcp", "redis-server", *(["valkey-server"] if "valkey-server" in servers.available() else [])]
@@ -30,15 +29,10 @@ FAST = Timing(lease=1.0, tick=0.05, ttl=600.0, give_up=8.0, patience=2.0)
 def pytest_runtest_makereport(item, call):
     """In CI a skipped test is a failed test: everything that tests need is installed there."""
     report = yield
-    optional = item.get_closest_marker("optional")
-    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI") and not optional:
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CI"):
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr}"
     return report
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "optional: may be skipped in CI too; the reason stands in the skip")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ import pytest
 
 from llmstream_nb import Answer, ask, checks
 
-from .conftest import FAST, wait_until
+from .conftest import FAST
+from .model import wait_for
 
 
 @pytest.fixture(autouse=True)
@@ -346,7 +347,7 @@ def test_wrong_readers(client, solution, word):
 def test_readers_that_never_return(client, solution, monkeypatch):
     monkeypatch.setattr(checks, "TIMEOUT", 1.0)
     assert explained(checks.read(solution), "does not return: does its loop end?")
-    wait_until(lambda: not running(solution.__code__))
+    wait_for(lambda: not running(solution.__code__))
 
 
 def running(code):

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import redis
 
 from llmstream_nb import produce
 from llmstream_nb.answer import Answer, ask, ask_without_stream, clear, stop_answer
@@ -311,8 +312,6 @@ def test_a_foreign_stream_is_told(client) -> None:
 
 
 def test_foreign_bytes_in_the_database_never_raise(client) -> None:
-    import redis
-
     raw = redis.Redis.from_url(environment_of(client)["REDIS_URL"], protocol=2)
     raw.xadd(names_of(client).answer("a").chunks, {"kind": "start", "text": "{}", "ms": 0}, id="1-0")
     raw.xadd(names_of(client).answer("a").chunks, {"kind": "text", "text": b"\xff\xfe", "ms": 0}, id="1-1")
@@ -378,6 +377,21 @@ def test_a_producer_that_ends_itself_badly_tells_who_waits(client) -> None:
         Answer("a", producer=producer).wait(5)
     assert Answer("a", producer=producer).text == "one two"  # nothing is lost
     assert says.closed
+
+
+def test_words_of_a_model_in_an_error_are_not_taken_for_a_refused_id(client) -> None:
+    attempt, tries = produce.Attempt(client, {"id": "a", "asked": 0.0}, FAST), []
+
+    def write() -> None:
+        tries.append(1)
+        raise redis.ResponseError(
+            "Command # 1 (XADD k 1-1 text equal or smaller) of pipeline caused error: WRONGTYPE no"
+        )
+
+    with pytest.raises(redis.ResponseError):
+        attempt.insist(write)
+    attempt.close()
+    assert len(tries) == 1  # it does not pass, so it is not tried again
 
 
 def test_a_burst_from_a_fast_source_is_exact_and_bounded(client) -> None:

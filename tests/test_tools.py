@@ -19,8 +19,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from . import servers
-from .conftest import wait_until
 from .faults import Proxy
+from .model import wait_for
 from .servers import RedisServer, available
 
 NO_RETRY = Retry(NoBackoff(), 0)
@@ -182,7 +182,7 @@ def test_lost_reply_of_a_blocked_read(proxy: Proxy, direct: redis.Redis) -> None
 
     reader = threading.Thread(target=read)
     reader.start()
-    wait_until(lambda: direct.info("clients")["blocked_clients"] == 1)
+    wait_for(lambda: direct.info("clients")["blocked_clients"] == 1)
     assert proxy.dropped == 0
     direct.xadd("s", ENTRY)
     reader.join(5)
@@ -232,8 +232,8 @@ def test_late_request_arrives_after_its_client_has_given_up(proxy: Proxy, direct
             client.xadd("s", ENTRY)
     assert direct.xlen("s") == 0
     proxy.heal(late=True)
-    wait_until(lambda: direct.xlen("s") == 1)
-    wait_until(lambda: proxy.connections == 0)
+    wait_for(lambda: direct.xlen("s") == 1)
+    wait_for(lambda: proxy.connections == 0)
 
 
 def test_delay_holds_requests_back(proxy: Proxy) -> None:
@@ -274,7 +274,7 @@ def test_closed_proxy_leaves_no_thread_and_no_port(server: RedisServer) -> None:
         client.ping()
         proxy.blackhole()
         proxy.close()
-        wait_until(lambda: set(threading.enumerate()) <= before)
+        wait_for(lambda: set(threading.enumerate()) <= before)
         with pytest.raises(redis.ConnectionError):
             client.ping()
 
@@ -381,6 +381,6 @@ def test_killed_test_run_leaves_no_server(server: RedisServer, tmp_path: Path) -
     assert psutil.pid_exists(pid)
     run.kill()
     run.wait()
-    wait_until(lambda: not psutil.pid_exists(pid) and not list(tmp_path.iterdir()))
+    wait_for(lambda: not psutil.pid_exists(pid) and not list(tmp_path.iterdir()))
     run.stdin.close()
     run.stdout.close()

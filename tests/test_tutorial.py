@@ -11,7 +11,7 @@ import pytest
 from llmstream_nb import tutorial
 from llmstream_nb.llm import ModelError
 
-from .conftest import wait_until
+from .model import wait_for
 
 SHORT = 0.3  # seconds until a reader that waits in vain gives up
 
@@ -127,7 +127,7 @@ def test_the_reader_waits_for_entries_to_come(client, stream):
     reader.start()
     for text in ("START:q;", "one", ";END:q"):
         put(client, stream, "q", text)
-        wait_until(lambda text=text: seen[-1:] == [text])
+        wait_for(lambda text=text: seen[-1:] == [text])
     reader.join(10)
     assert not reader.is_alive()
 
@@ -208,7 +208,7 @@ def test_readers_share_one_connection(client, stream):
     put(client, stream, "q", "START:q;", ";END:q")
     waiting = threading.Thread(target=read, args=(client, f"{stream}:quiet", "0-0", "x", 0.5))
     waiting.start()
-    wait_until(tutorial._connection.locked)
+    wait_for(tutorial._connection.locked)
     with pytest.raises(TimeoutError, match="taken by other readers"):
         tutorial.read_stream(client, stream, "0-0", "q", print, timeout=0.05)
     waiting.join(5)
