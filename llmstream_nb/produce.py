@@ -124,7 +124,7 @@ class Attempt:
 
         Raises Fenced, Deleted, or the Redis error when it does not pass within `give_up` seconds.
         """
-        retry, failed = Backoff(self.timing.give_up), False
+        retry, failed = Backoff(self.timing), False
         while True:
             try:
                 if failed:

@@ -50,6 +50,10 @@ class Deleted(LLMStreamError):
     """The answer was cleared while it was being produced."""
 
 
+class GroupGone(LLMStreamError):
+    """The consumer group, or the stream that it belongs to, is no longer there."""
+
+
 # ------------------------------------------------------------------------------------------------ timing
 
 
@@ -127,14 +131,16 @@ class Names:
 
     @property
     def questions(self) -> str:
-        """Stream: the questions that wait for the pool."""
+        """Stream: the pool's queue; an entry has the field `answer`, an id, and is deleted once that has ended."""
         return f"{self.prefix}:questions"
 
     @property
     def failures(self) -> str:
-        """List: the questions that the pool gave up."""
+        """List: the questions that the pool gave up, newest first, each a small JSON object."""
         return f"{self.prefix}:failures"
 
+
+POOL = "llm-workers"  # the consumer group on the queue
 
 # ----------------------------------------------------------------------------------------------- entries
 
@@ -425,6 +431,18 @@ class Follower:
             raise AnswerNotFound(f"there is no answer {self.answer_id!r}: never asked, cleared, or expired")
         was, self.state = self.state, "interrupted"
         return [] if was == "interrupted" else [Interrupted(after)]
+
+    def glance(
+        self, top: Entry | None, leased: bool, record: Mapping[str, Any] | None, cancelled: bool, now: float
+    ) -> list[Event]:
+        """Judge an answer whose entries this follower does not read, from its last entry and its signs of life.
+
+        The arguments are those of `silence`. When the stream has grown, that is sign enough.
+        """
+        if self.done or top is None or top.id <= self.cursor.after:
+            return self.silence(top, leased, record, cancelled, now)
+        self.cursor.after, self.suspect, self.state = top.id, False, "streaming"
+        return []
 
     def _from_record(self, record: Mapping[str, Any]) -> list[Event]:
         after = self.cursor.after

@@ -48,7 +48,8 @@ def read_answer(
 
     Raises:
         AnswerNotFound: there is no such answer.
-        StillWaiting: nobody began to answer within `timing.patience` seconds, or it has not ended after `timeout`.
+        StillWaiting: it has not ended after `timeout` seconds; without that, nobody began to answer within
+            `timing.patience` seconds.
         RedisUnusable: Redis stayed away for `timing.give_up` seconds, or refused.
         NotAnAnswer, BadAnswerId, BadEntryID: the stream, the id or `after` is not the kit's.
     """
@@ -56,7 +57,7 @@ def read_answer(
     keys = names_of(client).answer(answer_id)
     follower = Follower(answer_id, EntryID.parse(after), timing)
     line = Line(client)
-    retry = Backoff(timing.give_up)
+    retry = Backoff(timing)
     began = alive = time.monotonic()
     try:
         while not follower.done:
@@ -77,6 +78,8 @@ def read_answer(
             yield from events
             if time.monotonic() - alive > timing.patience:
                 if follower.state == "queued":
+                    if timeout is not None:
+                        continue  # whoever named a time may wait that long for a busy pool
                     raise StillWaiting(f"nobody began to answer {answer_id!r} within {timing.patience:g} s")
                 return
     finally:
@@ -104,11 +107,12 @@ def queue_look(pipe: Any, keys: AnswerKeys, follower: Follower) -> None:
     pipe.exists(keys.cancel)
 
 
-def take_look(replies: list[Any], follower: Follower) -> list[Event]:
-    """Judge the replies to `queue_look`."""
+def take_look(replies: list[Any], follower: Follower, glance: bool = False) -> list[Event]:
+    """Judge the replies to `queue_look`; with `glance`, for a follower that does not read the entries itself."""
     top, leased, record, cancelled = replies
     entries = parse_entries(top)
-    return follower.silence(
+    judge = follower.glance if glance else follower.silence
+    return judge(
         entries[0] if entries else None, bool(leased), parse_record(record), bool(cancelled), time.monotonic()
     )
 
@@ -156,10 +160,13 @@ def look(answer_id: str, client: redis.Redis | None = None) -> Look:
 
 
 class Backoff:
-    """Growing, jittered pauses between tries, until `give_up` seconds have passed since the first failure."""
+    """Growing, jittered pauses between tries, until `give_up` seconds have passed since the first failure.
 
-    def __init__(self, give_up: float) -> None:
-        self._give_up = give_up
+    They stay well below the lease: who comes back must show it before others count him as dead.
+    """
+
+    def __init__(self, timing: Timing) -> None:
+        self._give_up, self._longest = timing.give_up, min(1.0, timing.lease / 4)
         self.reset()
 
     def reset(self) -> None:
@@ -173,5 +180,5 @@ class Backoff:
         if now >= self._deadline:
             return False
         time.sleep(min(random.uniform(self._delay / 2, self._delay), self._deadline - now))
-        self._delay = min(max(0.02, 2 * self._delay), 1.0)
+        self._delay = min(max(0.02, 2 * self._delay), self._longest)
         return True
