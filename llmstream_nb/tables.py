@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from llmstream_nb.answer import Answer
 from llmstream_nb.connection import current, names_of, unusable
 from llmstream_nb.protocol import (
+    ORIGIN,
+    POOL,
     AnswerKeys,
     AnswerNotFound,
     BadAnswerId,
@@ -20,6 +22,7 @@ from llmstream_nb.protocol import (
     EntryID,
     LLMStreamError,
     NotAnAnswer,
+    clean,
     parse_entries,
 )
 from llmstream_nb.read import look, parse_record
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 pd.set_option("display.html.use_mathjax", False)
 
 TIME = "datetime64[ms, UTC]"
+PAGE = 1000  # entries a command: a long list must not hold up the server, nor anyone else's reads
 A_CLOCK = 10**12  # milliseconds; an ID that begins with less (September 2001) does not tell the time
 
 
@@ -175,12 +179,18 @@ def info(of: Answer | str, *, client: redis.Redis | None = None) -> pd.DataFrame
 
 
 def groups(of: Answer | str, *, client: redis.Redis | None = None) -> pd.DataFrame:
-    """The consumer groups of a stream (XINFO GROUPS), by name."""
+    """The consumer groups of a stream (XINFO GROUPS), by name.
+
+    `lag` is how many entries the group has not been given yet: those after its last-delivered ID, counted here
+    (XRANGE), because XINFO's own lag is missing before Redis 7.0, and empty once an entry was deleted.
+    """
     key, client = _stream(of, client)
     with _redis(client):
         found: Any = client.xinfo_groups(key)
-    rows = sorted([g["name"], g["consumers"], g["pending"], g["last-delivered-id"]] for g in found)
-    return _frame(rows, group="str", consumers="int64", pending="int64", last_delivered_id="str")
+        for g in found:
+            g["lag"] = sum(1 for _ in _range(client, key, g["last-delivered-id"]))
+    rows = sorted([g["name"], g["consumers"], g["pending"], g["last-delivered-id"], g["lag"]] for g in found)
+    return _frame(rows, group="str", consumers="int64", pending="int64", last_delivered_id="str", lag="int64")
 
 
 def consumers(of: Answer | str, group: str, *, client: redis.Redis | None = None) -> pd.DataFrame:
@@ -205,10 +215,73 @@ def pending(of: Answer | str, group: str, *, client: redis.Redis | None = None) 
     key, client = _stream(of, client)
     with _redis(client):
         _check_group(client, key, group)
-        found: Any = client.xpending_range(key, group, "-", "+", 1_000_000)
-    fields = ("message_id", "consumer", "time_since_delivered", "times_delivered")
-    rows = [[taken[name] for name in fields] for taken in found]
+        rows = _pending(client, key, group)
     return _frame(rows, id="str", consumer="str", idle="int64", delivered="int64")
+
+
+# ---------------------------------------------------------------------------------------------------- pool
+
+
+def queue(*, client: redis.Redis | None = None) -> pd.DataFrame:
+    """The questions in the pool's queue (XRANGE, XPENDING), oldest first; no rows where there is no queue yet.
+
+    `state` is `waiting`, or `taken` by `worker`, who last gave a sign of life `idle` milliseconds ago; `done` is
+    what was acknowledged, but not deleted. `delivered` is how often the question was taken, `entry` its ID in the
+    queue. What is unknown is empty, as in an entry that is no question. Raises NotAnAnswer or RedisUnusable.
+    """
+    client = client or current()
+    key, rows = names_of(client).questions, []
+    with _redis(client):
+        there = _there(client, key, "stream")
+        found = dict(_range(client, key) if there else ())
+        # In this order: else what is taken meanwhile would be shown as done.
+        groups: Any = client.xinfo_groups(key) if there else ()
+        given = [EntryID.parse(g["last-delivered-id"]) for g in groups if g["name"] == POOL]
+        taken = {row[0]: row[1:] for row in _pending(client, key, POOL)} if given else {}
+        for entry in sorted({*found, *taken}, key=EntryID.parse):
+            answer = _text(found.get(entry, {}).get("answer"))
+            free = "waiting" if EntryID.parse(entry) > max(given, default=ORIGIN) else "done"
+            state = ["taken", *taken[entry]] if entry in taken else [free, None, None, None]
+            rows.append([answer, _question(client, answer), *state, entry])
+    types = {"state": "str", "worker": "str", "idle": "Int64", "delivered": "Int64", "entry": "str"}
+    return _frame(rows, answer="str", question="str", **types)
+
+
+def failures(*, client: redis.Redis | None = None) -> pd.DataFrame:
+    """The questions that the pool gave up (LRANGE), newest first, each entry of the queue once.
+
+    `error` is a short name, `message` says more, `delivered` how often the question was taken, `worker` who gave
+    it up. What is unknown is empty; of a row that the pool did not write, `message` shows the text. Raises
+    NotAnAnswer or RedisUnusable.
+    """
+    client = client or current()
+    key = names_of(client).failures
+    with _redis(client):
+        found: Any = client.lrange(key, 0, -1) if _there(client, key, "list") else ()
+    rows: dict[Any, list[Any]] = {}
+    for number, text in enumerate(found):
+        data = {"message": text} | _object(text)
+        told = [_text(data.get(name)) for name in ("answer", "question", "error", "message")]
+        worker, entry = _text(data.get("worker")), _text(data.get("entry"))
+        # An entry is given up again when its worker is killed after it wrote this, but before it acknowledged.
+        row = [_number(data.get("at"), 1000), *told, _number(data.get("delivered")), worker, entry]
+        rows.setdefault(entry or number, row)
+    types = {"message": "str", "delivered": "Int64", "worker": "str", "entry": "str"}
+    return _frame(rows.values(), time=TIME, answer="str", question="str", error="str", **types)
+
+
+def _question(client: redis.Redis, answer_id: Any) -> str | None:
+    """The text of a question, from the answer's record; None where it can't be known."""
+    with suppress(BadAnswerId, ResponseError):  # no answer's id at all; another type under its key
+        return _text(_object(client.get(names_of(client).answer(answer_id).question)).get("question"))
+    return None
+
+
+def _object(text: Any) -> dict[str, Any]:
+    """The JSON object that a text holds; {} for whatever else it is."""
+    with suppress(RecursionError):  # brackets within brackets, thousands deep
+        return parse_record(text) or {}
+    return {}
 
 
 # ------------------------------------------------------------------------------------------------- helpers
@@ -217,14 +290,48 @@ def pending(of: Answer | str, group: str, *, client: redis.Redis | None = None) 
 def _frame(rows: Iterable[Any], /, **columns: str) -> pd.DataFrame:
     """Rows under columns of these types; times are given in milliseconds."""
     frame = pd.DataFrame(list(rows), columns=pd.Index(columns, dtype="str"), dtype=object)
-    for name in (name for name, kind in columns.items() if kind == TIME):
-        frame[name] = pd.to_datetime(pd.to_numeric(frame[name]), unit="ms", utc=True, errors="coerce")
+    for name, kind in columns.items():
+        if kind == TIME:
+            frame[name] = pd.to_datetime(pd.to_numeric(frame[name]), unit="ms", utc=True, errors="coerce")
+        elif kind == "str":  # JSON may spell half a surrogate pair, which no page can show
+            frame[name] = pd.Series([clean(v) if isinstance(v, str) else v for v in frame[name]], dtype=object)
     return frame.astype(columns)
+
+
+def _after(last: str, read: Callable[[str], Any]) -> Iterator[Any]:
+    """What lies after the ID `last`, page by page; `read` gives a page of rows that begin with their ID.
+
+    Ranges here include their start, which is then left out: the largest ID of all can't be excluded by `(`.
+    """
+    while page := [row for row in read(last) if row[0] != last]:
+        yield from page
+        last = page[-1][0]
+
+
+def _range(client: redis.Redis, key: str, after: str = "-") -> Iterator[Any]:
+    """ID and fields of a stream's entries after that ID (XRANGE)."""
+    return _after(after, lambda start: client.xrange(key, start, count=PAGE))
+
+
+def _pending(client: redis.Redis, key: str, group: str) -> list[list[Any]]:
+    """ID, consumer, idle time and number of deliveries of a group's pending entries (XPENDING), by ID."""
+    fields = ("message_id", "consumer", "time_since_delivered", "times_delivered")
+
+    def read(start: str) -> list[list[Any]]:
+        found: Any = client.xpending_range(key, group, start, "+", PAGE)
+        return [[taken[name] for name in fields] for taken in found]
+
+    return list(_after("-", read))
 
 
 def _number(value: Any, factor: int = 1) -> int | None:
     """What a clock or a counter gave, times `factor`; None for whatever else JSON may hold."""
     return round(value * factor) if isinstance(value, (int, float)) and abs(value) < 2**43 else None
+
+
+def _text(value: Any) -> str | None:
+    """A text that is not empty; None for whatever else JSON may hold."""
+    return value if value and isinstance(value, str) else None
 
 
 def _answer(answer: Answer | str, client: redis.Redis | None) -> tuple[redis.Redis, AnswerKeys]:

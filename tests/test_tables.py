@@ -11,7 +11,7 @@ import redis
 
 from llmstream_nb import Answer, ask, tables
 from llmstream_nb.connection import RedisUnusable
-from llmstream_nb.protocol import AnswerNotFound, BadAnswerId, LLMStreamError, NotAnAnswer
+from llmstream_nb.protocol import POOL, AnswerNotFound, BadAnswerId, LLMStreamError, NotAnAnswer
 from llmstream_nb.tables import TIME
 
 from .conftest import FAST
@@ -363,8 +363,9 @@ def test_groups_consumers_and_pending(client, key):
         "consumers": "int64",
         "pending": "int64",
         "last_delivered_id": "str",
+        "lag": "int64",
     }
-    assert values(frame) == [["alpha", 0, 0, "11-0"], ["zeta", 3, 3, "10-0"]]
+    assert values(frame) == [["alpha", 0, 0, "11-0", 0], ["zeta", 3, 3, "10-0", 1]]
 
     frame = tables.consumers(key, "zeta")
     assert types_of(frame) == {"consumer": "str", "pending": "int64", "idle": "int64"}
@@ -380,13 +381,203 @@ def test_groups_consumers_and_pending(client, key):
     ]
 
 
+@pytest.mark.parametrize("page", [2, 3, 1000])
+def test_the_lag_is_counted_page_by_page(client, key, page, monkeypatch):
+    """Also where the server's own is empty: after a deletion, and in a group that begins somewhere."""
+    monkeypatch.setattr(tables, "PAGE", page)
+    for n in range(1, 9):
+        client.xadd(key, {"a": "b"}, id=f"{n}-0")
+    for group, start in (("all", "0"), ("gap", "3"), ("half", "4-0"), ("last", "7-0"), ("none", "$"), ("past", "99-5")):
+        client.xgroup_create(key, group, start)
+    client.xreadgroup("all", "c", {key: ">"}, count=2)
+    client.xdel(key, "1-0", "3-0", "7-0")
+    frame = tables.groups(key)[["group", "last_delivered_id", "lag"]]
+    assert values(frame) == [
+        ["all", "2-0", 4], ["gap", "3-0", 4], ["half", "4-0", 3], ["last", "7-0", 1], ["none", "8-0", 0], ["past", "99-5", 0],
+    ]  # fmt: skip
+    client.xtrim(key, maxlen=0)
+    assert tables.groups(key)["lag"].tolist() == [0] * 6
+
+
+def test_a_group_at_the_largest_id(client, key):
+    """No ID can come after it, so no range may begin behind it."""
+    last = f"{2**64 - 1}-{2**64 - 1}"
+    client.xadd(key, {"a": "b"}, id=last)
+    client.xgroup_create(key, "g", "0")
+    client.xreadgroup("g", "c", {key: ">"})
+    assert values(tables.groups(key)) == [["g", 1, 1, last, 0]]
+    assert values(tables.pending(key, "g")[["id", "consumer", "delivered"]]) == [[last, "c", 1]]
+
+
+@pytest.mark.parametrize("page", [2, 3, 1000])
+def test_pending_entries_come_page_by_page(client, key, page, monkeypatch):
+    monkeypatch.setattr(tables, "PAGE", page)
+    for n in range(1, 13):
+        client.xadd(key, {"a": "b"}, id=f"{n}-0")
+    client.xgroup_create(key, "g", "0")
+    for n in range(12):
+        client.xreadgroup("g", f"c{n % 3}", {key: ">"}, count=1)
+    client.xack(key, "g", "1-0", "4-0")
+    client.xdel(key, "5-0")  # still pending
+    expected = [[f"{n}-0", f"c{(n - 1) % 3}", 1] for n in (2, 3, *range(5, 13))]
+    assert values(tables.pending(key, "g")[["id", "consumer", "delivered"]]) == expected
+
+
 def test_no_groups_consumers_or_pending(client, key):
     client.xadd(key, {"a": "b"})
-    assert types_of(tables.groups(key))["pending"] == "int64"
+    assert types_of(tables.groups(key))["lag"] == types_of(tables.groups(key))["pending"] == "int64"
     client.xgroup_create(key, "g", "0")
     for frame in (tables.consumers(key, "g"), tables.pending(key, "g")):
         assert len(frame) == 0
         assert types_of(frame)["idle"] == "int64"
+
+
+# ---------------------------------------------------------------------------------------------------- pool
+
+QUEUE = {
+    "answer": "str",
+    "question": "str",
+    "state": "str",
+    "worker": "str",
+    "idle": "Int64",
+    "delivered": "Int64",
+    "entry": "str",
+}
+FAILURES = {
+    "time": TIME,
+    "answer": "str",
+    "question": "str",
+    "error": "str",
+    "message": "str",
+    "delivered": "Int64",
+    "worker": "str",
+    "entry": "str",
+}
+
+
+def enqueued(client, *fields):
+    """Put these into the queue as 1-0, 2-0, …; an answer id stands for an entry of the kit's, with a record."""
+    for number, of in enumerate(fields, 1):
+        if isinstance(of, str):
+            client.set(client.names.answer(of).question, json.dumps({"id": of, "question": f"{of}?", "pooled": True}))
+        client.xadd(client.names.questions, {"answer": of} if isinstance(of, str) else of, id=f"{number}-0")
+
+
+@pytest.mark.parametrize("page", [2, 1000])
+def test_queue(client, page, monkeypatch):
+    monkeypatch.setattr(tables, "PAGE", page)
+    key = client.names.questions
+    enqueued(client, "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k")
+    client.xgroup_create(key, POOL, "0")
+    for worker in ("w1", "w2", "w1", "w3", "w2"):
+        client.xreadgroup(POOL, worker, {key: ">"}, count=1)
+    client.xclaim(key, POOL, "w2", 0, ["1-0"])
+    client.xclaim(key, POOL, "w2", 0, ["2-0"], justid=True)  # a holder's sign of life
+    client.xack(key, POOL, "3-0")
+    client.xdel(key, "3-0")  # answered
+    client.xack(key, POOL, "4-0")
+    client.xgroup_create(key, "another group", "0")
+    client.xreadgroup("another group", "reader", {key: ">"})
+    frame = tables.queue()
+    assert types_of(frame) == QUEUE
+    idle = frame.pop("idle")
+    assert values(frame) == [
+        ["a", "a?", "taken", "w2", 2, "1-0"],
+        ["b", "b?", "taken", "w2", 1, "2-0"],
+        ["d", "d?", "done", None, None, "4-0"],
+        ["e", "e?", "taken", "w2", 1, "5-0"],
+        *([name, f"{name}?", "waiting", None, None, f"{n}-0"] for n, name in enumerate("fghijk", 6)),
+    ]
+    assert idle.isna().tolist() == [False, False, True, False, *[True] * 6]
+    assert (idle.dropna() >= 0).all()
+
+
+def test_a_queue_that_is_not_there_or_nobody_works_on(client):
+    for name in (client.names.questions, client.names.failures):
+        assert not client.exists(name)
+    for frame, types in ((tables.queue(), QUEUE), (tables.failures(), FAILURES)):
+        assert len(frame) == 0
+        assert types_of(frame) == types
+    enqueued(client, "a")
+    waiting = [["a", "a?", "waiting", None, None, None, "1-0"]]
+    assert values(tables.queue()) == waiting  # and no group yet
+    client.xgroup_create(client.names.questions, POOL, "0")
+    assert values(tables.queue()) == waiting
+    client.xdel(client.names.questions, "1-0")
+    pd.testing.assert_frame_equal(tables.queue(), tables.queue(client=client))
+    assert types_of(tables.queue()) == QUEUE
+
+
+def test_a_queue_of_odd_entries(client):
+    """No question, no such answer, no answer's id, bytes; and what is still pending, but was deleted."""
+    key = client.names.questions
+    enqueued(client, {"other": "field"}, {"answer": ""}, {"answer": "gone"}, {"answer": "a b"}, {"answer": b"caf\xe9"})
+    records = {"set": None, "number": "7", "odd": '{"question": ["x"]}', "deep": "[" * 100_000, "half": '"\\ud800"'}
+    for number, (answer_id, text) in enumerate(records.items(), 6):
+        name = client.names.answer(answer_id).question
+        client.set(name, text) if text else client.sadd(name, "x")
+        client.xadd(key, {"answer": answer_id}, id=f"{number}-0")
+    client.xadd(key, {"answer": "deleted"}, id="11-0")
+    client.xgroup_create(key, POOL, "10-0")
+    client.xreadgroup(POOL, b"w\xff", {key: ">"})
+    client.xdel(key, "11-0")
+    frame = tables.queue()
+    assert types_of(frame) == QUEUE
+    assert frame["answer"].tolist()[2:10] == ["gone", "a b", "caf\\xe9", *records]
+    assert frame["answer"].isna().tolist() == [True, True, *[False] * 8, True]
+    assert frame["question"].isna().all()
+    assert values(frame[["worker", "delivered", "entry"]])[-1] == ["w\\xff", 1, "11-0"]
+    client.delete(key)
+
+
+def test_failures(client):
+    given_up = {"at": 1700000000.5, "entry": "1-0", "answer": "a", "question": "?", "worker": "w1", "delivered": 3}
+    told = [
+        given_up | {"error": "Restarts", "message": "tried in vain"},
+        given_up | {"error": "NoQuestion", "message": "no answer's id", "entry": "2-0", "answer": "", "question": ""},
+        given_up | {"error": "Restarts", "message": "once more", "worker": "w2", "delivered": 4},
+        given_up | {"error": "NoModel", "message": "no key", "entry": ""},
+        given_up | {"error": "NoModel", "message": "no key", "entry": ""},
+    ]
+    for row in told:
+        client.lpush(client.names.failures, json.dumps(row))
+    frame = tables.failures()
+    assert types_of(frame) == FAILURES
+    at = pd.Timestamp("2023-11-14 22:13:20.500Z")
+    assert values(frame) == [
+        [at, "a", "?", "NoModel", "no key", 3, "w1", None],
+        [at, "a", "?", "NoModel", "no key", 3, "w1", None],
+        [at, "a", "?", "Restarts", "once more", 4, "w2", "1-0"],
+        [at, None, None, "NoQuestion", "no answer's id", 3, "w1", "2-0"],
+    ]
+
+
+def test_odd_failures(client):
+    """Whatever another program has put into the list is a row, with what can be known of it."""
+    odd = [
+        "no JSON", "null", '"text"', "[1]", "7", "[" * 100_000, b"caf\xe9", "1" * 5000,
+        "{}", '{"answer": "a"}', '{"message": "half \\ud83d of it", "entry": ["x"], "answer": {"a": 1}, "worker": 7}',
+        '{"message": "m", "at": "noon", "delivered": "3"}', '{"message": "m", "at": NaN, "delivered": Infinity}',
+        '{"message": "m", "at": 1e300, "delivered": 1.0, "question": null, "error": true}',
+    ]  # fmt: skip
+    for row in odd:
+        client.rpush(client.names.failures, row)
+    frame = tables.failures()
+    assert types_of(frame) == FAILURES
+    assert frame["message"].tolist()[:11] == [*odd[:6], "caf\\xe9", *odd[7:10], "half \ufffd of it"]
+    assert frame["message"].tolist()[11:] == ["m", "m", "m"]
+    assert frame["answer"].dropna().tolist() == ["a"]
+    assert frame["delivered"].dropna().tolist() == [1]
+    assert frame[["time", "question", "error", "worker", "entry"]].isna().all(axis=None)
+    json.dumps(frame._repr_html_()).encode()
+
+
+def test_text_that_no_page_can_show(client):
+    """JSON may spell half of a surrogate pair."""
+    keys = two_attempts(client)
+    client.set(keys.question, '{"question": "a \\ud800 b", "\\udc00": "\\udc00"}')
+    assert tables.answers()["question"].tolist() == ["a \ufffd b"]
+    assert values(tables.record("a")) == [["question", "a \ufffd b"], ["\ufffd", "\ufffd"]]
 
 
 # -------------------------------------------------------------------------------------------------- errors
@@ -412,7 +603,7 @@ def test_no_such_answer(client, table):
     ],
 )
 def test_no_such_stream(client, key, table):
-    for odd in (key, "nobody", "a b", "", None, 7, ...):
+    for odd in (key, client.names.questions, "nobody", "a b", "", None, 7, ...):
         with pytest.raises(AnswerNotFound, match=r"there is no stream .*: XADD makes one"):
             table(odd)
     client.set(key, "text")
@@ -445,6 +636,12 @@ def test_a_key_of_the_wrong_type(client):
     with pytest.raises(NotAnAnswer, match="holds a string, not a zset"):
         tables.answers()
     client.delete(client.names.answers)
+    client.set(client.names.questions, "text")
+    with pytest.raises(NotAnAnswer, match="holds a string, not a stream"):
+        tables.queue()
+    client.set(client.names.failures, "text")
+    with pytest.raises(NotAnAnswer, match="holds a string, not a list"):
+        tables.failures()
 
 
 def test_redis_is_away():
@@ -452,8 +649,9 @@ def test_redis_is_away():
     for table in (tables.entries, tables.record, tables.keys, tables.info, tables.stream):
         with pytest.raises(RedisUnusable, match="can't be reached"):
             table("a", client=lost)
-    with pytest.raises(RedisUnusable, match="can't be reached"):
-        tables.answers(client=lost)
+    for table in (tables.answers, tables.queue, tables.failures):
+        with pytest.raises(RedisUnusable, match="can't be reached"):
+            table(client=lost)
 
 
 # --------------------------------------------------------------------------------------------------- display
@@ -500,6 +698,11 @@ def test_nothing_breaks_out_of_the_html(client, key, text):
     client.xadd(key, {text: text})
     client.xgroup_create(key, text, "0")
     client.xreadgroup(text, text, {key: ">"})
+    client.xadd(client.names.questions, {"answer": "a"})
+    client.xadd(client.names.questions, {"answer": text})
+    client.xgroup_create(client.names.questions, POOL, "0")
+    client.xreadgroup(POOL, text, {client.names.questions: ">"}, count=1)
+    client.rpush(client.names.failures, json.dumps({"question": text, "message": text, "worker": text}), text)
     frames = [
         tables.entries("a"),
         tables.answers(),
@@ -508,7 +711,11 @@ def test_nothing_breaks_out_of_the_html(client, key, text):
         tables.groups(key),
         tables.consumers(key, text),
         tables.pending(key, text),
+        tables.queue(),
+        tables.failures(),
     ]
+    assert frames[7]["worker"][0] == frames[7]["question"][0] == frames[7]["answer"][1] == text
+    assert frames[8]["message"].tolist() == [text, text]
     assert frames[0]["text"][1] == text == frames[3][text][0] == frames[4]["group"][0]
     for frame in frames:
         html = frame._repr_html_()
@@ -526,5 +733,9 @@ def test_foreign_bytes(client, backend, key):
     for name in (names.chunks, key):
         client.xadd(name, {"kind": "text", "text": b"caf\xe9", "ms": 1}, id="1-1")
     client.xgroup_create(key, b"g\xff", "0")
+    client.xgroup_create(key, "g", "0")
+    client.xreadgroup("g", b"c\xff", {key: ">"})
+    assert values(tables.consumers(key, "g")[["consumer", "pending"]]) == [["c\\xff", 1]]
+    assert tables.pending(key, "g")["consumer"].tolist() == ["c\\xff"]
     assert tables.entries("a")["text"][0] == tables.stream(key)["text"][0] == "caf\\xe9"
-    assert tables.groups(key)["group"][0] == "g\\xff"
+    assert tables.groups(key)["group"].tolist() == ["g", "g\\xff"]
