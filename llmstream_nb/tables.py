@@ -240,8 +240,9 @@ def queue(*, client: redis.Redis | None = None) -> pd.DataFrame:
         taken = {row[0]: row[1:] for row in _pending(client, key, POOL)} if given else {}
         for entry in sorted({*found, *taken}, key=EntryID.parse):
             answer = _text(found.get(entry, {}).get("answer"))
-            free = "waiting" if EntryID.parse(entry) > max(given, default=ORIGIN) else "done"
-            state = ["taken", *taken[entry]] if entry in taken else [free, None, None, None]
+            waits = EntryID.parse(entry) > max(given, default=ORIGIN)
+            free = ["waiting", None, None, 0] if waits else ["done", None, None, None]
+            state = ["taken", *taken[entry]] if entry in taken else free
             rows.append([answer, _question(client, answer), *state, entry])
     types = {"state": "str", "worker": "str", "idle": "Int64", "delivered": "Int64", "entry": "str"}
     return _frame(rows, answer="str", question="str", **types)

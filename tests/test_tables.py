@@ -486,7 +486,7 @@ def test_queue(client, page, monkeypatch):
         ["b", "b?", "taken", "w2", 1, "2-0"],
         ["d", "d?", "done", None, None, "4-0"],
         ["e", "e?", "taken", "w2", 1, "5-0"],
-        *([name, f"{name}?", "waiting", None, None, f"{n}-0"] for n, name in enumerate("fghijk", 6)),
+        *([name, f"{name}?", "waiting", None, 0, f"{n}-0"] for n, name in enumerate("fghijk", 6)),
     ]
     assert idle.isna().tolist() == [False, False, True, False, *[True] * 6]
     assert (idle.dropna() >= 0).all()
@@ -499,7 +499,7 @@ def test_a_queue_that_is_not_there_or_nobody_works_on(client):
         assert len(frame) == 0
         assert types_of(frame) == types
     enqueued(client, "a")
-    waiting = [["a", "a?", "waiting", None, None, None, "1-0"]]
+    waiting = [["a", "a?", "waiting", None, None, 0, "1-0"]]
     assert values(tables.queue()) == waiting  # and no group yet
     client.xgroup_create(client.names.questions, POOL, "0")
     assert values(tables.queue()) == waiting
