@@ -50,6 +50,11 @@ HINTS = {
         "Skip what has another `questionId`; stop at yours whose `chunkOutput` is the end, and nothing else.",
         "`while True:` XREAD `{stream: last_id}`, `block=1000`; at each entry `last_id = entry_id` first.",
     ),
+    "claim": (
+        "XAUTOCLAIM gives `consumer` what is pending in its group; XACK takes an entry off the pending list.",
+        "XAUTOCLAIM claims 100 entries a call: go on from the cursor that it returns, until that is `0-0`.",
+        "Loop: `cursor, entries, *_ = client.xautoclaim(stream, group, consumer, 0, cursor)`, XACK, keep the texts.",
+    ),
 }  # each from a pointer to almost the solution
 
 _short = reprlib.Repr()
@@ -253,6 +258,61 @@ def _judge_read(case: _Case, function: Any, last_id: str, right: str, about: str
     _require(result == right, f"{about}, your function returns {_show(result)}, not {_show(right)}.")
 
 
+def claim(function: Callable[..., list[str]], *, client: redis.Redis | None = None) -> Verdict:
+    """Exercise of notebook 04: `take_over(client, stream, group, consumer)`, the work that a dead consumer left.
+
+    It claims for `consumer` whatever is pending in the group, however short its idle time, acknowledges it, and
+    returns the texts (field `text`) in the order of their IDs. It touches nothing else.
+    """
+
+    def examine(case: _Case) -> str:
+        for pending, about in (
+            ([2, 3, 5, 9, 10], "when five entries are pending"),
+            ([], "when nothing is pending"),
+            ([*range(2, 152)], "when 150 entries are pending"),
+        ):
+            case.leave_pending(pending)
+            lay, before = case.entries(), case.groups()
+            result = case.call(function, about, case.client, case.stream, "workers", "worker-2")
+            kept = case.entries() == lay
+            _require(kept, f"{about}, your function changes the stream: XACK, and leave the entries where they are.")
+            _judge_groups(case, before)
+            _judge_claimed(result, [f"text {number}" for number in pending], about)
+            left = case.groups()["workers"]["pending"]
+            _require(not left, f"{about}, {left} of them still are after your function: acknowledge each with XACK.")
+            owners: Any = case.client.xinfo_consumers(case.stream, "workers")
+            mine = not pending or "worker-2" in [owner["name"] for owner in owners]
+            _require(mine, f"{about}, your function claims nothing for the consumer that it is given.")
+        return "what the dead consumer left, in order, and acknowledged; the rest as it was."
+
+    return _check("claim", function, examine, client)
+
+
+def _judge_groups(case: _Case, before: dict[str, Any]) -> None:
+    """What the learner's function may not touch: the group's place in the stream, and the other group."""
+    after = case.groups()
+    _require(set(after) == set(before), f"{case.about}, your function makes or destroys a group: only claim.")
+    same = after["readers"] == before["readers"]
+    _require(same, f"{case.about}, your function changes another group: claim only in `group`.")
+    same = after["workers"]["last-delivered-id"] == before["workers"]["last-delivered-id"]
+    _require(same, f"{case.about}, your function takes new entries too: claim, don't read with `>`.")
+
+
+def _judge_claimed(result: Any, right: list[str], about: str) -> None:
+    _require(result is not None, "your function returns None: return the list of texts.")
+    texts = isinstance(result, list) and all(isinstance(text, str) for text in result)
+    got = f"{about}, your function returns {_show(result)}"
+    _require(texts, f"{got}: return a list of the texts alone, `fields['text']` of each entry.")
+    found = bool(result) or not right
+    _require(found, f"{got}: is the minimum idle time 0, and does each text go into the list?")
+    _require(result == right or sorted(result) != sorted(right), f"{got}: return them in the order of their IDs.")
+    some = set(result) < set(right)
+    _require(not some, f"{about}, your function returns {len(result)} texts: go on until nothing is left.")
+    done = any(text.startswith("done") for text in result)
+    _require(not done, f"{got}: some of these had been acknowledged; take only what is pending.")
+    _require(result == right, f"{got}, not {_show(right)}.")
+
+
 def _require(condition: bool, otherwise: str) -> None:
     if not condition:
         raise _WrongError(otherwise)
@@ -278,7 +338,7 @@ class _Case:
         try:
             result = function(*args)
         except Exception as error:  # noqa: BLE001 - whatever the learner's code raises
-            said = _show(error, str)
+            said = _show(error, lambda error: str(error).replace(self.stream, "…"))  # its key differs at every check
             raise _WrongError(f"{about}, your function raises {type(error).__name__}: {said}") from None
         if inspect.iscoroutine(result):
             result.close()
@@ -295,6 +355,28 @@ class _Case:
             for question_id, text in entries:
                 pipe.xadd(self.stream, {"questionId": question_id, "chunkOutput": text})
             return (pipe.execute() or ["0-0"])[-1]
+
+    def leave_pending(self, pending: list[int]) -> None:
+        """Make a stream whose entries of these numbers a dead consumer of the group `workers` left pending.
+
+        It acknowledged the others; two came after its death. Another group has pending entries of its own.
+        """
+        last = max(pending, default=3) + 1
+        numbers = range(1, last + 1)
+        with self.client.pipeline() as pipe:
+            pipe.delete(self.stream)
+            for number in [*numbers, last + 1, last + 2]:
+                state = "text" if number in pending else "done" if number in numbers else "new"
+                pipe.xadd(self.stream, {"text": f"{state} {number}"}, id=f"{number}-0")
+            for group, count in (("workers", last), ("readers", 3)):
+                pipe.xgroup_create(self.stream, group, "0")
+                pipe.xreadgroup(group, "worker-1", {self.stream: ">"}, count=count)
+            pipe.xack(self.stream, "workers", *(f"{number}-0" for number in numbers if number not in pending))
+            pipe.execute()
+
+    def groups(self) -> dict[str, Any]:
+        """The stream's groups, by name."""
+        return {group["name"]: group for group in self.client.xinfo_groups(self.stream)}  # type: ignore[union-attr]
 
     def trickle(self, *bursts: list[tuple[str, str]]) -> None:
         """Add these entries from another thread, with pauses."""

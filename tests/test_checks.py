@@ -83,6 +83,56 @@ def reader(*, count=None, block=1000, stop=None, mine=True, follow=True, text=la
     return read
 
 
+def claimer(*, idle=0, count=None, ack=True, follow=True, text=lambda entries: [f["text"] for _, f in entries]):
+    """A claimer of the exercise, right by default."""
+
+    def take_over(client, stream, group, consumer):
+        cursor, found = "0-0", []
+        while True:
+            cursor, entries, *_ = client.xautoclaim(stream, group, consumer, idle, cursor, count)
+            for entry_id, _ in entries if ack else []:
+                client.xack(stream, group, entry_id)
+            found += entries
+            if cursor == "0-0" or not follow:
+                return text(found)
+
+    return take_over
+
+
+def claims_until_nothing_is_left(client, stream, group, consumer):
+    texts = []
+    while entries := client.xautoclaim(stream, group, consumer, 0)[1]:
+        texts += [fields["text"] for _, fields in entries]
+        client.xack(stream, group, *[entry_id for entry_id, _ in entries])
+    return texts
+
+
+def xpending_and_xclaim(client, stream, group, consumer):
+    pending = client.xpending_range(stream, group, "-", "+", 1000)
+    ids = [entry["message_id"] for entry in pending]
+    entries = client.xclaim(stream, group, consumer, 0, ids) if ids else []
+    for entry_id, _ in entries:
+        client.xack(stream, group, entry_id)
+    return [fields["text"] for _, fields in entries]
+
+
+def claims_and_reads_its_own(client, stream, group, consumer):
+    """XCLAIM first, and then what is pending with oneself."""
+    while pending := client.xpending_range(stream, group, "-", "+", 10):
+        if all(entry["consumer"] == consumer for entry in pending):
+            break
+        client.xclaim(stream, group, consumer, 0, [e["message_id"] for e in pending], justid=True)
+        found = client.xreadgroup(group, consumer, {stream: "0"})[0][1]
+        client.xack(stream, group, *[entry_id for entry_id, _ in found])
+        yield from (fields["text"] for _, fields in found)
+
+
+def then_removes_the_dead(client, stream, group, consumer):
+    texts = claimer()(client, stream, group, consumer)
+    client.xgroup_delconsumer(stream, group, "worker-1")
+    return texts
+
+
 @pytest.mark.parametrize(
     ("check", "solution"),
     [
@@ -93,6 +143,13 @@ def reader(*, count=None, block=1000, stop=None, mine=True, follow=True, text=la
         (checks.read, reader(count=1)),
         (checks.read, reader(block=20)),
         (checks.read, reader(block=0)),
+        (checks.claim, claimer()),
+        (checks.claim, claimer(count=1)),
+        (checks.claim, claimer(count=1000)),
+        (checks.claim, claims_until_nothing_is_left),
+        (checks.claim, xpending_and_xclaim),
+        (checks.claim, lambda *args: list(claims_and_reads_its_own(*args))),
+        (checks.claim, then_removes_the_dead),
     ],
 )
 def test_right_solutions(client, check, solution):
@@ -362,6 +419,125 @@ def running(code):
     return False
 
 
+# --------------------------------------------------------------------------------------------------- claim
+
+
+def also_reads_new_ones(client, stream, group, consumer):
+    texts = claimer()(client, stream, group, consumer)
+    client.xreadgroup(group, consumer, {stream: ">"})
+    return texts
+
+
+def only_reads_its_own(client, stream, group, consumer):
+    return [fields["text"] for _, fields in client.xreadgroup(group, consumer, {stream: "0"})[0][1]]
+
+
+def acks_without_a_claim(client, stream, group, consumer):
+    pending = [e["message_id"] for e in client.xpending_range(stream, group, "-", "+", 1000)]
+    texts = [client.xrange(stream, entry_id, entry_id)[0][1]["text"] for entry_id in pending]
+    for entry_id in pending:
+        client.xack(stream, group, entry_id)
+    return texts
+
+
+def reads_in_the_name_of_the_dead(client, stream, group, consumer):
+    entries = client.xreadgroup(group, "worker-1", {stream: "0"})[0][1]
+    for entry_id, _ in entries:
+        client.xack(stream, group, entry_id)
+    return [fields["text"] for _, fields in entries]
+
+
+def deletes(client, stream, group, consumer):
+    entries = client.xautoclaim(stream, group, consumer, 0, count=1000)[1]
+    for entry_id, _ in entries:
+        client.xack(stream, group, entry_id)
+        client.xdel(stream, entry_id)
+    return [fields["text"] for _, fields in entries]
+
+
+def every_group(client, stream, group, consumer):
+    return [text for g in client.xinfo_groups(stream) for text in claimer()(client, stream, g["name"], consumer)]
+
+
+def claims_in_another_group(client, stream, group, consumer):
+    client.xautoclaim(stream, "readers", consumer, 0, count=1, justid=True)
+    return claimer()(client, stream, group, consumer)
+
+
+def all_entries(client, stream, group, consumer):
+    claimer()(client, stream, group, consumer)
+    return [fields["text"] for _, fields in client.xrange(stream)][:-2]
+
+
+def xpending_without_a_look(client, stream, group, consumer):
+    ids = [e["message_id"] for e in client.xpending_range(stream, group, "-", "+", 1000)]
+    entries = client.xclaim(stream, group, consumer, 0, ids)
+    client.xack(stream, group, *ids)
+    return [fields["text"] for _, fields in entries]
+
+
+def begins_anew(client, stream, group, consumer):
+    texts = claimer(ack=False)(client, stream, group, consumer)
+    client.xgroup_destroy(stream, group)
+    return texts
+
+
+def moves_the_group(client, stream, group, consumer):
+    client.xgroup_setid(stream, group, "$")
+    return claimer()(client, stream, group, consumer)
+
+
+@pytest.mark.parametrize(
+    ("solution", "word"),
+    [
+        (claimer(ack=False), "when five entries are pending, 5 of them still are after your function"),
+        (claimer(follow=False), "when 150 entries are pending, your function returns 100 texts: go on until"),
+        (claimer(count=2, follow=False), "when five entries are pending, your function returns 2 texts: go on until"),
+        (claimer(idle=60_000), "returns []: is the minimum idle time 0"),
+        (only_reads_its_own, "returns []: is the minimum idle time 0"),
+        (claimer(text=lambda _: None), "returns None: return the list of texts"),
+        (claimer(text=lambda entries: None if not entries else [f["text"] for _, f in entries]), "returns None"),
+        (claimer(text=lambda entries: entries), "return a list of the texts alone"),
+        (claimer(text=lambda entries: [f for _, f in entries]), "return a list of the texts alone"),
+        (claimer(text=lambda entries: "".join(f["text"] for _, f in entries)), "return a list of the texts alone"),
+        (claimer(text=lambda entries: (f["text"] for _, f in entries)), "return a list of the texts alone"),
+        (claimer(text=dict), "return a list of the texts alone"),
+        (claimer(text=lambda entries: [i for i, _ in entries]), "returns ['2-0', '3-0', '5-0', '9-0', '10-0'], not"),
+        (claimer(text=lambda entries: [f["text"] for _, f in sorted(entries)]), "in the order of their IDs"),
+        (claimer(text=lambda entries: [f["text"] for _, f in entries[::-1]]), "in the order of their IDs"),
+        (claimer(text=lambda entries: [f["text"] for _, f in entries] * 2), "'text 10', 'text 2', ...], not ['text 2'"),
+        (also_reads_new_ones, "takes new entries too: claim, don't read with `>`"),
+        (moves_the_group, "takes new entries too"),
+        (deletes, "changes the stream: XACK, and leave the entries"),
+        (lambda c, s, *_: c.delete(s), "changes the stream: XACK, and leave the entries"),
+        (every_group, "changes another group: claim only in `group`"),
+        (claims_in_another_group, "changes another group: claim only in `group`"),
+        (begins_anew, "makes or destroys a group"),
+        (all_entries, "some of these had been acknowledged"),
+        (acks_without_a_claim, "claims nothing for the consumer that it is given"),
+        (reads_in_the_name_of_the_dead, "claims nothing for the consumer that it is given"),
+        (xpending_without_a_look, "when nothing is pending, your function raises"),
+        (lambda c, s, g, n: claimer()(c, s, "other", n), "No such key '…' or consumer group 'other'"),
+        (lambda *_: [], "returns []: is the minimum idle time 0"),
+        (lambda *_: ["text 2", "x"], "returns ['text 2', 'x'], not ['text 2', 'text 3'"),
+    ],
+)
+def test_wrong_claimers(client, solution, word):
+    assert explained(checks.claim(solution), word)
+
+
+def test_a_claimer_that_never_returns(client, monkeypatch):
+    """With a minimum idle time of 0 and no XACK, there is always something to claim."""
+
+    def take_over(client, stream, group, consumer):
+        while client.xautoclaim(stream, group, consumer, 0)[1]:
+            pass
+
+    monkeypatch.setattr(checks, "TIMEOUT", 0.5)
+    assert explained(checks.claim(take_over), "when five entries are pending, your function does not return")
+    wait_for(lambda: not running(take_over.__code__))
+
+
 # ----------------------------------------------------------------------------------------------- untouched
 
 
@@ -378,6 +554,11 @@ def untouched_read(client, stream, last_id, question_id):
     return ...
 
 
+def untouched_take_over(client, stream, group, consumer):
+    for _ in client.xautoclaim(stream, group, consumer, 0)[1]:
+        ...
+
+
 def annotated(client, stream) -> tuple[str, ...]:
     return right_get_last_id(client, stream)
 
@@ -391,6 +572,7 @@ def test_the_placeholder(client, answer):
         checks.get_last_id(untouched_get_last_id),
         checks.produce(untouched_produce),
         checks.read(untouched_read),
+        checks.claim(untouched_take_over),
     ):
         assert verdict.passed is None
         assert not verdict
@@ -494,7 +676,7 @@ HOSTILE = [
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("check", [checks.get_last_id, checks.produce, checks.read])
+@pytest.mark.parametrize("check", [checks.get_last_id, checks.produce, checks.read, checks.claim])
 def test_hostile_functions(client, check):
     for function in HOSTILE:
         checks._tries.clear()
