@@ -10,8 +10,13 @@ _HOMES = {
     "Answer": "answer",
     "clear": "answer",
     "read_answer": "read",
+    "read_answer_group": "groups",
+    "claim": "groups",
+    "enqueue": "workers",
+    "Worker": "workers",
     "AnswerView": "widgets",
     "AskPanel": "widgets",
+    "Monitor": "widgets",
     "tables": "",
     "checks": "",
 }

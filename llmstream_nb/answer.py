@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -153,7 +154,8 @@ def stop_answer(answer_id: str, *, client: redis.Redis | None = None, timing: Ti
         while now.status in ("queued", "streaming", "interrupted") and time.monotonic() < deadline:
             attempt = max(1, now.top.attempt)
             if not client.exists(keys.lease(attempt)):
-                close_answer(client, answer_id, timing)  # nobody is there to see the cancel key
+                with suppress(Fenced):  # somebody has just taken over, and will see it
+                    close_answer(client, answer_id, timing)  # nobody is there to see the cancel key
             else:
                 time.sleep(timing.tick / 5)
             now = look(answer_id, client)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ examples:
   python3 -m llmstream_nb lab --no-browser --port 9000 only print the address
   python3 -m llmstream_nb ask "Why streams, not Pub/Sub?"
   python3 -m llmstream_nb watch 7f3a                   join an answer, from any terminal, at any time
+  python3 -m llmstream_nb worker                       answer the questions of the pool's queue
   python3 -m llmstream_nb doctor                       what works here, and what to do about the rest
 
 The first command sets the kit up in .venv (about 800 MB); later ones start at once. To set up without a
@@ -106,10 +109,21 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--topic", help="what the model shall be an expert in")
     one.add_argument("--source", choices=SOURCES, help="who answers")
     one.add_argument("--model", help="the model's name at that source")
-    one.add_argument("--no-stream", action="store_true", help="print the answer once it is whole")
+    how = one.add_mutually_exclusive_group()
+    how.add_argument("--no-stream", action="store_true", help="print the answer once it is whole")
+    how.add_argument("--pool", action="store_true", help="put it into the queue, for a worker to answer")
 
     one = command("watch", _watch, "show an answer from its first chunk on, and follow it to its end")
     one.add_argument("id", help="what `ask` printed, or the notebook shows")
+
+    one = command("worker", _worker, "answer the questions of the pool's queue, until Ctrl-C or SIGTERM")
+    one.add_argument("--slots", type=_positive(int), default=4, help="how many answers at the same time (4)")
+    one.add_argument("--name", help="its name in the consumer group (host, process id and a random part)")
+    lease = "a worker silent for so long counts as dead; the same for all of a pool (5)"
+    one.add_argument("--lease", type=_positive(float), default=5.0, metavar="SECONDS", help=lease)
+    within = "how long it may finish its answers when told to end; the rest goes back to the pool (30)"
+    one.add_argument("--within", type=float, default=30.0, metavar="SECONDS", help=within)
+    one.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
 
     command("doctor", _doctor, "check this machine and say what to do")
 
@@ -126,9 +140,22 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _positive(kind: type) -> Any:
+    """A type of argument that refuses zero and less."""
+
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not 0 < value < 1_000_000:
+            raise ValueError
+        return value
+
+    number.__name__ = "number"  # argparse says: invalid number value
+    return number
+
+
 def _join_running_lab(command: str) -> None:
     """Let a command in another terminal see the answers of the lab that runs here."""
-    if command in {"ask", "watch", "clear"} and not os.environ.get("REDIS_URL"):
+    if command in {"ask", "watch", "worker", "clear"} and not os.environ.get("REDIS_URL"):
         from llmstream_nb.lab import running_redis
 
         url = running_redis()
@@ -145,11 +172,12 @@ def printable(text: str) -> str:
 
 
 def _ask(args: argparse.Namespace) -> int:
-    from llmstream_nb import ask
+    from llmstream_nb import ask, enqueue
     from llmstream_nb.protocol import LLMStreamError
 
+    put: Any = enqueue if args.pool else partial(ask, stream=not args.no_stream)
     try:
-        answer = ask(args.question, topic=args.topic, source=args.source, model=args.model, stream=not args.no_stream)
+        answer = put(args.question, topic=args.topic, source=args.source, model=args.model)
     except LLMStreamError as error:
         return _refused(error)
     say(f"id {answer.id}")
@@ -165,6 +193,26 @@ def _watch(args: argparse.Namespace) -> int:
         say("llmstream-nb: there is nothing to watch: no lab runs in this folder, and REDIS_URL is not set.")
         return 2
     return _follow(args.id)
+
+
+def _worker(args: argparse.Namespace) -> int:
+    if not os.environ.get("REDIS_URL"):
+        say("llmstream-nb: there is no queue: no lab runs in this folder, and REDIS_URL is not set.")
+        return 2
+    from llmstream_nb import Worker, connect, connection, protocol
+    from llmstream_nb.workers import serve
+
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    try:
+        client = connect()
+        timing = protocol.Timing(lease=args.lease, tick=min(0.5, args.lease / 10))
+        worker = Worker(slots=args.slots, name=args.name, client=client, timing=timing)
+        say(f"{worker.name} answers questions from {connection.where(client)}; Ctrl-C ends it.")
+        serve(worker, args.within, with_parent=args.with_parent)
+    except protocol.LLMStreamError as error:
+        return _refused(error)
+    return 0
 
 
 def _follow(answer_id: str) -> int:

@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from typing import Any
 
 import redis
@@ -159,6 +160,8 @@ class Attempt:
                 if top and top.final:
                     self.ended_before = top
                     return
+                if top and pipe.exists(keys.lease(top.id.attempt)):
+                    raise Fenced(f"{self.record['id']}: the producer of attempt {top.id.attempt} is alive")
                 self.number = (top.id.attempt if top else 0) + 1
                 kind, data = self._opening(top)
                 self.entries.append((kind, json.dumps(data | {"nonce": self.nonce}), 0))
@@ -234,6 +237,11 @@ class Attempt:
             pipe.delete(self.keys.lease(end.attempt))
             pipe.execute()
 
+    def release(self) -> None:
+        """Give up the lease before its time, so that another producer may take over at once."""
+        with suppress(RedisError, OSError):
+            self._line.redis.delete(self.keys.lease(self.number))
+
     def close(self) -> None:
         """Close the connection."""
         self._line.close()
@@ -246,7 +254,8 @@ class _Unclear(RedisError):
 def close_answer(client: redis.Redis, answer_id: str, timing: Timing, error: str = "", message: str = "") -> None:
     """End an answer that has no living producer, from outside, keeping the text of its last attempt.
 
-    Opens the next attempt with an `end` (or `error`) entry: that fences whoever wakes up later.
+    Opens the next attempt with an `end` (or `error`) entry: that fences whoever wakes up later. Raises Fenced when
+    a producer is alive.
     """
     now = look(answer_id, client)
     attempt = Attempt(client, now.record or {"id": answer_id, "asked": time.time()}, timing)
@@ -264,27 +273,40 @@ def close_answer(client: redis.Redis, answer_id: str, timing: Timing, error: str
 
 
 class Producer:
-    """Two threads: one takes deltas from the model, the other writes them, so neither holds up the other."""
+    """Two threads: one takes deltas from the model, the other writes them, so neither holds up the other.
 
-    def __init__(self, client: redis.Redis, record: dict[str, Any], deltas: Iterable[str], timing: Timing) -> None:
+    `about` goes into the start entry, beside model and source.
+    """
+
+    def __init__(
+        self, client: redis.Redis, record: dict[str, Any], deltas: Iterable[str], timing: Timing, **about: str
+    ) -> None:
         self.attempt = Attempt(client, record, timing)
         self.done = threading.Event()  # the end is confirmed, or there is no more hope
         self.error: LLMStreamError | None = None  # what kept this producer from writing the end itself
-        self._deltas = deltas
-        self._stop = False
+        self.finished = False  # the answer has ended, and its record says so
+        self.lost = False  # whether the error was a Redis out of reach: someone else may fare better
+        self._deltas, self._about = deltas, about
+        self._stop = self._left = False
         self._closed = False  # no entry may follow
         self._changed = threading.Condition()
         self._began = time.monotonic()
         self._first_token: int | None = None  # milliseconds
 
     def start(self) -> None:
-        """Start the writing thread; it starts the model's once the attempt stands in Redis."""
-        threading.Thread(target=self._write, name=f"llmstream write {self.attempt.record['id']}", daemon=True).start()
+        """Do `run` in a thread of its own."""
+        threading.Thread(target=self.run, name=f"llmstream write {self.attempt.record['id']}", daemon=True).start()
 
     def stop(self) -> None:
         """Ask for the end, from any thread: the text so far is kept, and the model's request is closed."""
         with self._changed:
             self._stop = True
+            self._changed.notify_all()
+
+    def leave(self) -> None:
+        """Stop writing, from any thread, and leave the answer open for another producer."""
+        with self._changed:
+            self._left = True
             self._changed.notify_all()
 
     # The model's thread
@@ -309,7 +331,7 @@ class Producer:
         with self._changed:
             while len(self.attempt.entries) - self.attempt.sent > BACKLOG and not (self._closed or self._stop):
                 self._changed.wait()
-            if self._closed or self._stop:
+            if self._closed or self._stop or self._left:
                 return False
             if text:
                 ms = self._elapsed()
@@ -333,18 +355,23 @@ class Producer:
 
     # The writing thread
 
-    def _write(self) -> None:
+    def run(self) -> None:
+        """Write the answer to its end; starts the model's thread once the attempt stands in Redis."""
         attempt = self.attempt
         try:
             attempt.open(self._opening)
             if attempt.ended_before:
+                self.finished = True
                 return
             threading.Thread(target=self._take, name=f"llmstream model {attempt.record['id']}", daemon=True).start()
             while not (self._closed and attempt.sent == len(attempt.entries)):
                 with self._changed:
                     idle = attempt.sent == len(attempt.entries)
-                    if idle and attempt.tick_in > 0 and not self._stop:
+                    if idle and attempt.tick_in > 0 and not (self._stop or self._left):
                         self._changed.wait(attempt.tick_in)
+                    if self._left and not self._closed:
+                        attempt.release()
+                        return
                 if self._stop:
                     self._close("end", reason="cancelled")
                     self._close_model()  # now, not when Redis has confirmed the end: it costs money
@@ -353,10 +380,11 @@ class Producer:
                     self._stop = self._stop or attempt.cancelled
                     self._changed.notify_all()
             attempt.insist(attempt.finish)
+            self.finished = True
         except LLMStreamError as error:
             self.error = error
         except (RedisError, OSError) as error:
-            self.error = unusable(error, self.attempt.client)
+            self.error, self.lost = unusable(error, self.attempt.client), is_passing(error)
         except Exception as error:  # noqa: BLE001 - whoever waits must learn of it, whatever it is
             self.error = LLMStreamError(f"the producer broke down: {type(error).__name__}: {error}")
         finally:
@@ -375,4 +403,8 @@ class Producer:
 
     def _opening(self, _: Entry | None) -> tuple[str, dict[str, Any]]:
         record = self.attempt.record
-        return "start", {"model": record["model"], "source": record["source"], "at": round(time.time(), 3)}
+        return "start", {
+            "model": record["model"],
+            "source": record["source"],
+            "at": round(time.time(), 3),
+        } | self._about

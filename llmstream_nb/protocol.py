@@ -22,6 +22,10 @@ class BadAnswerId(LLMStreamError, ValueError):
     """An answer id with characters that have a meaning in Redis, in a URL or in a shell."""
 
 
+class BadName(LLMStreamError, ValueError):
+    """A name that can't be a consumer group's or a consumer's."""
+
+
 class BadQuestion(LLMStreamError, ValueError):
     """A question that is empty, blank or too long."""
 
@@ -95,6 +99,13 @@ def check_question(question: str) -> str:
     if len(question) > MAX_QUESTION:
         raise BadQuestion(f"the question has {len(question):,} characters; at most {MAX_QUESTION:,} are taken")
     return clean(question.strip())
+
+
+def check_name(name: str) -> str:
+    """Return a consumer group's or a consumer's name, or raise BadName; Redis takes any bytes, so this does too."""
+    if not isinstance(name, str) or not 0 < len(name) <= 200 or clean(name) != name:
+        raise BadName(f"{str(name)[:80]!r} can't name a group or a consumer: use 1 to 200 characters of text")
+    return name
 
 
 class AnswerKeys(NamedTuple):

@@ -88,8 +88,7 @@ def read_answer(
 
 def read_once(client: redis.Redis, keys: AnswerKeys, follower: Follower, block: float | None = None) -> list[Event]:
     """One read for a follower: XREAD, and if it brings nothing a look at the signs of life. Redis errors pass."""
-    limit = client.connection_pool.connection_kwargs.get("socket_timeout") or 2 * BLOCK
-    milliseconds = None if block is None else max(1, int(min(block, limit / 2) * 1000))  # BLOCK 0 waits for ever
+    milliseconds = None if block is None else blocking(client, block)
     reply: Any = client.xread({keys.chunks: str(follower.cursor.after)}, count=COUNT, block=milliseconds)
     entries = parse_entries(reply[0][1]) if reply else []
     if entries:
@@ -97,6 +96,12 @@ def read_once(client: redis.Redis, keys: AnswerKeys, follower: Follower, block: 
     with client.pipeline(transaction=False) as pipe:
         queue_look(pipe, keys, follower)
         return take_look(pipe.execute(), follower)
+
+
+def blocking(client: redis.Redis, seconds: float) -> int:
+    """Milliseconds for BLOCK: well below the client's socket timeout, and never 0, which waits for ever."""
+    limit = client.connection_pool.connection_kwargs.get("socket_timeout") or 2 * BLOCK
+    return max(1, int(min(seconds, limit / 2) * 1000))
 
 
 def queue_look(pipe: Any, keys: AnswerKeys, follower: Follower) -> None:
@@ -112,9 +117,7 @@ def take_look(replies: list[Any], follower: Follower, glance: bool = False) -> l
     top, leased, record, cancelled = replies
     entries = parse_entries(top)
     judge = follower.glance if glance else follower.silence
-    return judge(
-        entries[0] if entries else None, bool(leased), parse_record(record), bool(cancelled), time.monotonic()
-    )
+    return judge(entries[0] if entries else None, bool(leased), parse_record(record), bool(cancelled), time.monotonic())
 
 
 def parse_record(text: str | None) -> dict[str, Any] | None:

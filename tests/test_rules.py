@@ -138,7 +138,7 @@ def a_full_memory_leaves_no_half_batch(lab: Lab) -> None:
 
 
 def a_lost_reply_to_the_opening_opens_once(lab: Lab) -> None:
-    attempt_at(lab.direct, 1, "dead")
+    attempt_at(lab.direct, 1, "dead").release()
     record = produce.new_record("a", "why?", None, "test", "test")
     producer = Producer(lab.client, record, Model("one", end=True), FAST)
     lab.proxy.drop_reply(when=b"2-0")
@@ -158,7 +158,7 @@ def two_producers_at_once_never_mix(lab: Lab) -> None:
         both = [Producer(lab.direct, record, says, FAST) for says in models]
         for producer in both:
             producer.start()
-        wait_for(lambda: all(producer.attempt.number for producer in both))
+        wait_for(lambda: all(producer.attempt.number or producer.done.is_set() for producer in both))
         for _ in range(20):
             for says, name in zip(models, "AB", strict=True):
                 says.say(name)

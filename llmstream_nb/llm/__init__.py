@@ -17,6 +17,7 @@ __all__ = [
     "Completion",
     "ModelError",
     "SourceInfo",
+    "check_source",
     "complete",
     "default_source",
     "prepared_questions",
@@ -95,15 +96,21 @@ def complete(
     return Completion(endpoint, request, timeout)
 
 
+def check_source(source: str) -> str:
+    """Return the name of a source, or raise ModelError."""
+    if source not in SOURCES:
+        raise ModelError("UnknownSource", f"There is no source {source!r}: choose {', '.join(SOURCES)}.")
+    return source
+
+
 def _endpoint(source: str, model: str | None) -> Endpoint:
     """What `source` stands for now. Raises ModelError if something it needs is missing."""
+    check_source(source)
     if source == "scripted":
         return Endpoint(source, "The scripted model", model or "scripted", _scripted_url)
     if source == "local":
         return _local_endpoint(model)
-    if source == "openai":
-        return _openai_endpoint(model)
-    raise ModelError("UnknownSource", f"There is no source {source!r}: choose {', '.join(SOURCES)}.")
+    return _openai_endpoint(model)
 
 
 def _scripted_url() -> str:

@@ -147,10 +147,11 @@ class Completion:
 
         http = None
         try:
-            http = self._http_client()
+            url = self._endpoint.url()
+            http = self._http_client(url)
             client = openai.OpenAI(
                 api_key=self._endpoint.key,
-                base_url=self._endpoint.url(),
+                base_url=url,
                 http_client=http,
                 timeout=self._timeout,
                 max_retries=0,  # whoever watches is to see an error at once; they can ask again
@@ -162,13 +163,14 @@ class Completion:
         if http is not None and (self._closed or isinstance(opened, Exception)):
             http.close()
 
-    def _http_client(self) -> httpx2.Client:
+    def _http_client(self, url: str) -> httpx2.Client:
         import httpx2
 
         trust_env = not self._endpoint.loopback
+        plain = self._endpoint.loopback and url.startswith("http:")  # no TLS anywhere on the way
         hooks = {"request": [lambda request: request.extensions.update(trace=self._keep_socket)]}
         try:
-            verify = _certificates(trust_env)
+            verify = False if plain else _certificates(trust_env)
             return httpx2.Client(verify=verify, trust_env=trust_env, timeout=self._timeout, event_hooks=hooks)
         except (OSError, ValueError, ImportError):
             raise self._fault("BadSettings", "needs other settings: see SSL_CERT_FILE, HTTPS_PROXY") from None

@@ -1,0 +1,168 @@
+"""Read an answer through a consumer group: each entry goes to one consumer, and stays pending until acknowledged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import redis
+from redis.exceptions import RedisError, ResponseError
+
+from .connection import Line, current, is_passing, names_of, said, unusable
+from .produce import milliseconds
+from .protocol import (
+    AnswerNotFound,
+    Entry,
+    Follower,
+    GroupGone,
+    NotAnAnswer,
+    Timing,
+    check_name,
+    parse_entries,
+)
+from .read import BLOCK, Backoff, StillWaiting, blocking, parse_record, queue_look, take_look
+
+COUNT = 100  # entries a read: a batch is lost to its consumer's successor until it is claimed, so not too many
+NEW = ">"  # XREADGROUP's ID for entries that no consumer of the group was given
+
+
+def read_answer_group(
+    answer_id: str,
+    group: str,
+    consumer: str,
+    *,
+    count: int = COUNT,
+    timeout: float | None = None,
+    client: redis.Redis | None = None,
+    timing: Timing | None = None,
+) -> Iterator[list[Entry]]:
+    """Yield the entries that this consumer of the group is given, in batches, until the answer has ended.
+
+    Reads with XREADGROUP on a connection of its own: first what this consumer took earlier and never
+    acknowledged, then new entries. A batch is acknowledged (XACK) when the caller asks for the next one, so
+    what a crash interrupts comes again: at least once, not exactly once.
+
+    Entries are neither joined nor checked for gaps, since with two consumers each gets only a part. The
+    group is created at the answer's beginning when it is absent. The iteration is over when the answer has
+    ended and the group was given all of it; whether others have acknowledged their part is their business.
+
+    Raises:
+        AnswerNotFound: there is no such answer.
+        GroupGone: the group, or the answer, was deleted or has expired meanwhile.
+        StillWaiting: the answer has not ended after `timeout` seconds; without that, nobody began to answer, or
+            its producer died and nobody took over, within `timing.patience` seconds.
+        RedisUnusable, NotAnAnswer, BadAnswerId, BadName: as `read_answer`.
+    """
+    client, timing = client or current(), timing or Timing()
+    keys, group, consumer = names_of(client).answer(answer_id), check_name(group), check_name(consumer)
+    follower, line, retry = Follower(answer_id, timing=timing), Line(client), Backoff(timing)
+    began = alive = time.monotonic()
+    made, start, taken = False, "0", list[str]()
+    try:
+        while not follower.done:
+            try:
+                if not made:
+                    create_group(line.redis, answer_id, group, timing)
+                    made = True
+                if taken:  # the caller asks for more: it is through with these
+                    line.redis.xack(keys.chunks, group, *taken)
+                    taken = []
+                block = blocking(line.redis, min(BLOCK, timeout or BLOCK))
+                reply: Any = line.redis.xreadgroup(group, consumer, {keys.chunks: start}, count=count, block=block)
+                raw = reply[0][1] if reply else []
+                if not raw and start == NEW:
+                    with line.redis.pipeline(transaction=False) as pipe:
+                        queue_look(pipe, keys, follower)
+                        take_look(pipe.execute(), follower, glance=True)
+            except (RedisError, OSError, AttributeError) as error:
+                if is_gone(error):
+                    raise GroupGone(
+                        f"the group {group!r} of the answer {answer_id!r} is gone: one of the two was deleted, or "
+                        "has expired"
+                    ) from None
+                if not is_passing(error) or not retry.sleep():
+                    raise unusable(error, client) from None
+                line.reopen()
+                follower.reconnected(time.monotonic())
+                start = "0"  # what a lost reply held is pending by now
+                continue
+            retry.reset()
+            taken = [entry_id for entry_id, _ in raw]
+            if start != NEW:
+                start = taken[-1] if taken else NEW
+            if entries := parse_entries(raw):  # what was trimmed is pending without its fields: only to be acked
+                yield entries
+            if raw or follower.state == "streaming":
+                alive = time.monotonic()
+            _check_patience(follower, timeout, began, alive)
+    finally:
+        line.close()
+
+
+def _check_patience(follower: Follower, timeout: float | None, began: float, alive: float) -> None:
+    """Raise StillWaiting when it is time; `began` and `alive`, the last sign of life, are monotonic seconds."""
+    now, patience, name = time.monotonic(), follower.timing.patience, repr(follower.answer_id)
+    if timeout is not None and now - began > timeout:
+        raise StillWaiting(f"{name} has not ended within {timeout:g} s; it goes on")
+    if now - alive <= patience:
+        return
+    if follower.state == "interrupted":
+        raise StillWaiting(f"the producer of {name} died, and nobody took over within {patience:g} s")
+    if timeout is None:
+        raise StillWaiting(f"nobody began to answer {name} within {patience:g} s")
+
+
+def create_group(client: redis.Redis, answer_id: str, group: str, timing: Timing) -> None:
+    """Create a group at the answer's beginning unless it is there (XGROUP CREATE … 0). Redis errors pass.
+
+    Raises AnswerNotFound, GroupGone where only the record is left, NotAnAnswer for a key of another type.
+    """
+    key, question = names_of(client).answer(answer_id)[:2]
+    kind = str(client.type(key))
+    if kind not in ("none", "stream"):
+        raise NotAnAnswer(f"the key {key!r} holds a {kind}, not a stream: use another id, or delete the key")
+    if kind == "none":
+        record = parse_record(client.get(question))  # type: ignore[arg-type]
+        if record is None:
+            raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
+        if record.get("end"):
+            raise GroupGone(f"the entries of {answer_id!r} have expired; its text is in Answer({answer_id!r}).text")
+    try:
+        client.xgroup_create(key, group, "0", mkstream=True)
+        if kind == "none":
+            client.pexpire(key, milliseconds(timing.ttl))
+    except ResponseError as error:
+        if not said(error).startswith("BUSYGROUP"):
+            raise
+
+
+def claim(
+    answer_id: str, group: str, consumer: str, *, idle: float = 5.0, client: redis.Redis | None = None
+) -> list[Entry]:
+    """Take over what the group's consumers have left pending for `idle` seconds or more (XAUTOCLAIM).
+
+    The entries, in the order of their IDs, are pending with `consumer` now: `read_answer_group` gives them to
+    it first, and acknowledges them. Idle time goes on counting while Redis is down, so don't judge right after
+    a restart. Raises GroupGone, RedisUnusable, NotAnAnswer, BadAnswerId or BadName.
+    """
+    client = client or current()
+    key, cursor, found = names_of(client).answer(answer_id).chunks, "0-0", list[Entry]()
+    try:
+        while True:
+            reply: Any = client.xautoclaim(
+                key, check_name(group), check_name(consumer), int(idle * 1000), cursor, count=COUNT
+            )
+            cursor = reply[0]
+            found += parse_entries(reply[1])
+            if cursor == "0-0":
+                return found
+    except (RedisError, OSError) as error:
+        if is_gone(error):
+            raise GroupGone(f"the answer {answer_id!r} has no group {group!r}: read_answer_group makes one") from None
+        raise unusable(error, client) from None
+
+
+def is_gone(error: Exception) -> bool:
+    """Whether an error means that a group or its stream is not there; the words differ from server to server."""
+    return said(error).startswith(("NOGROUP", "UNBLOCKED", "The XGROUP subcommand requires the key to exist"))
