@@ -344,7 +344,7 @@ def test_missing_wrong_type_and_foreign_entries_fail_alone(client, backend) -> N
     assert (missing.state, missing.label) == ("missing", "Not found")
     assert "'nothing'" in missing.note
     assert foreign.state == "failed"
-    assert "not one of the kit's" in foreign.note
+    assert "kit's: it needs the fields" in foreign.note
     if backend != "fake-tcp":  # which hangs up instead of naming a wrong type: that looks like a lost Redis
         client.set(names_of(client).answer("string").chunks, "not a stream")
         string, plain = AnswerView("string"), AnswerView("string", plain=True)

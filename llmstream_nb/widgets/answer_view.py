@@ -39,7 +39,7 @@ class AnswerView(Watched, anywidget.AnyWidget):
 
     # Their text, not their paths: those make anywidget keep every widget alive for ever.
     _esm = (FOLDER / "answer_view.js").read_text("utf-8")
-    _css = (FOLDER / "answer_view.css").read_text("utf-8")
+    _css = (FOLDER / "states.css").read_text("utf-8") + (FOLDER / "answer_view.css").read_text("utf-8")
 
     text = t.Unicode(help="The text so far.").tag(sync=True)
     version = t.Int(help="Grows when the text begins anew.").tag(sync=True)

@@ -38,7 +38,7 @@ class Hub:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def watch(self, view: Watched) -> None:
+    def watch(self, view: Live) -> None:
         """Read for this view, and let it show what is unseen. Starts the thread if it does not run."""
         with self._lock:
             self._views.add(view)
@@ -47,11 +47,11 @@ class Hub:
                 self._thread.start()
         self._wake.set()
 
-    def _live(self) -> list[Watched]:
+    def _live(self) -> list[Live]:
         """The views to read or to show; when there are none, the thread counts as ended."""
         with self._lock:
             for view in list(self._views):
-                if view.closed or (view.transcript.settled and not view.unseen):
+                if view.closed or (view.settled and not view.unseen):
                     self._views.discard(view)
             views = list(self._views)
             if not views:
@@ -59,7 +59,7 @@ class Hub:
             return views
 
     def _run(self) -> None:
-        readers: dict[redis.Redis, _Reader] = {}
+        readers: dict[tuple[type[Reader], redis.Redis], Reader] = {}
         changed = time.monotonic()
         while (news := self._round(readers)) is not None:
             changed = time.monotonic() if news else changed
@@ -71,7 +71,7 @@ class Hub:
         for reader in readers.values():
             reader.close()
 
-    def _round(self, readers: dict[redis.Redis, _Reader]) -> bool | None:
+    def _round(self, readers: dict[tuple[type[Reader], redis.Redis], Reader]) -> bool | None:
         """Read once for each view, and show what is due. Whether there was news; None if no view is left.
 
         A method of its own, so that no local variable keeps a view alive between two rounds.
@@ -79,14 +79,15 @@ class Hub:
         views = self._live()
         if not views:
             return None
-        groups: dict[redis.Redis, list[Watched]] = defaultdict(list)
+        groups: dict[tuple[type[Reader], redis.Redis], list[Live]] = defaultdict(list)
         for view in views:
-            if not view.transcript.settled:
-                groups[view.client].append(view)
-        for client in readers.keys() - groups.keys():
-            readers.pop(client).close()
-        for client, group in groups.items():
-            readers.setdefault(client, _Reader(client)).read(group)
+            if not view.settled:
+                groups[view.reader, view.client].append(view)
+        for key in readers.keys() - groups.keys():
+            readers.pop(key).close()
+        for key, group in groups.items():
+            kind, client = key
+            readers.setdefault(key, kind(client)).read(group)
         news = any(view.unseen for view in views)
         pace, now = max(TICK, len(views) / BUDGET), time.monotonic()
         for view in views:
@@ -99,42 +100,40 @@ class Hub:
         return news
 
 
-class _Reader:
-    """Reads from one Redis, on one connection of its own, for all views that use this client."""
+class Reader:
+    """Reads from one Redis, on one connection of its own, for all views of a kind that use this client."""
 
     def __init__(self, client: redis.Redis) -> None:
-        self._client = client
+        self.client = client
+        self.lost = False  # Redis was away at the last try
         self._line: Line | None = None
-        self._lost = False
         self._retry_at = 0.0
 
-    def read(self, views: list[Watched]) -> None:
-        """One pipelined, non-blocking round; every view learns what it brought, or that Redis is away."""
+    def read(self, views: list[Any]) -> None:
+        """One round without waiting; every view learns what it brought, or that Redis is away."""
         if time.monotonic() < self._retry_at:
             return
         try:
-            replies = self._ask(views)
+            self._line = self._line or Line(self.client)
+            replies = self.ask(self._line.redis, views)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the thread, but be seen
             self.close()
             if is_passing(error):
-                self._lost, self._retry_at = True, time.monotonic() + RETRY
+                self.lost, self._retry_at = True, time.monotonic() + RETRY
                 for view in views:
-                    if not view.transcript.away:
-                        view.transcript.away = view.unseen = True
+                    view.lose()
             elif len(views) > 1:  # which of them it was, each one's own round tells
                 for view in views:
                     self.read([view])
             else:
                 self._fail(views[0], error)
             return
-        for view, (reply, signs) in zip(views, replies, strict=True):
-            if self._lost:
-                view.transcript.follower.reconnected(time.monotonic())
+        for view, reply in zip(views, replies, strict=True):
             try:
-                self._tell(view, reply, signs)
+                self.tell(view, reply)
             except Exception as error:  # noqa: BLE001 - one view's bad stream is no other's
                 self._fail(view, error)
-        self._lost = False
+        self.lost = False
 
     def close(self) -> None:
         """Give the connection back; the next read opens another."""
@@ -142,33 +141,56 @@ class _Reader:
             self._line.close()
         self._line = None
 
-    def _ask(self, views: list[Watched]) -> list[tuple[Any, list[Any]]]:
+    def ask(self, line: redis.Redis, views: list[Any]) -> list[Any]:
+        """Return for each view what `tell` is to be given; errors of Redis pass."""
+        raise NotImplementedError
+
+    def tell(self, view: Any, reply: Any) -> None:
+        """Let a view know; what this raises is shown in that view."""
+        raise NotImplementedError
+
+    def _fail(self, view: Live, error: Exception) -> None:
+        view.fail(error if isinstance(error, LLMStreamError) else unusable(error, self.client))
+
+
+def execute(pipe: Any) -> list[Any]:
+    """The replies of a pipeline, errors among them; but one that may pass by itself is raised."""
+    replies: list[Any] = pipe.execute(raise_on_error=False)
+    for reply in replies:
+        if isinstance(reply, Exception) and is_passing(reply):
+            raise reply
+    return replies
+
+
+class AnswerReader(Reader):
+    """Reads the entries of answers, and looks for signs of life where none come."""
+
+    def ask(self, line: redis.Redis, views: list[Watched]) -> list[tuple[Any, list[Any]]]:
         """For each view: the reply to its XREAD, and if a look was due, the four replies to that."""
-        self._line = self._line or Line(self._client)
         now = time.monotonic()
         looks = [now >= view.look_at for view in views]
-        with self._line.redis.pipeline(transaction=False) as pipe:
+        with line.pipeline(transaction=False) as pipe:
             for view, look in zip(views, looks, strict=True):
                 follower = view.transcript.follower
                 pipe.xread({view.redis_keys.chunks: str(follower.cursor.after)}, count=COUNT)
                 if look:
                     view.look_at = now + LOOK
                     queue_look(pipe, view.redis_keys, follower)
-            replies = pipe.execute(raise_on_error=False)
-        for reply in replies:
-            if isinstance(reply, Exception) and is_passing(reply):
-                raise reply
-        rest = iter(replies)
+            rest = iter(execute(pipe))
         return [(next(rest), [next(rest) for _ in range(4 * look)]) for look in looks]
 
-    def _tell(self, view: Watched, reply: Any, signs: list[Any]) -> None:
+    def tell(self, view: Watched, reply: tuple[Any, list[Any]]) -> None:
+        """Feed the view's transcript."""
         transcript, follower = view.transcript, view.transcript.follower
-        for part in (reply, *signs):
+        if self.lost:
+            follower.reconnected(time.monotonic())
+        found, signs = reply
+        for part in (found, *signs):
             if isinstance(part, Exception):
                 raise part
         before = transcript.state, transcript.note
         transcript.away = False
-        entries = parse_entries(reply[0][1]) if reply else []
+        entries = parse_entries(found[0][1]) if found else []
         events = follower.feed(entries) if entries else take_look(signs, follower) if signs else []
         transcript.take(events)
         if follower.done and not transcript.settled and signs and not events:
@@ -177,41 +199,72 @@ class _Reader:
         if events or before != (transcript.state, transcript.note):
             view.unseen = True
 
-    def _fail(self, view: Watched, error: Exception) -> None:
-        view.transcript.fail(error if isinstance(error, LLMStreamError) else unusable(error, self._client))
-        view.unseen = True
-
 
 hub = Hub()
 
 
-class Watched(ipywidgets.Widget):
-    """A view of an answer, for which the hub reads from its first moment until the end, or `close`."""
+class Live(ipywidgets.Widget):
+    """A widget for which the hub reads from its first moment until it has settled, or `close`."""
 
+    reader: type[Reader]  # what reads for all widgets of this kind
+    settled = False  # nothing will change any more
+
+    def __init__(self, client: redis.Redis, **traits: Any) -> None:
+        self.client = client
+        self.unseen = True  # there is something that the browser has not been sent
+        self.closed = False  # read for it no more
+        self.show_at = 0.0  # monotonic time before which nothing may be sent
+        self.pause = 0.0  # seconds that this widget wants between two messages, beyond the hub's own pace
+        super().__init__(**traits)
+        hub.watch(self)
+
+    def show(self) -> None:
+        """Send one message to the browser; this and the next two are called in the hub's thread."""
+        raise NotImplementedError
+
+    def lose(self) -> None:
+        """Redis can't be reached at the moment."""
+        raise NotImplementedError
+
+    def fail(self, error: LLMStreamError) -> None:
+        """Reading is not possible, and this is why."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Take the widget off the page, and stop reading for it."""
+        self.closed = True
+        super().close()
+
+
+class Watched(Live):
+    """A view of an answer."""
+
+    reader = AnswerReader
     live = t.Bool(True, help="Whether text may come at any moment. Not synced: for observers in the kernel.")
 
     def __init__(self, answer: Answer | str, client: redis.Redis | None) -> None:
         handle = answer if isinstance(answer, Answer) else Answer(answer, client=client or current())
-        self.client, self.redis_keys = handle.client, names_of(handle.client).answer(handle.id)
+        self.redis_keys = names_of(handle.client).answer(handle.id)
         self.transcript = Transcript(handle.id, handle.timing)
-        self.unseen = True  # the transcript holds what the browser has not been sent
-        self.closed = False  # read for it no more
         self.look_at = 0.0  # monotonic time of the next look at the signs of life
-        self.show_at = 0.0  # monotonic time before which nothing may be sent
-        self.pause = 0.0  # seconds that this view wants between two messages, beyond the hub's own pace
-        super().__init__()
-        hub.watch(self)
+        super().__init__(handle.client)
 
     def __repr__(self) -> str:
         """The same at every run: saved outputs hold it, and strict nbval compares it."""
         name = self.transcript.follower.answer_id
         return f"<AnswerView {name}: run the cell to see it live; if it stays blank, try plain=True>"
 
-    def show(self) -> None:
-        """Send one message to the browser; called in the hub's thread."""
-        raise NotImplementedError
+    @property
+    def settled(self) -> bool:
+        """Whether the transcript is final."""
+        return self.transcript.settled
 
-    def close(self) -> None:
-        """Take the view off the page, and stop reading for it."""
-        self.closed = True
-        super().close()
+    def lose(self) -> None:
+        """Say so, once."""
+        if not self.transcript.away:
+            self.transcript.away = self.unseen = True
+
+    def fail(self, error: LLMStreamError) -> None:
+        """Say so, and settle."""
+        self.transcript.fail(error)
+        self.unseen = True

@@ -100,7 +100,7 @@ class Transcript:
         if isinstance(self._closing, Ended) and self._closing.reason == "cancelled":
             return "stopped"
         state = self.follower.state
-        return "waiting" if state == "queued" or (state == "streaming" and not self.text) else state
+        return "waiting" if state == "queued" or (state == "streaming" and not self.chunks) else state
 
     @property
     def live(self) -> bool:

@@ -1,0 +1,116 @@
+"""Monitor: what goes on under a prefix, live: the pool's queue, its workers, and the newest answers."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import redis
+import traitlets as t
+
+from llmstream_nb.connection import current, names_of
+from llmstream_nb.widgets.hub import Live, Reader, hub
+from llmstream_nb.widgets.survey import Survey
+
+if TYPE_CHECKING:
+    from llmstream_nb.protocol import LLMStreamError
+
+EVERY = 0.5  # seconds between two samples
+FOLDER = pathlib.Path(__file__).parent
+
+
+class Sampler(Reader):
+    """Takes one sample for all monitors that use this client."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        super().__init__(client)
+        self._survey = Survey(client)
+        self._due = 0.0
+
+    def read(self, views: list[Monitor]) -> None:
+        """Sample, if it is time to."""
+        if time.monotonic() >= self._due:
+            self._due = time.monotonic() + EVERY
+            super().read(views)
+
+    def ask(self, line: redis.Redis, views: list[Monitor]) -> list[dict[str, Any]]:
+        """The same sample for every monitor."""
+        return [self._survey.sample(line, max(view.limit for view in views), self.lost)] * len(views)
+
+    def tell(self, view: Monitor, reply: dict[str, Any]) -> None:
+        """Each takes of it what it shows."""
+        view.learn(reply | {"answers": reply["answers"][: view.limit]})
+
+
+class Monitor(Live, anywidget.AnyWidget):
+    """Shows the pool's queue and workers and the newest answers, twice a second, until `close`.
+
+    Sends nothing while nothing changes; ages grow in the browser.
+
+    Args:
+        client: the Redis to watch, under its prefix; else that of the last `connect()`.
+        limit: how many answers to show.
+
+    Raises:
+        ValueError: `limit` is less than 1.
+        RedisUnusable: `client` is not given, and connecting fails.
+    """
+
+    _esm = (FOLDER / "monitor.js").read_text("utf-8")
+    _css = (FOLDER / "states.css").read_text("utf-8") + (FOLDER / "monitor.css").read_text("utf-8")
+    reader = Sampler
+
+    prefix = t.Unicode(help="First part of every key.").tag(sync=True)
+    waiting = t.Int(None, allow_none=True, help="Questions in the queue that no worker has taken.").tag(sync=True)
+    answering = t.Int(None, allow_none=True, help="Those that a worker holds.").tag(sync=True)
+    failures = t.Int(None, allow_none=True, help="Questions given up.").tag(sync=True)
+    consumers = t.List(help="The group's consumers: name, pending, since when quiet (Unix time).").tag(sync=True)
+    answers = t.List(help="The newest first; see `Item.row`.").tag(sync=True)
+    note = t.Unicode(help="What keeps the rest from being the whole truth.").tag(sync=True)
+    now = t.Float(help="Unix time in the kernel when this was sent: a browser's clock may differ.").tag(sync=True)
+
+    def __init__(self, *, client: redis.Redis | None = None, limit: int = 20) -> None:
+        if limit < 1:
+            raise ValueError("a monitor shows at least 1 answer")
+        client = client or current()
+        self.limit = limit
+        self._known: dict[str, Any] = {}  # trait -> what the last sample told
+        self._whole_wanted = False
+        super().__init__(client, prefix=names_of(client).prefix)
+        self.on_msg(self._asked_for_all)
+
+    def __repr__(self) -> str:
+        """The same at every run: saved outputs hold it, and strict nbval compares it."""
+        return "<Monitor: run the cell to see what goes on>"
+
+    def learn(self, known: dict[str, Any]) -> None:
+        """Take what is known now; called in the hub's thread."""
+        self._known = known
+        self.unseen = self.unseen or any(getattr(self, name) != value for name, value in known.items())
+
+    def lose(self) -> None:
+        """Redis is away: what was known stands, but nothing moves."""
+        still = [row | {"rate": None} for row in self.answers]
+        self.learn({"answers": still, "note": "Redis is away, trying again."})
+
+    def fail(self, error: LLMStreamError) -> None:
+        """Say why there is nothing to see; the next sample tries again."""
+        self.learn({"note": str(error)})
+
+    def show(self) -> None:
+        """Send what has changed, and all of it to a page that asked."""
+        self.unseen = False
+        whole, self._whole_wanted = self._whole_wanted, False
+        with self.hold_sync():
+            for name, value in self._known.items():
+                setattr(self, name, value)
+            self.now = time.time()
+        if whole:
+            self.send_state([*self._known, "now"])
+
+    def _asked_for_all(self, *_: Any) -> None:
+        """A page that was just loaded wants to know what time it is; only the hub's thread sends."""
+        self._whole_wanted = self.unseen = True
+        hub.watch(self)

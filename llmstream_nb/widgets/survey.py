@@ -1,0 +1,229 @@
+"""What goes on under a prefix, from a few small commands: the pool's queue, its workers, the newest answers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from typing import Any
+
+import redis
+
+from llmstream_nb.connection import names_of, said, unusable
+from llmstream_nb.protocol import (
+    POOL,
+    AnswerNotFound,
+    Ended,
+    EntryID,
+    Event,
+    Failed,
+    LLMStreamError,
+    clean,
+    parse_entries,
+)
+from llmstream_nb.read import parse_record, queue_look, take_look
+from llmstream_nb.widgets.hub import execute
+from llmstream_nb.widgets.transcript import LABELS, Transcript
+
+QUIET = 3.0  # seconds after which a worker that holds questions, and renews them each tick, counts as quiet
+WINDOW = 2.0  # seconds over which the rate is measured
+MOST = 50  # workers shown
+WORDS = LABELS | {"unreadable": "Unreadable"}
+LONGEST = 1000  # characters shown of a question; of names, a tenth
+
+
+class Survey:
+    """Samples of one prefix, one after the other. What has ended is not asked about again."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client, self._names = client, names_of(client)
+        self._items: dict[str, Item] = {}
+        self._quiet: dict[str, float] = {}  # consumer -> Unix time since which it has been quiet
+
+    def sample(self, line: redis.Redis, limit: int, lost: bool = False) -> dict[str, Any]:
+        """Ask in two pipelined round trips, and return what a Monitor shows of it.
+
+        The cost: five small commands, and five for each answer among the `limit` newest that has not ended.
+
+        Args:
+            lost: Redis was away since the last sample. All is judged anew then, since it may have lost data.
+        """
+        names, notes = self._names, list[str]()
+        with line.pipeline(transaction=False) as pipe:
+            pipe.zrevrange(names.answers, 0, limit - 1, withscores=True)
+            pipe.llen(names.failures)
+            pipe.xlen(names.questions)
+            pipe.xinfo_groups(names.questions)
+            pipe.xinfo_consumers(names.questions, POOL)
+            index, failures, *queue = execute(pipe)
+        self._list(self._readable(index, names.answers, notes) or [], lost)
+        items = [item for item in self._items.values() if not item.done]
+        with line.pipeline(transaction=False) as pipe:
+            for item in items:
+                item.queue_look(pipe)
+            replies = iter(execute(pipe))
+        for item in items:
+            item.look([next(replies) for _ in range(5)])
+        return self._queue(queue, notes) | {
+            "failures": self._readable(failures, names.failures, notes),
+            "answers": [item.row() for item in self._items.values()],
+            "note": " ".join(notes),
+        }
+
+    def _list(self, index: list[tuple[str, float]], lost: bool) -> None:
+        """Keep the items that are still listed; one with another score was asked anew under the same id."""
+        known = {} if lost else self._items
+        self._items = {}
+        for answer_id, asked in index:
+            item = known.get(answer_id)
+            self._items[answer_id] = (
+                item if item and item.asked == asked else Item(self._client, answer_id, asked, lost)
+            )
+
+    def _queue(self, replies: list[Any], notes: list[str]) -> dict[str, Any]:
+        length, groups, consumers = replies
+        if length == 0 and isinstance(groups, Exception):
+            groups = []  # there is no key, which XINFO calls an error
+        length, groups = (self._readable(reply, self._names.questions, notes) for reply in (length, groups))
+        if length is None or groups is None:
+            return {"waiting": None, "answering": None, "consumers": []}
+        taken = sum(group["pending"] for group in groups if group["name"] == POOL)
+        known = [] if isinstance(consumers, Exception) else consumers  # an error: there is no such group
+        now, quiet = time.time(), self._quiet
+        self._quiet = {}
+        for consumer in known:
+            idle, name = consumer["idle"] / 1000, consumer["name"]
+            if consumer["pending"] and idle > QUIET:
+                # The same number at every sample, as long as it means the same: else an idle pool would be news.
+                before = quiet.get(name, 0.0)
+                self._quiet[name] = before if abs(now - idle - before) < 1 else round(now - idle, 1)
+        rows = [
+            {"name": _fit(each["name"]), "pending": each["pending"], "quiet": self._quiet.get(each["name"])}
+            for each in known
+        ]
+        if len(rows) > MOST:
+            notes.append(f"{len(rows) - MOST:,} more workers are not shown.")
+        holders_first = sorted(rows, key=lambda row: not row["pending"])[:MOST]
+        return {
+            "waiting": max(0, length - taken),
+            "answering": taken,
+            "consumers": sorted(holders_first, key=lambda row: row["name"]),
+        }
+
+    def _readable(self, reply: Any, key: str, notes: list[str]) -> Any:
+        """The reply; None if it is an error, which goes into the notes."""
+        if not isinstance(reply, Exception):
+            return reply
+        if (why := _why(reply, key, self._client)) not in notes:
+            notes.append(why)
+        return None
+
+
+class Item:
+    """One answer of the list, judged from its last entry and its signs of life alone."""
+
+    def __init__(self, client: redis.Redis, answer_id: str, asked: float, lost: bool) -> None:
+        self.id, self.asked = answer_id, asked
+        self.done = False  # all is known that ever will be
+        self._client = client
+        self._transcript = Transcript(answer_id)
+        self._question = self._worker = ""
+        self._attempt = 1
+        self._problem = ("", "")  # instead of the transcript's state: missing or unreadable, and why
+        self._heard: deque[tuple[float, int]] = deque()  # (monotonic time, chunks), of little more than WINDOW
+        if lost:
+            self._transcript.follower.reconnected(time.monotonic())
+        try:
+            self._keys = names_of(client).answer(answer_id)
+        except LLMStreamError as error:
+            self._problem, self.done = ("unreadable", str(error)), True
+
+    def queue_look(self, pipe: Any) -> None:
+        """Queue the five commands whose replies `look` takes: signs of life, and the attempt's first entry."""
+        queue_look(pipe, self._keys, self._transcript.follower)
+        pipe.xrange(self._keys.chunks, f"{self._attempt}-0", f"{self._attempt}-0")
+
+    def look(self, replies: list[Any]) -> None:
+        """Judge the replies. Whatever they are, this raises nothing, and the row tells."""
+        try:
+            for at, reply in enumerate(replies):
+                if isinstance(reply, Exception):
+                    key = self._keys.question if at == 2 else self._keys.chunks
+                    raise LLMStreamError(_why(reply, key, self._client))
+            self._judge(replies[:4], replies[4])
+            self._problem = ("", "")
+        except AnswerNotFound:
+            self._problem = ("missing", "Cleared or expired.")
+        except Exception as error:  # noqa: BLE001 - any client may have written anything there
+            self._problem = ("unreadable", str(error))
+
+    def _judge(self, signs: list[Any], first: Any) -> None:
+        looked_at, start = self._attempt, parse_entries(first)
+        if not self._transcript.follower.done:
+            self._follow(signs)
+        if looked_at == self._attempt:
+            self._worker = str((start[0].data if start else {}).get("worker") or "")
+            self.done = self._transcript.follower.done
+
+    def _follow(self, signs: list[Any]) -> None:
+        transcript, follower = self._transcript, self._transcript.follower
+        top = parse_entries(signs[0])
+        events = take_look(signs, follower, glance=True)
+        if top and top[0].final and not follower.done:
+            events = take_look(signs, follower, glance=True)  # the first has only moved on to the end
+        self._question = str((parse_record(signs[2]) or {}).get("question") or "")
+        last = _last_text(events) or (top[0].id if top else EntryID(1, 0))
+        attempt, chunks = max(1, last.attempt), max(0, last.seq)
+        if attempt != self._attempt:
+            self._attempt, self._worker = attempt, ""
+            self._heard.clear()
+        transcript.chunks = chunks
+        transcript.take([event for event in events if isinstance(event, (Ended, Failed))])
+        self._heard.append((time.monotonic(), chunks))
+        while len(self._heard) > 2 and self._heard[-1][0] - self._heard[1][0] >= WINDOW:
+            self._heard.popleft()
+
+    def row(self) -> dict[str, Any]:
+        """What is shown of it."""
+        transcript, problem = self._transcript, self._problem[0]
+        state = problem or transcript.state
+        return {
+            "id": _fit(self.id),
+            "question": _fit(self._question, LONGEST),
+            "state": state,
+            "label": WORDS[state],
+            "note": _fit(self._problem[1] or (transcript.note if state in ("ended", "failed") else ""), LONGEST),
+            "attempt": self._attempt,
+            "worker": _fit(self._worker),
+            "chunks": transcript.chunks if isinstance(transcript.chunks, int) and not problem else None,
+            "rate": self._rate() if state == "streaming" else None,
+            "asked": self.asked if math.isfinite(self.asked) else None,
+        }
+
+    def _rate(self) -> float | None:
+        """Chunks a second, lately."""
+        (then, before), (now, chunks) = self._heard[0], self._heard[-1]
+        rate = (chunks - before) / (now - then) if now > then else None
+        return rate and max(0, round(rate, None if rate >= 10 else 1))  # less than 0: written again after a loss
+
+
+def _last_text(events: list[Event]) -> EntryID | None:
+    """Of an answer that has ended: its last entry before the end, whose `seq` is the number of chunks."""
+    for event in events:
+        if isinstance(event, (Ended, Failed)):
+            closes = event.data.get("closes")  # said by whoever closed it from outside
+            return EntryID.parse(closes) if closes else EntryID(event.id.attempt, event.id.seq - 1)
+    return None
+
+
+def _why(error: Exception, key: str, client: redis.Redis) -> str:
+    """An error of Redis as a sentence."""
+    if said(error).startswith("WRONGTYPE"):
+        return f"The key {key!r} holds another type than it should: delete it, or use another prefix."
+    return f"{unusable(error, client)}."
+
+
+def _fit(text: Any, longest: int = LONGEST // 10) -> str:
+    """Text of any origin, short enough and of characters that reach the browser."""
+    text = clean(str(text))
+    return text if len(text) <= longest else text[:longest] + "…"
