@@ -121,7 +121,7 @@ def create_group(client: redis.Redis, answer_id: str, group: str, timing: Timing
     key, question = names_of(client).answer(answer_id)[:2]
     kind = str(client.type(key))
     if kind not in ("none", "stream"):
-        raise NotAnAnswer(f"the key {key!r} holds a {kind}, not a stream: use another id, or delete the key")
+        raise NotAnAnswer(f"{key!r} holds a {kind}, not a stream: use another id, or delete that key")
     if kind == "none":
         record = parse_record(client.get(question))  # type: ignore[arg-type]
         if record is None:

@@ -60,9 +60,7 @@ def register(client: redis.Redis, record: dict[str, Any], timing: Timing) -> Non
     try:
         kind = str(client.type(keys.chunks))
         if kind not in ("none", "stream"):
-            raise NotAnAnswer(
-                f"the key {keys.chunks!r} holds a {kind}, not a stream: use another id, or delete the key"
-            )
+            raise NotAnAnswer(f"{keys.chunks!r} holds a {kind}, not a stream: use another id, or delete that key")
         # A retried SET NX is refused by its own first try, so what stands there decides.
         new = kind == "none" and (
             client.set(keys.question, text, nx=True, px=milliseconds(timing.ttl)) or client.get(keys.question) == text
@@ -284,7 +282,7 @@ class Producer:
         self.attempt = Attempt(client, record, timing)
         self.done = threading.Event()  # the end is confirmed, or there is no more hope
         self.error: LLMStreamError | None = None  # what kept this producer from writing the end itself
-        self.finished = False  # the answer has ended, and its record says so
+        self.open = True  # the answer has not ended, or its record does not say so
         self.lost = False  # whether the error was a Redis out of reach: someone else may fare better
         self._deltas, self._about = deltas, about
         self._stop = self._left = False
@@ -361,7 +359,7 @@ class Producer:
         try:
             attempt.open(self._opening)
             if attempt.ended_before:
-                self.finished = True
+                self.open = False
                 return
             threading.Thread(target=self._take, name=f"llmstream model {attempt.record['id']}", daemon=True).start()
             while not (self._closed and attempt.sent == len(attempt.entries)):
@@ -380,7 +378,7 @@ class Producer:
                     self._stop = self._stop or attempt.cancelled
                     self._changed.notify_all()
             attempt.insist(attempt.finish)
-            self.finished = True
+            self.open = False
         except LLMStreamError as error:
             self.error = error
         except (RedisError, OSError) as error:

@@ -213,9 +213,7 @@ class Entry(NamedTuple):
         try:
             entry = cls(EntryID.parse(raw_id), fields["kind"], fields["text"], int(fields["ms"]))
         except (KeyError, ValueError, TypeError):
-            raise NotAnAnswer(
-                f"entry {raw_id} is not one of the kit's: it needs the fields kind, text and ms"
-            ) from None
+            raise NotAnAnswer(f"entry {raw_id} is not the kit's: it needs the fields kind, text and ms") from None
         if entry.kind not in KINDS:
             raise NotAnAnswer(f"entry {raw_id} has the unknown kind {entry.kind[:40]!r}")
         return entry

@@ -124,7 +124,7 @@ def parse_record(text: str | None) -> dict[str, Any] | None:
     """The question's JSON record; None where there is none or where it is no JSON object."""
     try:
         record = json.loads(text) if text else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 
