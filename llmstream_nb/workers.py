@@ -199,8 +199,8 @@ class Worker:
             self._tick_at = now + self.timing.tick
             if self._jobs and awake:
                 line.xclaim(self._names.questions, POOL, self.name, 0, list(self._jobs), justid=True)
-            if now >= self._judge_from:
-                self._take_over(line)
+        if self._free and now >= self._judge_from:  # before new questions: somebody watches it stand still
+            self._take_over(line)
         pause = max(0.0, self._tick_at - time.monotonic())
         if self._free:
             for entry, fields in self._read(line, pause):
@@ -235,7 +235,7 @@ class Worker:
     def _take_over(self, line: redis.Redis) -> None:
         """Claim what has been idle for a lease, if no living producer writes its answer."""
         lease, queue = milliseconds(self.timing.lease), self._names.questions
-        idle: Any = line.xpending_range(queue, POOL, "-", "+", 100, idle=lease) if self._free else []
+        idle: Any = line.xpending_range(queue, POOL, "-", "+", 100, idle=lease)
         for taken in idle:
             entry = taken["message_id"]
             found: Any = line.xrange(queue, entry, entry)
