@@ -12,9 +12,10 @@ import ipywidgets
 import redis
 import traitlets as t
 
-from llmstream_nb.widgets.hub import Watched, hub
+from llmstream_nb.widgets.hub import hub
 from llmstream_nb.widgets.markdown import to_html
 from llmstream_nb.widgets.transcript import LABELS, Transcript
+from llmstream_nb.widgets.watched import Watched
 
 if TYPE_CHECKING:
     from llmstream_nb.answer import Answer
@@ -31,9 +32,11 @@ class AnswerView(Watched, anywidget.AnyWidget):
         answer: an `Answer`, or the id of one, from any process.
         plain: use nothing but ipywidgets.HTML, for notebook programs that can't load anywidget.
         client: the Redis where the id is to be found; else that of the last `connect()`.
+        group: read through this consumer group, as its only consumer `view`; it is created when it is absent. Redis
+            then keeps account of what was shown, and each batch is acknowledged.
 
     Raises:
-        BadAnswerId: the id holds odd characters.
+        BadAnswerId, BadName: the id or the group's name holds odd characters.
         RedisUnusable: `client` is not given, and connecting fails.
     """
 
@@ -52,13 +55,17 @@ class AnswerView(Watched, anywidget.AnyWidget):
     first_ms = t.Int(None, allow_none=True, help="Milliseconds to the first of them.").tag(sync=True)
     ms = t.Int(help="Milliseconds from the start to this message, or to the end.").tag(sync=True)
 
-    def __new__(cls, answer: Answer | str, *, plain: bool = False, client: redis.Redis | None = None) -> Any:
+    def __new__(
+        cls, answer: Answer | str, *, plain: bool = False, client: redis.Redis | None = None, group: str | None = None
+    ) -> Any:
         """With `plain`, this makes a widget of another class."""
-        return PlainAnswerView(answer, client) if plain else super().__new__(cls)
+        return PlainAnswerView(answer, client, group) if plain else super().__new__(cls)
 
-    def __init__(self, answer: Answer | str, *, client: redis.Redis | None = None, **_: Any) -> None:
+    def __init__(
+        self, answer: Answer | str, *, client: redis.Redis | None = None, group: str | None = None, **_: Any
+    ) -> None:
         self._whole_wanted, self._keyframe_at = False, 0.0
-        super().__init__(answer, client)
+        super().__init__(answer, client, group)
         self.on_msg(self._asked_for_all)
 
     def show(self) -> None:

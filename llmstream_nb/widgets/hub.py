@@ -10,19 +10,13 @@ from typing import Any
 
 import ipywidgets
 import redis
-import traitlets as t
 
-from llmstream_nb.answer import Answer
-from llmstream_nb.connection import Line, current, is_passing, names_of, unusable
-from llmstream_nb.protocol import LLMStreamError, parse_entries
-from llmstream_nb.read import parse_record, queue_look, take_look
-from llmstream_nb.widgets.transcript import Transcript
+from llmstream_nb.connection import Line, is_passing, unusable
+from llmstream_nb.protocol import LLMStreamError
 
-COUNT = 2000  # entries a read
 TICK = 0.05  # seconds between rounds while something changes, and at least between two messages of a view
 SLOWEST = 0.25  # seconds between rounds when nothing has changed for some time
 BUDGET = 60  # messages a second, of all views together: the notebook server drops what exceeds 1000
-LOOK = 0.25  # seconds between looks at the signs of life of an answer that is silent
 RETRY = 0.5  # seconds between tries to reach a lost Redis
 
 
@@ -162,44 +156,6 @@ def execute(pipe: Any) -> list[Any]:
     return replies
 
 
-class AnswerReader(Reader):
-    """Reads the entries of answers, and looks for signs of life where none come."""
-
-    def ask(self, line: redis.Redis, views: list[Watched]) -> list[tuple[Any, list[Any]]]:
-        """For each view: the reply to its XREAD, and if a look was due, the four replies to that."""
-        now = time.monotonic()
-        looks = [now >= view.look_at for view in views]
-        with line.pipeline(transaction=False) as pipe:
-            for view, look in zip(views, looks, strict=True):
-                follower = view.transcript.follower
-                pipe.xread({view.redis_keys.chunks: str(follower.cursor.after)}, count=COUNT)
-                if look:
-                    view.look_at = now + LOOK
-                    queue_look(pipe, view.redis_keys, follower)
-            rest = iter(execute(pipe))
-        return [(next(rest), [next(rest) for _ in range(4 * look)]) for look in looks]
-
-    def tell(self, view: Watched, reply: tuple[Any, list[Any]]) -> None:
-        """Feed the view's transcript."""
-        transcript, follower = view.transcript, view.transcript.follower
-        if self.lost:
-            follower.reconnected(time.monotonic())
-        found, signs = reply
-        for part in (found, *signs):
-            if isinstance(part, Exception):
-                raise part
-        before = transcript.state, transcript.note
-        transcript.away = False
-        entries = parse_entries(found[0][1]) if found else []
-        events = follower.feed(entries) if entries else take_look(signs, follower) if signs else []
-        transcript.take(events)
-        if follower.done and not transcript.settled and signs and not events:
-            transcript.mend(parse_record(signs[2]), leased=bool(signs[1]))
-            view.unseen = True
-        if events or before != (transcript.state, transcript.note):
-            view.unseen = True
-
-
 hub = Hub()
 
 
@@ -234,37 +190,3 @@ class Live(ipywidgets.Widget):
         """Take the widget off the page, and stop reading for it."""
         self.closed = True
         super().close()
-
-
-class Watched(Live):
-    """A view of an answer."""
-
-    reader = AnswerReader
-    live = t.Bool(True, help="Whether text may come at any moment. Not synced: for observers in the kernel.")
-
-    def __init__(self, answer: Answer | str, client: redis.Redis | None) -> None:
-        handle = answer if isinstance(answer, Answer) else Answer(answer, client=client or current())
-        self.redis_keys = names_of(handle.client).answer(handle.id)
-        self.transcript = Transcript(handle.id, handle.timing)
-        self.look_at = 0.0  # monotonic time of the next look at the signs of life
-        super().__init__(handle.client)
-
-    def __repr__(self) -> str:
-        """The same at every run: saved outputs hold it, and strict nbval compares it."""
-        name = self.transcript.follower.answer_id
-        return f"<AnswerView {name}: run the cell to see it live; if it stays blank, try plain=True>"
-
-    @property
-    def settled(self) -> bool:
-        """Whether the transcript is final."""
-        return self.transcript.settled
-
-    def lose(self) -> None:
-        """Say so, once."""
-        if not self.transcript.away:
-            self.transcript.away = self.unseen = True
-
-    def fail(self, error: LLMStreamError) -> None:
-        """Say so, and settle."""
-        self.transcript.fail(error)
-        self.unseen = True
