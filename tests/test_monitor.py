@@ -370,7 +370,7 @@ def test_what_no_kit_wrote_is_unreadable_and_harms_no_other_row(client) -> None:
     assert found["good"] == found["endless"] == found["surrogate"] == "waiting"
     unreadable = [name for name, state in found.items() if state == "unreadable"]
     assert [name[:12] for name in unreadable] == [
-        *("<b>{x}*\nyyyy", "\\xff\\xfe", "list", "set", "foreign", "string", "record3", "closes")
+        *("<b>{x}*\nyyyy", "\\xff\\xfe", "list", "set", "foreign", "string", "closes")
     ]
     assert all(rows(watching)[name]["note"] for name in unreadable)
     for name, key in (("list", names.answer("list").question), ("set", names.answer("set").chunks)):
