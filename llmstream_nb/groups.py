@@ -12,6 +12,7 @@ from redis.exceptions import RedisError, ResponseError
 from .connection import Line, current, is_passing, names_of, said, unusable
 from .produce import milliseconds
 from .protocol import (
+    AnswerKeys,
     AnswerNotFound,
     Entry,
     Follower,
@@ -25,6 +26,7 @@ from .read import BLOCK, Backoff, StillWaiting, blocking, parse_record, queue_lo
 
 COUNT = 100  # entries a read: a batch is lost to its consumer's successor until it is claimed, so not too many
 NEW = ">"  # XREADGROUP's ID for entries that no consumer of the group was given
+SOON = 0.02  # seconds to the next read, where that decides
 
 
 def read_answer_group(
@@ -56,6 +58,7 @@ def read_answer_group(
     """
     client, timing = client or current(), timing or Timing()
     keys, group, consumer = names_of(client).answer(answer_id), check_name(group), check_name(consumer)
+    gone = f"the group {group!r} of the answer {answer_id!r} is gone: one of the two was deleted, or has expired"
     follower, line, retry = Follower(answer_id, timing=timing), Line(client), Backoff(timing)
     began = alive = time.monotonic()
     made, start, taken = False, "0", list[str]()
@@ -68,23 +71,23 @@ def read_answer_group(
                 if taken:  # the caller asks for more: it is through with these
                     line.redis.xack(keys.chunks, group, *taken)
                     taken = []
-                block = blocking(line.redis, min(BLOCK, timeout or BLOCK))
-                reply: Any = line.redis.xreadgroup(group, consumer, {keys.chunks: start}, count=count, block=block)
-                raw = reply[0][1] if reply else []
-                if not raw and start == NEW:
-                    with line.redis.pipeline(transaction=False) as pipe:
-                        queue_look(pipe, keys, follower)
-                        take_look(pipe.execute(), follower, glance=True)
+                _check_patience(follower, timeout, began, alive)
+                soon = follower.suspect and follower.state != "interrupted"
+                pause = SOON if soon else min(BLOCK, timeout or BLOCK)
+                raw = read_group(line.redis, keys.chunks, group, consumer, start, count, pause)
+                if not raw and start == NEW and not _is_there(line.redis, keys, follower):
+                    raise GroupGone(gone)
+            except StillWaiting:  # a TimeoutError, and so an OSError
+                raise
             except (RedisError, OSError, AttributeError) as error:
                 if is_gone(error):
-                    raise GroupGone(
-                        f"the group {group!r} of the answer {answer_id!r} is gone: one of the two was deleted, or "
-                        "has expired"
-                    ) from None
+                    raise GroupGone(gone) from None
                 if not is_passing(error) or not retry.sleep():
                     raise unusable(error, client) from None
                 line.reopen()
-                follower.reconnected(time.monotonic())
+                alive = time.monotonic()
+                follower.reconnected(alive)
+                _check_patience(follower, timeout, began, alive)
                 start = "0"  # what a lost reply held is pending by now
                 continue
             retry.reset()
@@ -93,11 +96,20 @@ def read_answer_group(
                 start = taken[-1] if taken else NEW
             if entries := parse_entries(raw):  # what was trimmed is pending without its fields: only to be acked
                 yield entries
+                follower.suspect = entries[-1].final  # nothing to wait for
             if raw or follower.state == "streaming":
                 alive = time.monotonic()
-            _check_patience(follower, timeout, began, alive)
     finally:
         line.close()
+
+
+def _is_there(client: redis.Redis, keys: AnswerKeys, follower: Follower) -> bool:
+    """Look at the answer after a read that brought nothing; False if it has ended and its entries are gone."""
+    with client.pipeline(transaction=False) as pipe:
+        queue_look(pipe, keys, follower)
+        replies = pipe.execute()
+    take_look(replies, follower, glance=True)
+    return bool(replies[0]) or not follower.done
 
 
 def _check_patience(follower: Follower, timeout: float | None, began: float, alive: float) -> None:
@@ -111,6 +123,22 @@ def _check_patience(follower: Follower, timeout: float | None, began: float, ali
         raise StillWaiting(f"the producer of {name} died, and nobody took over within {patience:g} s")
     if timeout is None:
         raise StillWaiting(f"nobody began to answer {name} within {patience:g} s")
+
+
+def read_group(
+    client: redis.Redis, key: str, group: str, consumer: str, start: str, count: int, seconds: float
+) -> list[tuple[str, dict[str, str]]]:
+    """The raw entries of one XREADGROUP that waits up to so many seconds for new ones. Redis errors pass.
+
+    fakeredis does not block where a COUNT is given, so there the waiting is done here.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        block = blocking(client, until - time.monotonic())
+        reply: Any = client.xreadgroup(group, consumer, {key: start}, count=count, block=block)
+        if reply or until - time.monotonic() < SOON:
+            return reply[0][1] if reply else []
+        time.sleep(SOON)
 
 
 def create_group(client: redis.Redis, answer_id: str, group: str, timing: Timing) -> None:
@@ -129,9 +157,11 @@ def create_group(client: redis.Redis, answer_id: str, group: str, timing: Timing
         if record.get("end"):
             raise GroupGone(f"the entries of {answer_id!r} have expired; its text is in Answer({answer_id!r}).text")
     try:
-        client.xgroup_create(key, group, "0", mkstream=True)
-        if kind == "none":
-            client.pexpire(key, milliseconds(timing.ttl))
+        with client.pipeline(transaction=True) as pipe:
+            pipe.xgroup_create(key, group, "0", mkstream=True)
+            if kind == "none":  # at once: a reply may be lost, and a key must not stay for ever
+                pipe.pexpire(key, milliseconds(timing.ttl))
+            pipe.execute()
     except ResponseError as error:
         if not said(error).startswith("BUSYGROUP"):
             raise
@@ -157,7 +187,7 @@ def claim(
             found += parse_entries(reply[1])
             if cursor == "0-0":
                 return found
-    except (RedisError, OSError) as error:
+    except (RedisError, OSError, AttributeError) as error:
         if is_gone(error):
             raise GroupGone(f"the answer {answer_id!r} has no group {group!r}: read_answer_group makes one") from None
         raise unusable(error, client) from None

@@ -450,7 +450,7 @@ class Follower:
         """
         if self.done or top is None or top.id <= self.cursor.after:
             return self.silence(top, leased, record, cancelled, now)
-        self.cursor.after, self.suspect, self.state = top.id, False, "streaming"
+        self.cursor.after, self.suspect, self.state = top.id, top.final, "streaming"
         return []
 
     def _from_record(self, record: Mapping[str, Any]) -> list[Event]:
