@@ -23,7 +23,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from .answer import Answer, Source, clear
 from .connection import Line, current, environment_of, is_passing, names_of, said, unusable
-from .groups import is_gone
+from .groups import NEW, is_gone, read_group
 from .llm import check_source, complete, default_source
 from .produce import Producer, close_answer, milliseconds, new_record, register
 from .protocol import (
@@ -38,7 +38,7 @@ from .protocol import (
     check_question,
     parse_entries,
 )
-from .read import Backoff, blocking, look, parse_record
+from .read import Backoff, look, parse_record
 
 MAX_TAKEOVERS = 3  # a question that has outlived so many is given up: it may be what kills its workers
 KEPT_FAILURES = 1_000
@@ -228,9 +228,7 @@ class Worker:
 
     def _read(self, line: redis.Redis, seconds: float) -> list[tuple[str, dict[str, str]]]:
         """New questions, as many as there are free slots; waits up to so many seconds for the first."""
-        block = blocking(line, seconds)
-        reply: Any = line.xreadgroup(POOL, self.name, {self._names.questions: ">"}, count=self._free, block=block)
-        return reply[0][1] if reply else []
+        return read_group(line, self._names.questions, POOL, self.name, NEW, self._free, seconds)
 
     def _take_over(self, line: redis.Redis) -> None:
         """Claim what has been idle for a lease, if no living producer writes its answer."""
