@@ -1,4 +1,4 @@
-"""AnswerView and AskPanel in a real JupyterLab: what people see, press and reload."""
+"""AnswerView, AskPanel and Monitor in a real JupyterLab: what people see, press and reload."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_nothing_that_a_model_writes_runs_or_loads(browser, lab, ending: str) ->
 OURS = ("http://127.0.0.1:", "ws://127.0.0.1:", "data:", "blob:")
 HARM = """() => [
   ...(window.__pwned ? ["code ran"] : []),
-  ...[...document.querySelectorAll(".llmstream-answer, .widget-html")].flatMap((root) => [
+  ...[...document.querySelectorAll(".llmstream-answer, .llmstream-monitor, .widget-html")].flatMap((root) => [
     ...root.querySelectorAll("script, img, svg, iframe, object, embed, style, link, form, input, math, video, meta"),
     ...[...root.querySelectorAll("*")].filter((node) => [...node.attributes].some(({ name, value }) =>
       name.startsWith("on") || /^\\s*(javascript|data|vbscript|file):/i.test(value))),
@@ -237,4 +237,116 @@ def test_a_page_stays_where_its_reader_scrolled_to(browser, lab) -> None:
     height = body.evaluate("(body) => body.scrollHeight")
     notebook.page.wait_for_function("([body, h]) => body.scrollHeight > h", arg=[body.element_handle(), height])
     assert body.evaluate("(body) => body.scrollTop") == 0
+    notebook.page.context.close()
+
+
+POOL = """
+from llmstream_nb import Monitor, Worker, clear, enqueue
+from llmstream_nb.connection import names_of
+clear()  # the answers of other tests
+Monitor()"""
+QUESTIONS = f"""
+import itertools, threading, time
+go_on = threading.Event()
+def count(question, topic):
+    for n in itertools.count():
+        yield f"{{n}} "
+        if go_on.wait(0.03):
+            return
+worker = Worker(slots=2, name="worker-1", source=count).start()
+for n in (1, 2, 3):
+    enqueue("count", id=f"pooled-{{n}}", source="scripted")
+hostile = ask({HOSTILE[0]!r}, source=lambda *_: [], id="hostile-row")
+client.zadd(names_of(client).answers, {{{HOSTILE[2]!r}: time.time()}})"""
+END = f"client.zrem(names_of(client).answers, {HOSTILE[2]!r}); worker.stop(); clear()"
+
+
+def test_monitor(browser, lab) -> None:
+    notebook = lab.open(browser, lab.notebook(IMPORTS, POOL, QUESTIONS, "go_on.set()", END))
+    page = notebook.page
+    bad: list[str] = []
+    page.on("request", lambda request: bad.append(request.url) if not request.url.startswith(OURS) else None)
+    notebook.run(0)
+    notebook.run(1)
+    monitor = notebook.output(1).locator(".llmstream-monitor")
+    status = monitor.get_by_role("status")
+    expect(status).to_contain_text("0 questions waiting")
+    expect(monitor.locator("caption").last).to_contain_text("No answers under")
+    notebook.run(2)
+
+    def row(name: str):
+        return monitor.get_by_role("row").filter(has=page.get_by_role("rowheader", name=name, exact=True))
+
+    expect(status).to_contain_text("1 question waiting")  # two slots, three questions
+    expect(status).to_contain_text("2 being answered")
+    expect(status).to_contain_text("1 worker")
+    expect(row("worker-1").get_by_role("cell")).to_have_text(["2", "At work"])
+    expect(row("pooled-3").locator(".llmstream-label")).to_have_text("Waiting")
+    cells = [
+        "count",
+        "Streaming",
+        "worker-1",
+        re.compile(r"^\d+$"),
+        re.compile(r"^\d+(\.\d)?/s$"),
+        re.compile(r"^\d+ s$"),
+    ]
+    expect(row("pooled-1").get_by_role("cell")).to_have_text(cells)
+    for theme, colour in (("JupyterLab Dark", "rgb(255, 255, 255)"), ("JupyterLab Light", "rgb(0, 0, 0)")):
+        notebook.theme(theme)
+        expect(row("pooled-1").locator(".llmstream-label")).to_have_css("color", colour)
+    notebook.run(3)
+    for name in ("pooled-1", "pooled-2", "pooled-3"):
+        cells[1], cells[4] = "Complete", "–"
+        expect(row(name).get_by_role("cell")).to_have_text(cells)
+    expect(status).to_contain_text("0 being answered")
+    expect(row("worker-1").get_by_role("cell")).to_have_text(["0", "Idle"])
+    notebook.save()
+    notebook.reload()
+    expect(row("pooled-3").locator(".llmstream-label")).to_have_text("Complete")
+    age = row("pooled-3").get_by_role("cell").last
+    before = age.text_content()
+    expect(age).not_to_have_text(before)  # it grows, though nothing is sent
+    expect(row("hostile-row").get_by_role("cell").first).to_have_text(HOSTILE[0])
+    expect(row(HOSTILE[2]).locator(".llmstream-label")).to_have_text("Unreadable")
+    expect(monitor.locator("th:not([scope])")).to_have_count(0)
+    expect(page.locator(".llmstream-monitor [aria-live], .llmstream-monitor [role=status]")).to_have_count(1)
+    assert not harm(page)
+    assert not bad
+    notebook.run(4)
+    expect(monitor.locator("caption").last).to_contain_text("No answers under")
+    page.context.close()
+
+
+SHARED = """
+import threading
+import ipywidgets
+from llmstream_nb import read_answer_group
+answer = ask("count", model="scripted:pace=40,long=120", id="in-groups")
+boxes = [ipywidgets.Textarea(description=name) for name in ("left", "right")]
+def read(box):
+    for batch in read_answer_group(answer.id, "both", box.description):
+        box.value += "".join(entry.text for entry in batch if entry.kind == "text")
+    box.disabled = True
+for box in boxes:
+    threading.Thread(target=read, args=(box,), daemon=True).start()
+ipywidgets.HBox(boxes)"""
+
+
+def test_two_consumers_of_a_group_share_the_words_and_a_group_of_its_own_feeds_a_view(browser, lab) -> None:
+    shown = "AnswerView(answer, group='viewer')"
+    notebook = lab.open(browser, lab.notebook(IMPORTS, SHARED, shown, "AnswerView(answer, group='both')", shown))
+    for index in range(4):
+        notebook.run(index)
+    words = "".join(f"{n} " for n in range(120))
+    assert text_at_end(notebook, 2) == words
+    boxes = notebook.output(1).locator("textarea")
+    for box in (boxes.first, boxes.last):
+        expect(box).to_be_disabled()
+    left, right = (boxes.nth(at).input_value().split() for at in (0, 1))
+    assert min(len(left), len(right)) > 10
+    assert sorted(left + right, key=int) == words.split()
+    expect(label(notebook, 3)).to_have_text("Failed")
+    expect(view(notebook, 3)).to_contain_text("has other consumers (left, right): each would get only a part")
+    notebook.run(4)  # the group has nothing left to give, and the text is whole
+    assert text_at_end(notebook, 4) == words
     notebook.page.context.close()
