@@ -17,8 +17,14 @@ from llmstream_nb.notebooks import NOTEBOOKS, named
 from .suites import ENVIRONMENT
 
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
-# Cells return at once; this one returns when the views have shown the ends of their answers.
-SETTLE = "import threading\nfor t in threading.enumerate():\n    t.name == 'llmstream views' and t.join(60)"
+# Cells return at once; this one returns when the views of answers have shown the ends of these.
+SETTLE = """
+import time
+from llmstream_nb.widgets.hub import hub
+until = time.monotonic() + 60
+while time.monotonic() < until and any(hasattr(view, "transcript") for view in list(hub._views)):
+    time.sleep(0.05)
+"""
 WIDGET_LIMIT = 200_000  # characters of saved widget state: more would drown the notebook's own changes
 # What differs from run to run or from machine to machine, and so has no place in a committed notebook.
 UNSTABLE = re.compile(rf"\bat 0x[0-9a-f]{{6,}}|{re.escape(str(ROOT))}|/ipykernel_\d+/|{re.escape(str(Path.home()))}/")
