@@ -16,6 +16,7 @@ from .llm import complete
 from .produce import Producer, close_answer, milliseconds, new_record, register
 from .protocol import (
     AnswerNotFound,
+    BadAnswerId,
     Deleted,
     EntryID,
     Fenced,
@@ -173,7 +174,7 @@ def clear(*answer_ids: str, client: redis.Redis | None = None, timing: Timing | 
     client, timing = client or current(), timing or Timing()
     names, deadline = names_of(client), time.monotonic() + 2 * timing.lease
     try:
-        ids = list(answer_ids) or list(client.zrange(names.answers, 0, -1))  # type: ignore[arg-type]
+        ids = list(answer_ids) or _known_ids(client)
         there = [i for i in ids if client.exists(names.answer(i).question, names.answer(i).chunks)]
         for answer_id in there:
             client.set(names.answer(answer_id).cancel, "clear", px=milliseconds(max(60.0, 10 * timing.lease)))
@@ -189,6 +190,15 @@ def clear(*answer_ids: str, client: redis.Redis | None = None, timing: Timing | 
     except (RedisError, OSError) as error:
         raise unusable(error, client) from None
     return len(there)
+
+
+def _known_ids(client: redis.Redis) -> list[str]:
+    """The ids in the index of answers; what can't be an id there is not the kit's."""
+    ids, found = [], client.zrange(names_of(client).answers, 0, -1)
+    for answer_id in found:  # type: ignore[union-attr]
+        with suppress(BadAnswerId):
+            ids.append(check_answer_id(answer_id))
+    return ids
 
 
 def _top_attempt(client: redis.Redis, keys: Any) -> int:

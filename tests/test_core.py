@@ -173,6 +173,12 @@ def test_clear_deletes_and_the_id_is_free_again(client) -> None:
     assert left == []
 
 
+def test_clear_passes_over_what_is_no_answer_in_the_index(client) -> None:
+    ask("one", source=say("x"), id="a").wait(20)
+    client.zadd(names_of(client).answers, {"no id {at} all": 0})
+    assert clear() == 1 and not client.exists(names_of(client).answers)
+
+
 def test_clear_copes_with_ids_that_a_clock_made(client) -> None:
     client.xadd(names_of(client).answer("a").chunks, {"by": "hand"})  # attempt 1,700,000,000,000 or so
     assert clear("a") == 1 and look("a").status == "missing"
