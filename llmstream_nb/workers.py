@@ -157,8 +157,7 @@ class Worker:
 
         What is not answered within so many seconds goes back to the pool, and does not count as a takeover.
         """
-        self._end_by = time.monotonic() + within
-        self._changed.set()
+        self._end_by = time.monotonic() + within  # and no event: a signal handler must not take its lock
 
     def stop(self, within: float = FINISH) -> None:
         """`finish`, and wait for it."""
@@ -329,13 +328,14 @@ class Worker:
             log.info("%s: %s %s", self.name, job.answer_id, f"left: {error}" if error else "is answered")
 
     def _written_for(self, line: redis.Redis, answer_id: str) -> str | None:
-        """The queue's entry for which the newest attempt is written."""
+        """The queue's entry for which the newest attempt is written; None where nothing says so."""
         chunks = self._names.answer(answer_id).chunks
-        top = parse_entries(line.xrevrange(chunks, count=1))  # type: ignore[arg-type]
-        if not top:
-            return None
-        first: Any = line.xrange(chunks, f"{top[0].id.attempt}-0", count=1)
-        return parse_entries(first)[0].data.get("job")
+        try:
+            top = parse_entries(line.xrevrange(chunks, count=1))  # type: ignore[arg-type]
+            first: Any = top and line.xrange(chunks, *[f"{top[0].id.attempt}-0"] * 2)
+            return parse_entries(first)[0].data.get("job")
+        except (LLMStreamError, ResponseError, AttributeError, IndexError):
+            return None  # cleared meanwhile, trimmed, or not the kit's
 
     def _done(self, line: redis.Redis, entry: str) -> None:
         with line.pipeline(transaction=True) as pipe:
@@ -353,7 +353,10 @@ class Worker:
             ended = look(answer_id, line).record.get("error") == name  # else somebody has finished it after all
         except Fenced:
             return  # somebody is at it after all
-        except (LLMStreamError, ResponseError, AttributeError):
+        except (LLMStreamError, ResponseError, AttributeError) as problem:
+            cause: Any = problem.__context__ if isinstance(problem, LLMStreamError) else problem
+            if is_passing(cause):
+                raise cause from None  # not now: somebody does it later
             ended = True  # what lies there is no answer that could be closed
         if ended:
             row = {"at": round(time.time(), 3), "entry": entry, "answer": answer_id, "question": question}
