@@ -154,7 +154,7 @@ class Attempt:
             pipe.watch(keys.chunks)
             entries = parse_entries(pipe.xrevrange(keys.chunks, count=1))
             top = entries[0] if entries else None
-            if not self.number:
+            if not self.sent and not (top and top.id.attempt >= self.number > 0):  # not opened: judge (again)
                 if top and top.final:
                     self.ended_before = top
                     return
@@ -162,7 +162,7 @@ class Attempt:
                     raise Fenced(f"{self.record['id']}: the producer of attempt {top.id.attempt} is alive")
                 self.number = (top.id.attempt if top else 0) + 1
                 kind, data = self._opening(top)
-                self.entries.append((kind, json.dumps(data | {"nonce": self.nonce}), 0))
+                self.entries = [(kind, json.dumps(data | {"nonce": self.nonce}), 0)]
             if top and top.id.attempt > self.number:
                 raise Fenced(f"{self.record['id']}: attempt {top.id.attempt} has taken over from {self.number}")
             if top and top.id.attempt == self.number:
