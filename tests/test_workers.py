@@ -19,7 +19,7 @@ import psutil
 import pytest
 import redis
 
-from llmstream_nb import cli, lab, llm, read, workers
+from llmstream_nb import cli, lab, llm, produce, read, workers
 from llmstream_nb.answer import Answer, ask, clear
 from llmstream_nb.connection import RedisUnusable, connect, environment_of, names_of
 from llmstream_nb.environment import ROOT
@@ -32,6 +32,7 @@ from llmstream_nb.protocol import (
     BadName,
     BadQuestion,
     Ended,
+    Fenced,
     Interrupted,
     Restarted,
     Started,
@@ -612,6 +613,33 @@ def test_a_worker_that_wakes_up_late_can_neither_write_nor_keep_the_question(cli
     finally:
         zombie.awake.set()
         zombie.stop(within=0)
+
+
+@pytest.mark.parametrize("then", ["it ends", "it goes on"])
+def test_who_wakes_up_just_before_the_takeover_is_not_displaced(client, monkeypatch, then: str) -> None:
+    """Between its heir's look at the stream and the heir's first entry, it writes: the heir must look again."""
+    put(client)
+    sleeper = open_attempt(client, deliver(client), "half")
+    client.delete(sleeper.keys.lease(1))
+    begin = Attempt._begin
+
+    def at_the_last_moment(attempt: Attempt, pipe) -> None:
+        monkeypatch.setattr(Attempt, "_begin", begin)
+        sleeper.entries.append(("text", " and whole", 2))
+        if then == "it ends":
+            sleeper.entries.append(("end", json.dumps({"reason": "stop"}), 2))
+        sleeper._ticked = 0.0  # with the batch goes its lease
+        sleeper.flush()
+        begin(attempt, pipe)
+
+    monkeypatch.setattr(Attempt, "_begin", at_the_last_moment)
+    if then == "it ends":
+        produce.close_answer(client, "a", QUICK)
+        assert look("a", client).record["text"] == "half and whole"
+    else:
+        with pytest.raises(Fenced, match="alive"):
+            produce.close_answer(client, "a", QUICK)
+    assert {entry.id.attempt for entry in stream_of(client)} == {1} and text_in(client) == "half and whole"
 
 
 @pytest.mark.parametrize("when", ["while it is answered", "once it has ended"])
