@@ -45,9 +45,9 @@ class Suite(NamedTuple):
 def suites() -> list[Suite]:
     """All suites, in the order in which they run."""
     return [
-        Suite("core", "tests", 540, ["tests", "--ignore=tests/browser"]),
-        Suite("notebooks", "notebooks on fakeredis", 180, NBVAL),
-        Suite("notebooks", "notebooks on redis-server", 180, NBVAL, redis=True),
+        Suite("core", "tests", 660, ["tests", "--ignore=tests/browser"]),
+        Suite("notebooks", "notebooks on fakeredis", 240, NBVAL),
+        Suite("notebooks", "notebooks on redis-server", 240, NBVAL, redis=True),
         Suite("browser", "notebooks in a browser", 420, ["tests/browser"]),
     ]
 
