@@ -27,10 +27,11 @@ from typing import Any, Self
 
 import psutil
 
-from llmstream_nb import workers
+from llmstream_nb import produce, workers
 from llmstream_nb.connection import connect
 from llmstream_nb.produce import Attempt
 from llmstream_nb.protocol import EntryID, Fenced, Timing, parse_entries
+from llmstream_nb.read import Backoff
 from llmstream_nb.workers import Worker, serve
 
 POINTS = {  # what a worker does, where it can be hit: the method, before or after its nth call
@@ -241,8 +242,20 @@ def no_ack() -> None:
     Worker._done = lambda self, line, entry: None
 
 
-def no_wait_before_judging() -> None:
+def slow_producers() -> None:
+    """Not broken: after an outage they take a while to come back, but less than a lease."""
+
+    class Slow(Backoff):
+        def sleep(self) -> bool:
+            time.sleep(self._longest)
+            return super().sleep()
+
+    produce.Backoff = Slow
+
+
+def slow_producers_and_no_wait_before_judging() -> None:
     """Whoever is back first after an outage takes the others for dead."""
+    slow_producers()
     Worker._wait_to_judge = lambda self: None
 
 
@@ -289,7 +302,8 @@ VARIANTS: dict[str, Callable[[], None]] = {
         no_fencing,
         ack_before_the_end,
         no_ack,
-        no_wait_before_judging,
+        slow_producers,
+        slow_producers_and_no_wait_before_judging,
         no_end_of_takeovers,
         old_text_goes_on,
         slow_coordinator,
