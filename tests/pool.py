@@ -242,20 +242,23 @@ def no_ack() -> None:
     Worker._done = lambda self, line, entry: None
 
 
-def slow_producers() -> None:
-    """Not broken: after an outage they take a while to come back, but less than a lease."""
+def as_it_is() -> None:
+    """Not broken."""
+
+
+def slow_to_come_back() -> None:
+    """Not broken: after an outage it takes longer than others to come back, but less than a lease."""
 
     class Slow(Backoff):
         def sleep(self) -> bool:
             time.sleep(self._longest)
             return super().sleep()
 
-    produce.Backoff = Slow
+    produce.Backoff = workers.Backoff = Slow
 
 
-def slow_producers_and_no_wait_before_judging() -> None:
+def no_wait_before_judging() -> None:
     """Whoever is back first after an outage takes the others for dead."""
-    slow_producers()
     Worker._wait_to_judge = lambda self: None
 
 
@@ -302,8 +305,9 @@ VARIANTS: dict[str, Callable[[], None]] = {
         no_fencing,
         ack_before_the_end,
         no_ack,
-        slow_producers,
-        slow_producers_and_no_wait_before_judging,
+        as_it_is,
+        slow_to_come_back,
+        no_wait_before_judging,
         no_end_of_takeovers,
         old_text_goes_on,
         slow_coordinator,

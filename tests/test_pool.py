@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 import pytest
@@ -67,6 +67,7 @@ class Schedule:
     frozen: float = 1.5  # leases for which a frozen worker stays so
     variant: str | None = None
     bound: float = BOUND
+    timing: Timing = TIMING
 
 
 def drawn(seed: int, number: int) -> Schedule:
@@ -123,15 +124,16 @@ class Run:
         self.frozen: dict[str, float] = {}  # since when, in monotonic seconds
         self.thawed: set[str] = set()
         self.replaced: set[str] = set()
-        self.ids = [f"q{number}" for number in range(len(schedule.questions))]
+        self.questions: dict[str, str] = {}
+        self.viewers: dict[str, list[Viewer]] = {}
 
     def __enter__(self) -> Self:
         own = {blow.worker: blow for blow in self.schedule.blows if blow.point}
         for number in range(self.schedule.workers):
             self.hire(own.get(number))
-        for answer_id, question in zip(self.ids, self.schedule.questions, strict=True):
-            enqueue(question, id=answer_id, client=self.client, timing=TIMING)
-        self.viewers = {answer_id: [Viewer(self.client, answer_id)] for answer_id in self.ids}
+        for question in self.schedule.questions:
+            self.ask(question)
+        self.see()
         self.began = time.monotonic()
         return self
 
@@ -142,15 +144,22 @@ class Run:
             self.wait(lambda: worker.code() is not None, "a killed worker is gone")
         self.client.close()
 
-    def hire(self, blow: Blow | None = None) -> Process:
+    def hire(self, blow: Blow | None = None, variant: str | None = None) -> None:
         """Start one more worker."""
-        options: dict[str, Any] = {"url": self.url, "prefix": self.prefix, "name": f"w{len(self.workers)}"}
-        options |= {"slots": self.schedule.slots, "timing": asdict(TIMING), "variant": self.schedule.variant}
+        schedule, name = self.schedule, f"w{len(self.workers)}"
+        options: dict[str, Any] = {"url": self.url, "prefix": self.prefix, "name": name, "slots": schedule.slots}
+        options |= {"timing": asdict(schedule.timing), "variant": variant or schedule.variant}
         if blow and blow.point:
             point, when, call = blow.point
             options["blow"] = {"point": point, "when": when, "call": call, "number": blow.number}
-        worker = self.workers[options["name"]] = self.zygote.fork(options)
-        return worker
+        self.workers[name] = self.zygote.fork(options)
+
+    def ask(self, question: str) -> str:
+        """Put a question into the queue, and return the key of its answer."""
+        answer_id = f"q{len(self.questions)}"
+        self.questions[answer_id], self.viewers[answer_id] = question, []
+        enqueue(question, id=answer_id, client=self.client, timing=self.schedule.timing)
+        return names_of(self.client).answer(answer_id).chunks
 
     def wait(self, condition, what: str) -> None:
         """Wait for something, within the schedule's bound."""
@@ -169,7 +178,7 @@ class Run:
             now = time.monotonic() - self.began
             left[:] = [blow for blow in left if not self.strike(blow, now)]
             awake = self.tend()
-            if now > self.schedule.late and len(self.viewers[self.ids[0]]) == 1:
+            if now > self.schedule.late and len(self.viewers["q0"]) == 1:
                 self.see()
             return awake and not self.client.xlen(self.queue)
 
@@ -189,8 +198,8 @@ class Run:
         worker = self.workers[f"w{blow.worker}"] if blow.delay is not None and now > blow.delay else None
         if blow.entries:
             question, entries = blow.entries
-            if self.client.xlen(names_of(self.client).answer(self.ids[question]).chunks) >= entries:
-                worker = self.holder(self.ids[question])
+            if self.client.xlen(names_of(self.client).answer(f"q{question}").chunks) >= entries:
+                worker = self.holder(f"q{question}")
                 if not worker:
                     return True  # it is through with it
         if worker:
@@ -212,7 +221,7 @@ class Run:
         for name, worker in list(self.workers.items()):
             if worker.frozen():
                 since = self.frozen.setdefault(name, now)
-                if now - since > self.schedule.frozen * TIMING.lease:
+                if now - since > self.schedule.frozen * self.schedule.timing.lease:
                     worker.send(signal.SIGCONT)
                     self.thawed.add(name)
                     del self.frozen[name]
@@ -230,7 +239,7 @@ class Run:
         given_up = {row["answer"] for row in rows}
         for row in rows:
             assert row["error"] == "GivenUp" and row["delivered"] > MAX_TAKEOVERS + 1, row
-        for answer_id, question in zip(self.ids, self.schedule.questions, strict=True):
+        for answer_id, question in self.questions.items():
             self.check_answer(answer_id, question, answer_id in given_up)
 
     def check_answer(self, answer_id: str, question: str, given_up: bool) -> None:
@@ -269,12 +278,9 @@ class Run:
 
         def asked_all() -> bool:
             for _ in self.workers:
-                self.ids.append(f"q{len(self.ids)}")
-                self.schedule.questions.append("5 0.02")
-                enqueue("5 0.02", id=self.ids[-1], client=self.client, timing=TIMING)
-                self.viewers[self.ids[-1]] = []
+                self.ask("5 0.02")
             self.wait(lambda: self.tend() and not self.client.xlen(self.queue), "the pool goes on")
-            seen.update(stream_of(self.client, answer_id)[0].data["worker"] for answer_id in self.ids[3:])
+            seen.update(stream_of(self.client, answer_id)[0].data["worker"] for answer_id in list(self.questions)[3:])
             return names <= seen
 
         self.wait(asked_all, f"{names} answer again")
@@ -359,16 +365,21 @@ def a_question_kills_its_workers(zygote: Zygote, url: str, variant: str | None, 
     assert len(run.replaced) == MAX_TAKEOVERS + 1
 
 
-def redis_is_away(zygote: Zygote, url: str, variant: str | None, bound: float = BOUND, leases: float = 2.0) -> None:
-    """Long enough for all leases to run out, in mid-flow: everybody is back, and goes on where they were."""
-    broken = f"slow_producers_and_{variant}" if variant else "slow_producers"
+def redis_is_away(zygote: Zygote, url: str, variant: str | None, bound: float = BOUND, leases: float = 1.2) -> None:
+    """Long enough for all leases to run out: all come back, the idle one first, and go on where they were."""
+    timing = replace(TIMING, lease=1.2)
     with servers.RedisServer(appendfsync="always") as server:
-        schedule = Schedule(["40 0.03"] * 6, slots=3, undisturbed=True, variant=broken, bound=bound)
+        schedule = Schedule(
+            ["50 0.03"] * 6, 2, 3, undisturbed=True, variant="slow_to_come_back", bound=bound, timing=timing
+        )
         with Run(zygote, server.url, schedule) as run:
-            chunks = [names_of(run.client).answer(answer_id).chunks for answer_id in run.ids]
-            run.wait(lambda: min(map(run.client.xlen, chunks)) > 3, "all are being answered")
+            wait = lambda key: run.wait(lambda: run.client.xlen(key) > 3, "it is being answered")  # noqa: E731
+            for answer_id in run.questions:
+                wait(names_of(run.client).answer(answer_id).chunks)
+            run.hire(variant=variant or "as_it_is")
+            wait(run.ask("50 0.03"))
             server.kill()
-            back = time.monotonic() + leases * TIMING.lease
+            back = time.monotonic() + leases * timing.lease
             run.wait(lambda: time.monotonic() > back, "the outage")
             server.start()
             run.until_all_is_over()
