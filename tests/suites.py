@@ -48,7 +48,7 @@ def suites() -> list[Suite]:
         Suite("core", "tests", 660, ["tests", "--ignore=tests/browser"]),
         Suite("notebooks", "notebooks on fakeredis", 240, NBVAL),
         Suite("notebooks", "notebooks on redis-server", 240, NBVAL, redis=True),
-        Suite("browser", "notebooks in a browser", 420, ["tests/browser"]),
+        Suite("browser", "notebooks in a browser", 480, ["tests/browser"]),
     ]
 
 

@@ -34,7 +34,7 @@ def text(notebook, cell: int) -> str:
 
 def text_at_end(notebook, cell: int, state: str = "Complete") -> str:
     """Wait for the end; return the text exactly as the page holds it."""
-    expect(label(notebook, cell)).to_have_text(state)
+    expect(label(notebook, cell)).to_have_text(state, timeout=90_000)  # a busy machine needs long for a megabyte
     raw = view(notebook, cell).get_by_role("button", name="as text")
     if raw.is_visible():
         raw.click()
