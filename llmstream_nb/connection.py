@@ -10,6 +10,7 @@ from typing import Any
 import redis
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
@@ -17,6 +18,7 @@ from redis.exceptions import (
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisClusterException,
     RedisError,
     ResponseError,
 )
@@ -68,8 +70,10 @@ def connect(url: str | None = None, *, prefix: str | None = None, **options: Any
             raise RedisUnusable(
                 f"the Redis URL {masked(url)!r} can't be read: it should look like redis://127.0.0.1:6379/0"
             ) from None
-        client.url, client.where = url, masked(url)  # type: ignore[attr-defined]
-        _check_server(client)
+        client.where = masked(url)  # type: ignore[attr-defined]
+        if _check_server(client).get("cluster_enabled"):
+            client = _cluster(url, settings)
+        client.url = url  # type: ignore[attr-defined]
     client.names = names  # type: ignore[attr-defined]
     with _lock:
         _current = client
@@ -100,6 +104,17 @@ class KitRedis(_Named, redis.Redis):
     """redis-py's client with that repr."""
 
 
+class KitCluster(_Named, redis.RedisCluster):
+    """redis-py's client for a Redis Cluster with that repr; its errors are those of other clients."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """As redis-py does, whose RedisClusterException is no RedisError."""
+        try:
+            return super().execute_command(*args, **options)
+        except RedisClusterException as error:
+            raise redis.ConnectionError(str(error)) from None
+
+
 def masked(url: str) -> str:
     """The URL without login and query, where passwords stand; also of a URL too odd for a parser."""
     scheme, mark, rest = url.partition("://")
@@ -109,17 +124,27 @@ def masked(url: str) -> str:
     return f"{scheme}://{'***@' if at else ''}{place.partition('?')[0]}"
 
 
-def _check_server(client: redis.Redis) -> None:
+def _cluster(url: str, settings: dict[str, Any]) -> Any:
+    """The client of the cluster that the server at `url` belongs to."""
+    try:
+        client = KitCluster.from_url(url, **settings)
+    except (RedisError, RedisClusterException, OSError) as error:
+        raise RedisUnusable(f"{masked(url)} is a node of a cluster that can't be used now: {said(error)}") from None
+    client.where = f"cluster at {masked(url)}"
+    return client
+
+
+def _check_server(client: redis.Redis) -> dict[str, Any]:
     """Ask the server once whether it answers, how old it is and whether it takes writes; without retries."""
     line = Line(client)
     try:
         line.redis.ping()
         info: Any = line.redis.info()
     except NoPermissionError:
-        return  # an ACL user limited to its keys can't ask; the first write will tell
+        return {}  # an ACL user limited to its keys can't ask; the first write will tell
     except (RedisError, OSError, ValueError, TypeError) as error:  # the last two: what a URL's odd host or query brings
         if "unknown command" in str(error).lower():
-            return  # fakeredis over TCP has no INFO
+            return {}  # fakeredis over TCP has no INFO
         raise unusable(error, client) from None
     finally:
         line.close()
@@ -128,6 +153,7 @@ def _check_server(client: redis.Redis) -> None:
         raise RedisUnusable(f"{where(client)} is Redis {version}: the kit needs 6.2 or newer, or Valkey")
     if info.get("role") == "slave" and info.get("slave_read_only", 1):
         raise RedisUnusable(f"{where(client)} is a read-only replica: point REDIS_URL at its primary")
+    return info
 
 
 # ------------------------------------------------------------------------------------------------ errors
@@ -135,8 +161,10 @@ def _check_server(client: redis.Redis) -> None:
 
 def where(client: redis.Redis) -> str:
     """The server's address, fit to show."""
+    if named := getattr(client, "where", ""):
+        return named
     kwargs = client.connection_pool.connection_kwargs
-    return getattr(client, "where", "") or f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
+    return f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
 
 
 def unusable(error: Exception, client: redis.Redis) -> RedisUnusable:
@@ -152,8 +180,9 @@ def is_passing(error: Exception) -> bool:
     """Whether trying again may help: after a lost connection, a restart, a full memory, a failover."""
     if isinstance(error, (AuthenticationError, NoPermissionError)):
         return False
-    lost = (redis.ConnectionError, redis.TimeoutError, OSError, OutOfMemoryError, ReadOnlyError, ClusterDownError)
-    return isinstance(error, lost) or said(error).startswith(("MISCONF", "TRYAGAIN"))
+    lost = (redis.ConnectionError, redis.TimeoutError, OSError, OutOfMemoryError, ReadOnlyError)
+    moved = (ClusterDownError, AskError)  # MovedError is an AskError
+    return isinstance(error, lost + moved) or said(error).startswith(("MISCONF", "TRYAGAIN", "CLUSTERDOWN"))
 
 
 def said(error: Exception) -> str:
@@ -191,10 +220,35 @@ class Line:
     redis-py's clients and pools reconnect silently and send again; after a restart from older data that would
     leave a hole in a stream, and nobody would know. Here every loss surfaces as an error, and only `reopen`
     allows the next connection.
+
+    On a Redis Cluster it leads to the node that holds `key`, and so to all keys with the same hash tag. A line
+    without a key is the cluster's own client there, which finds the node for each command.
     """
 
-    def __init__(self, client: redis.Redis) -> None:
-        pool = client.connection_pool
+    def __init__(self, client: redis.Redis, key: str | None = None) -> None:
+        self._client, self._key = client, key
+        self._redis: redis.Redis | None = None
+        self._may_connect = True
+        self._again = False
+
+    @property
+    def redis(self) -> redis.Redis:
+        """The client of this connection."""
+        if self._redis is None:
+            client: Any = self._client
+            if isinstance(client, redis.RedisCluster):
+                if self._key is None:
+                    return client
+                try:
+                    if self._again:
+                        client.nodes_manager.initialize()  # another node may hold the key by now
+                    client = client.get_redis_connection(client.get_node_from_key(self._key))
+                except RedisClusterException as error:
+                    raise redis.ConnectionError(str(error)) from None
+            self._redis = self._connect(client.connection_pool)
+        return self._redis
+
+    def _connect(self, pool: Any) -> redis.Redis:
         kwargs = {k: v for k, v in pool.connection_kwargs.items() if not k.startswith(("maint_", "orig_", "himport_"))}
         kwargs |= {
             "decode_responses": True,
@@ -203,11 +257,10 @@ class Line:
             "retry": Retry(NoBackoff(), 0),
             "redis_connect_func": self._on_connect,
         }
-        self._may_connect = False
-        self._pool = redis.ConnectionPool(connection_class=pool.connection_class, max_connections=1, **kwargs)
-        self.redis = redis.Redis(connection_pool=self._pool)
-        self.redis.names = names_of(client)  # type: ignore[attr-defined]
-        self.reopen()
+        own = redis.ConnectionPool(connection_class=pool.connection_class, max_connections=1, **kwargs)
+        made = redis.Redis(connection_pool=own)
+        made.names = names_of(self._client)  # type: ignore[attr-defined]
+        return made
 
     def _on_connect(self, connection: Any) -> None:
         if not self._may_connect:
@@ -217,12 +270,15 @@ class Line:
 
     def reopen(self) -> None:
         """Drop the connection; the next command may open a new one."""
-        self._pool.disconnect()
-        self._may_connect = True
+        self.close()
+        self._may_connect = self._again = True
 
     def close(self) -> None:
         """Give the connection back to the system."""
-        self._pool.disconnect()
+        if self._redis:
+            self._redis.connection_pool.disconnect()
+            if isinstance(self._client, redis.RedisCluster):
+                self._redis = None
 
 
 # ----------------------------------------------------------------------------------- the fake in this process
@@ -280,9 +336,9 @@ def environment_of(client: redis.Redis) -> dict[str, str]:
 
     The URL may hold a password: hand it to a child process, don't print it.
     """
-    kwargs = client.connection_pool.connection_kwargs
-    fake = f"redis://127.0.0.1:{embedded().server_address[1]}/0" if "server" in kwargs else ""
-    url = fake or getattr(client, "url", "") or os.environ.get("REDIS_URL", "")
+    url = getattr(client, "url", "") or os.environ.get("REDIS_URL", "")
+    if isinstance(client, redis.Redis) and "server" in client.connection_pool.connection_kwargs:
+        url = f"redis://127.0.0.1:{embedded().server_address[1]}/0"
     return {"REDIS_URL": url, "LLMSTREAM_PREFIX": names_of(client).prefix}
 
 

@@ -59,7 +59,7 @@ def read_answer_group(
     client, timing = client or current(), timing or Timing()
     keys, group, consumer = names_of(client).answer(answer_id), check_name(group), check_name(consumer)
     gone = f"the group {group!r} of the answer {answer_id!r} is gone: one of the two was deleted, or has expired"
-    follower, line, retry = Follower(answer_id, timing=timing), Line(client), Backoff(timing)
+    follower, line, retry = Follower(answer_id, timing=timing), Line(client, keys.chunks), Backoff(timing)
     began = alive = time.monotonic()
     made, start, taken = False, "0", list[str]()
     try:

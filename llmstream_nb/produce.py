@@ -105,7 +105,7 @@ class Attempt:
         self.sent = 0
         self.cancelled = False
         self.ended_before: Entry | None = None  # the end that someone else has written: nothing is left to answer
-        self._line = Line(client)
+        self._line = Line(client, self.keys.chunks)
         self._seen = self._ticked = float("-inf")  # monotonic times of the last reply and of the last tick
 
     @property
@@ -185,7 +185,7 @@ class Attempt:
         pipe.pexpire(self.keys.chunks, milliseconds(self.timing.ttl))
         pipe.execute()
         self.sent = 1
-        add_to_index(self._line.redis, self.record, self.timing)
+        add_to_index(self.client, self.record, self.timing)
 
     def _queue_xadd(self, pipe: Any, seq: int, create: bool = False) -> None:
         kind, text, ms = self.entries[seq]

@@ -56,7 +56,7 @@ def read_answer(
     client, timing = client or current(), timing or Timing()
     keys = names_of(client).answer(answer_id)
     follower = Follower(answer_id, EntryID.parse(after), timing)
-    line = Line(client)
+    line = Line(client, keys.chunks)
     retry = Backoff(timing)
     began = alive = time.monotonic()
     try:

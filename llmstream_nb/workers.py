@@ -167,7 +167,7 @@ class Worker:
 
     def run(self) -> None:
         """Work until `finish`. Raises RedisUnusable when Redis refuses, or stays away for `timing.give_up` seconds."""
-        line, retry = Line(self.client), Backoff(self.timing)
+        line, retry = Line(self.client, self._names.questions), Backoff(self.timing)
         self._wait_to_judge()
         try:
             while self._end_by is None or (self._jobs and time.monotonic() < self._end_by):
@@ -237,7 +237,7 @@ class Worker:
             entry = taken["message_id"]
             found: Any = line.xrange(queue, entry, entry)
             fields = found[0][1] if found else {}
-            if not self._free or entry in self._jobs or self._lives(line, fields.get("answer", "")):
+            if not self._free or entry in self._jobs or self._lives(fields.get("answer", "")):
                 continue
             if not found:
                 self._done(line, entry)  # somebody has deleted it
@@ -245,21 +245,21 @@ class Worker:
                 log.info("%s: takes over %s from %s", self.name, fields.get("answer"), taken["consumer"])
                 self._begin(line, entry, fields, taken["times_delivered"] + 1)
 
-    def _lives(self, line: redis.Redis, answer_id: str) -> bool:
+    def _lives(self, answer_id: str) -> bool:
         """Whether a producer holds the lease of the newest attempt."""
         try:
             keys = self._names.answer(answer_id)
-            top = parse_entries(line.xrevrange(keys.chunks, count=1))  # type: ignore[arg-type]
+            top = parse_entries(self.client.xrevrange(keys.chunks, count=1))  # type: ignore[arg-type]
         except (LLMStreamError, ResponseError, AttributeError):
             return False  # no answer at all, which whoever claims it will report
-        return bool(top and not top[0].final and line.exists(keys.lease(top[0].id.attempt)))
+        return bool(top and not top[0].final and self.client.exists(keys.lease(top[0].id.attempt)))
 
     def _begin(self, line: redis.Redis, entry: str, fields: Mapping[str, str], delivered: int) -> None:
         """Answer the question of this entry, unless there is nothing to answer."""
         answer_id = fields.get("answer", "")
         question = ""
         try:
-            record = self._record(line, answer_id)
+            record = self._record(answer_id)
             if record is None:
                 self._done(line, entry)  # cleared, or expired: nobody waits for it
                 return
@@ -283,10 +283,10 @@ class Worker:
 
         threading.Thread(target=run, name=f"llmstream write {answer_id}", daemon=True).start()
 
-    def _record(self, line: redis.Redis, answer_id: str) -> dict[str, Any] | None:
+    def _record(self, answer_id: str) -> dict[str, Any] | None:
         """The question's record; None where there is none. Raises NotAQuestion."""
         try:
-            text: Any = line.get(self._names.answer(answer_id).question)
+            text: Any = self.client.get(self._names.answer(answer_id).question)
         except BadAnswerId:
             raise NotAQuestion("This entry of the queue names no answer: enqueue() writes a field `answer`.") from None
         except ResponseError as error:
@@ -320,19 +320,19 @@ class Worker:
             if error is None or isinstance(error, Deleted):
                 self._done(line, entry)
             elif isinstance(error, Fenced):
-                if self._written_for(line, job.answer_id) not in (entry, None):
+                if self._written_for(job.answer_id) not in (entry, None):
                     self._done(line, entry)  # the question stands in the queue twice, as after a lost reply
             elif not job.producer.lost:
                 self._give_up(line, entry, job.answer_id, job.question, job.delivered, error)
             del self._jobs[entry]  # otherwise whoever finds it idle takes over
             log.info("%s: %s %s", self.name, job.answer_id, f"left: {error}" if error else "is answered")
 
-    def _written_for(self, line: redis.Redis, answer_id: str) -> str | None:
+    def _written_for(self, answer_id: str) -> str | None:
         """The queue's entry for which the newest attempt is written; None where nothing says so."""
         chunks = self._names.answer(answer_id).chunks
         try:
-            top = parse_entries(line.xrevrange(chunks, count=1))  # type: ignore[arg-type]
-            first: Any = top and line.xrange(chunks, *[f"{top[0].id.attempt}-0"] * 2)
+            top = parse_entries(self.client.xrevrange(chunks, count=1))  # type: ignore[arg-type]
+            first: Any = top and self.client.xrange(chunks, *[f"{top[0].id.attempt}-0"] * 2)
             return parse_entries(first)[0].data.get("job")
         except (LLMStreamError, ResponseError, AttributeError, IndexError):
             return None  # cleared meanwhile, trimmed, or not the kit's
@@ -350,7 +350,7 @@ class Worker:
         name = type(error).__name__
         try:
             close_answer(self.client, answer_id, self.timing, error=name, message=str(error))
-            ended = look(answer_id, line).record.get("error") == name  # else somebody has finished it after all
+            ended = look(answer_id, self.client).record.get("error") == name  # else somebody has finished it after all
         except Fenced:
             return  # somebody is at it after all
         except (LLMStreamError, ResponseError, AttributeError) as problem:
@@ -361,8 +361,8 @@ class Worker:
         if ended:
             row = {"at": round(time.time(), 3), "entry": entry, "answer": answer_id, "question": question}
             row |= {"error": name, "message": str(error), "delivered": delivered, "worker": self.name}
-            line.lpush(self._names.failures, json.dumps(row))
-            line.ltrim(self._names.failures, 0, KEPT_FAILURES - 1)
+            self.client.lpush(self._names.failures, json.dumps(row))
+            self.client.ltrim(self._names.failures, 0, KEPT_FAILURES - 1)
             log.warning("%s: gives up %s: %s", self.name, answer_id or entry, error)
         self._done(line, entry)
 
