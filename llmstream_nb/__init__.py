@@ -9,6 +9,7 @@ _HOMES = {
     "ask_without_stream": "answer",
     "Answer": "answer",
     "clear": "answer",
+    "Writing": "produce",
     "read_answer": "read",
     "read_answer_group": "groups",
     "claim": "groups",

@@ -13,11 +13,12 @@ from redis.exceptions import RedisError, ResponseError
 
 from .connection import current, names_of, unusable
 from .llm import complete
-from .produce import Producer, close_answer, milliseconds, new_record, register
+from .produce import Attempt, Producer, Writing, milliseconds, new_record, register
 from .protocol import (
     AnswerNotFound,
     BadAnswerId,
     Deleted,
+    Entry,
     EntryID,
     Fenced,
     Timing,
@@ -39,6 +40,7 @@ def ask(
     id: str | None = None,
     client: redis.Redis | None = None,
     timing: Timing | None = None,
+    writing: Writing | None = None,
     timeout: float = 30.0,
 ) -> Answer:
     """Ask a model, and return at once; a background thread writes the answer into its stream.
@@ -52,7 +54,8 @@ def ask(
         stream: False asks for the whole answer in one piece.
         id: the answer's id, if you want to choose it: see `check_answer_id`.
         client: a Redis client; else that of the last `connect()`.
-        timing: leases and limits in seconds.
+        timing: leases and limits in seconds, the answer's time to live among them.
+        writing: how to write it, as `Writing(coalesce_ms=100, maxlen=1000)`.
         timeout: seconds the model may be silent.
 
     Raises:
@@ -69,7 +72,7 @@ def ask(
         name = deltas.source
     record = new_record(answer_id, question, topic, name, getattr(deltas, "model", "") or name)
     register(client, record, timing)
-    producer = Producer(client, record, deltas, timing)
+    producer = Producer(client, record, deltas, timing, writing)
     producer.start()
     return Answer(answer_id, client=client, timing=timing, producer=producer)
 
@@ -163,6 +166,27 @@ def stop_answer(answer_id: str, *, client: redis.Redis | None = None, timing: Ti
     except (RedisError, OSError) as error:
         raise unusable(error, client) from None
     return now.status
+
+
+def close_answer(client: redis.Redis, answer_id: str, timing: Timing, error: str = "", message: str = "") -> None:
+    """End an answer that has no living producer, from outside, keeping the text of its last attempt.
+
+    Opens the next attempt with an `end` (or `error`) entry: that fences whoever wakes up later. Raises Fenced when
+    a producer is alive.
+    """
+    now = look(answer_id, client)
+    attempt = Attempt(client, {"asked": time.time()} | now.record | {"id": answer_id}, timing)
+
+    def opening(top: Entry | None) -> tuple[str, dict[str, Any]]:
+        data: dict[str, Any] = {"error": error, "message": message} if error else {"reason": "cancelled"}
+        return "error" if error else "end", data | ({"closes": str(top.id)} if top else {})
+
+    try:
+        attempt.open(opening)
+        if not attempt.ended_before:
+            attempt.insist(lambda: attempt.finish(look(answer_id, client).text))
+    finally:
+        attempt.close()
 
 
 def clear(*answer_ids: str, client: redis.Redis | None = None, timing: Timing | None = None) -> int:

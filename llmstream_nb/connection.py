@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import threading
 from typing import Any
 
 import redis
@@ -20,22 +18,18 @@ from redis.exceptions import (
     ReadOnlyError,
     RedisClusterException,
     RedisError,
-    ResponseError,
 )
 from redis.retry import Retry
 
 from .protocol import LLMStreamError, Names
 
 OLDEST = (6, 2)  # XAUTOCLAIM and XADD … NOMKSTREAM came with Redis 6.2
-FAKE_VERSION = (7, 0)  # what Debian and Ubuntu ship, so tables look alike on the fake and on a real server
 
 
 class RedisUnusable(LLMStreamError):
     """Redis can't be reached, or can't be used for this."""
 
 
-_lock = threading.RLock()
-_fake_server: Any = None  # this process's TcpFakeServer
 _current: redis.Redis | None = None
 
 
@@ -62,21 +56,20 @@ def connect(url: str | None = None, *, prefix: str | None = None, **options: Any
         "retry": Retry(ExponentialBackoff(cap=0.5, base=0.02), 4),
     } | options
     if url is None:
-        client: redis.Redis = _fake_client(settings)
+        from . import embedded
+
+        client: redis.Redis = embedded.client(settings)
     else:
         try:
             client = KitRedis.from_url(url, **settings)
         except ValueError:  # its text may quote a piece of the password
-            raise RedisUnusable(
-                f"the Redis URL {masked(url)!r} can't be read: it should look like redis://127.0.0.1:6379/0"
-            ) from None
+            raise RedisUnusable(f"the URL {masked(url)!r} should look like redis://127.0.0.1:6379/0") from None
         client.where = masked(url)  # type: ignore[attr-defined]
         if _check_server(client).get("cluster_enabled"):
             client = _cluster(url, settings)
         client.url = url  # type: ignore[attr-defined]
     client.names = names  # type: ignore[attr-defined]
-    with _lock:
-        _current = client
+    _current = client
     return client
 
 
@@ -281,56 +274,6 @@ class Line:
                 self._redis = None
 
 
-# ----------------------------------------------------------------------------------- the fake in this process
-
-
-def _fake_client(settings: dict[str, Any]) -> redis.Redis:
-    from fakeredis import FakeRedis
-
-    class KitFakeRedis(_Named, FakeRedis):
-        where = "fakeredis in this process"
-
-    return KitFakeRedis(server=embedded().fake_server, version=FAKE_VERSION, **settings)
-
-
-def embedded() -> Any:
-    """The fakeredis of this process, started once; it listens on a free loopback port for other processes."""
-    global _fake_server
-    with _lock:
-        if _fake_server is None:
-            _fake_server = serve_fake(0)
-        return _fake_server
-
-
-def serve_fake(port: int) -> Any:
-    """Start a fakeredis that listens on 127.0.0.1:`port` (0: any free one) in a daemon thread; return it."""
-    from fakeredis import TcpFakeServer
-    from fakeredis._clients._tcp_server import TCPFakeRequestHandler
-
-    class Handler(TCPFakeRequestHandler):
-        """Answers an error as Redis does: the connection stays open. And at once: Nagle's pause costs 45 ms."""
-
-        disable_nagle_algorithm = True
-
-        def setup(self) -> None:
-            super().setup()
-            read = self.current_client.read_response
-
-            def read_response(**options: Any) -> Any:
-                try:
-                    return read(**options)
-                except ResponseError as error:
-                    return error
-
-            self.current_client.read_response = read_response
-
-    server = TcpFakeServer(("127.0.0.1", port), server_version=FAKE_VERSION)
-    server.RequestHandlerClass = Handler
-    server.daemon_threads, server.block_on_close = True, False  # else it never stops while a reader is blocked
-    threading.Thread(target=server.serve_forever, name="llmstream fakeredis", daemon=True).start()
-    return server
-
-
 def environment_of(client: redis.Redis) -> dict[str, str]:
     """What another process needs in its environment to work on the same answers.
 
@@ -338,18 +281,7 @@ def environment_of(client: redis.Redis) -> dict[str, str]:
     """
     url = getattr(client, "url", "") or os.environ.get("REDIS_URL", "")
     if isinstance(client, redis.Redis) and "server" in client.connection_pool.connection_kwargs:
-        url = f"redis://127.0.0.1:{embedded().server_address[1]}/0"
+        from . import embedded
+
+        url = f"redis://127.0.0.1:{embedded.server().server_address[1]}/0"
     return {"REDIS_URL": url, "LLMSTREAM_PREFIX": names_of(client).prefix}
-
-
-def main() -> None:
-    """A fakeredis of its own process, for several others: it prints `ready` and serves until it is ended."""
-    parser = argparse.ArgumentParser(prog="python -m llmstream_nb.connection", description=main.__doc__)
-    parser.add_argument("--serve", type=int, metavar="PORT", required=True)
-    serve_fake(parser.parse_args().serve)
-    print("ready", flush=True)
-    threading.Event().wait()
-
-
-if __name__ == "__main__":
-    main()

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from redis.exceptions import RedisError, WatchError
@@ -90,14 +90,25 @@ def add_to_index(client: redis.Redis, record: dict[str, Any], timing: Timing) ->
 # ------------------------------------------------------------------------------------------------ producing
 
 
+class Writing(NamedTuple):
+    """How an answer is written.
+
+    A small `coalesce_ms` saves entries, memory and round trips, and costs smoothness; the first entry is never held
+    back. A `maxlen` bounds the memory of a long answer, and costs latecomers its beginning until the record has it.
+    """
+
+    coalesce_ms: int = 0  # at least so long between two text entries; what comes meanwhile goes into one
+    maxlen: int | None = None  # keep only so many of the newest entries in the stream (XADD … MAXLEN)
+
+
 class Attempt:
     """One attempt at one answer, in Redis: opened, written, and mended after every loss. For a single thread.
 
     `entries[n]` is the entry `<attempt>-<n>`, kept until the end is confirmed; those below `sent` are in Redis.
     """
 
-    def __init__(self, client: redis.Redis, record: dict[str, Any], timing: Timing) -> None:
-        self.client, self.record, self.timing = client, record, timing
+    def __init__(self, client: redis.Redis, record: dict[str, Any], timing: Timing, maxlen: int | None = None) -> None:
+        self.client, self.record, self.timing, self.maxlen = client, record, timing, maxlen
         self.keys = names_of(client).answer(record["id"])
         self.nonce = secrets.token_hex(8)
         self.number = 0  # chosen when the attempt is opened
@@ -189,9 +200,9 @@ class Attempt:
 
     def _queue_xadd(self, pipe: Any, seq: int, create: bool = False) -> None:
         kind, text, ms = self.entries[seq]
-        option = () if create else ("NOMKSTREAM",)
-        entry_id = f"{self.number}-{seq}"
-        pipe.execute_command("XADD", self.keys.chunks, *option, entry_id, "kind", kind, "text", text, "ms", ms)
+        options = (() if create else ("NOMKSTREAM",)) + (("MAXLEN", self.maxlen) if self.maxlen else ())
+        fields = ("kind", kind, "text", text, "ms", ms)
+        pipe.execute_command("XADD", self.keys.chunks, *options, f"{self.number}-{seq}", *fields)
 
     def flush(self) -> None:
         """Send the next batch, and tick if it is time: lease, expiry, and a look for a cancel. All or nothing."""
@@ -249,37 +260,23 @@ class _Unclear(RedisError):
     """Redis answered, but not what it should have: look again at what it holds."""
 
 
-def close_answer(client: redis.Redis, answer_id: str, timing: Timing, error: str = "", message: str = "") -> None:
-    """End an answer that has no living producer, from outside, keeping the text of its last attempt.
-
-    Opens the next attempt with an `end` (or `error`) entry: that fences whoever wakes up later. Raises Fenced when
-    a producer is alive.
-    """
-    now = look(answer_id, client)
-    attempt = Attempt(client, {"asked": time.time()} | now.record | {"id": answer_id}, timing)
-
-    def opening(top: Entry | None) -> tuple[str, dict[str, Any]]:
-        data: dict[str, Any] = {"error": error, "message": message} if error else {"reason": "cancelled"}
-        return "error" if error else "end", data | ({"closes": str(top.id)} if top else {})
-
-    try:
-        attempt.open(opening)
-        if not attempt.ended_before:
-            attempt.insist(lambda: attempt.finish(look(answer_id, client).text))
-    finally:
-        attempt.close()
-
-
 class Producer:
     """Two threads: one takes deltas from the model, the other writes them, so neither holds up the other.
 
-    `about` goes into the start entry, beside model and source.
+    `writing` is how often and how much to keep; `about` goes into the start entry, beside model and source.
     """
 
     def __init__(
-        self, client: redis.Redis, record: dict[str, Any], deltas: Iterable[str], timing: Timing, **about: str
+        self,
+        client: redis.Redis,
+        record: dict[str, Any],
+        deltas: Iterable[str],
+        timing: Timing,
+        writing: Writing | None = None,
+        **about: str,
     ) -> None:
-        self.attempt = Attempt(client, record, timing)
+        writing = writing or Writing()
+        self.attempt = Attempt(client, record, timing, writing.maxlen)
         self.done = threading.Event()  # the end is confirmed, or there is no more hope
         self.error: LLMStreamError | None = None  # what kept this producer from writing the end itself
         self.open = True  # the answer has not ended, or its record does not say so
@@ -288,7 +285,8 @@ class Producer:
         self._stop = self._left = False
         self._closed = False  # no entry may follow
         self._changed = threading.Condition()
-        self._began = time.monotonic()
+        self._held, self._pause = "", writing.coalesce_ms / 1000  # text for the next entry; seconds between two
+        self._began = self._next = time.monotonic()  # the next entry may be written from then on
         self._first_token: int | None = None  # milliseconds
 
     def start(self) -> None:
@@ -331,18 +329,25 @@ class Producer:
                 self._changed.wait()
             if self._closed or self._stop or self._left:
                 return False
-            if text:
-                ms = self._elapsed()
-                self._first_token = ms if self._first_token is None else self._first_token
-                self.attempt.entries.append(("text", text, ms))
-                self._changed.notify_all()
+            self._held += text
+            self._release()
             return True
+
+    def _release(self, now: bool = False) -> None:
+        """Make an entry of the text that is held, if it is time to; with `now`, in any case."""
+        if self._held and (now or time.monotonic() >= self._next):
+            ms = self._elapsed()
+            self._first_token = ms if self._first_token is None else self._first_token
+            self.attempt.entries.append(("text", self._held, ms))
+            self._held, self._next = "", time.monotonic() + self._pause
+            self._changed.notify_all()
 
     def _close(self, kind: str, **data: Any) -> None:
         """Append the end or error entry, once."""
         with self._changed:
             if self._closed:
                 return
+            self._release(now=True)
             self._closed, ms = True, self._elapsed()
             data |= {"first_token_ms": self._first_token, "total_ms": ms, "chunks": len(self.attempt.entries) - 1}
             self.attempt.entries.append((kind, json.dumps(data), ms))
@@ -364,9 +369,11 @@ class Producer:
             threading.Thread(target=self._take, name=f"llmstream model {attempt.record['id']}", daemon=True).start()
             while not (self._closed and attempt.sent == len(attempt.entries)):
                 with self._changed:
+                    wait = min(attempt.tick_in, self._next - time.monotonic() if self._held else 1.0)
                     idle = attempt.sent == len(attempt.entries)
-                    if idle and attempt.tick_in > 0 and not (self._stop or self._left):
-                        self._changed.wait(attempt.tick_in)
+                    if idle and wait > 0 and not (self._stop or self._left):
+                        self._changed.wait(wait)
+                    self._release()
                     if self._left and not self._closed:
                         attempt.release()
                         return

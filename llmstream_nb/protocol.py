@@ -441,15 +441,13 @@ class Follower:
         was, self.state = self.state, "interrupted"
         return [] if was == "interrupted" else [Interrupted(after)]
 
-    def glance(
-        self, top: Entry | None, leased: bool, record: Mapping[str, Any] | None, cancelled: bool, now: float
-    ) -> list[Event]:
+    def glance(self, top: Entry | None, *signs: Any) -> list[Event]:
         """Judge an answer whose entries this follower does not read, from its last entry and its signs of life.
 
         The arguments are those of `silence`. When the stream has grown, that is sign enough.
         """
         if self.done or top is None or top.id <= self.cursor.after:
-            return self.silence(top, leased, record, cancelled, now)
+            return self.silence(top, *signs)
         self.cursor.after, self.suspect, self.state = top.id, top.final, "streaming"
         return []
 

@@ -56,8 +56,7 @@ def read_answer(
     client, timing = client or current(), timing or Timing()
     keys = names_of(client).answer(answer_id)
     follower = Follower(answer_id, EntryID.parse(after), timing)
-    line = Line(client, keys.chunks)
-    retry = Backoff(timing)
+    line, retry = Line(client, keys.chunks), Backoff(timing)
     began = alive = time.monotonic()
     try:
         while not follower.done:
@@ -76,10 +75,9 @@ def read_answer(
             if events or follower.state == "streaming":
                 alive = time.monotonic()
             yield from events
-            if time.monotonic() - alive > timing.patience:
+            # Whoever named a time may wait that long for a busy pool.
+            if time.monotonic() - alive > timing.patience and not (timeout and follower.state == "queued"):
                 if follower.state == "queued":
-                    if timeout is not None:
-                        continue  # whoever named a time may wait that long for a busy pool
                     raise StillWaiting(f"nobody began to answer {answer_id!r} within {timing.patience:g} s")
                 return
     finally:
@@ -88,8 +86,8 @@ def read_answer(
 
 def read_once(client: redis.Redis, keys: AnswerKeys, follower: Follower, block: float | None = None) -> list[Event]:
     """One read for a follower: XREAD, and if it brings nothing a look at the signs of life. Redis errors pass."""
-    milliseconds = None if block is None else blocking(client, block)
-    reply: Any = client.xread({keys.chunks: str(follower.cursor.after)}, count=COUNT, block=milliseconds)
+    wait = None if block is None else blocking(client, block)
+    reply: Any = client.xread({keys.chunks: str(follower.cursor.after)}, count=COUNT, block=wait)
     entries = parse_entries(reply[0][1]) if reply else []
     if entries:
         return follower.feed(entries)

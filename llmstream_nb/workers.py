@@ -21,11 +21,11 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, ResponseError
 
-from .answer import Answer, Source, clear
+from .answer import Answer, Source, clear, close_answer
 from .connection import Line, current, environment_of, is_passing, names_of, said, unusable
 from .groups import NEW, is_gone, read_group
 from .llm import check_source, complete, default_source
-from .produce import Producer, close_answer, milliseconds, new_record, register
+from .produce import Producer, Writing, milliseconds, new_record, register
 from .protocol import (
     POOL,
     BadAnswerId,
@@ -100,6 +100,7 @@ class Worker:
         source: as in `ask`; else each question says who answers it.
         client: a Redis client; else that of the last `connect()`.
         timing: leases and limits in seconds, the same for all workers of a pool.
+        writing: how to write answers, as in `ask`.
 
     How it holds up (the commands are those of Redis 6.2): a question stays pending with its worker until the end
     of its answer is confirmed, then XACK and XDEL. Each tick the holder resets the idle time of what it holds,
@@ -116,11 +117,12 @@ class Worker:
         source: Source = None,
         client: redis.Redis | None = None,
         timing: Timing | None = None,
+        writing: Writing | None = None,
     ) -> None:
         if slots < 1:
             raise ValueError(f"a worker needs at least one slot, not {slots}")
         self.name = check_name(name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}")
-        self.slots, self.source = slots, source
+        self.slots, self.source, self.writing = slots, source, writing
         self.client, self.timing = client or current(), timing or Timing()
         self.error: LLMStreamError | None = None  # what ended a worker that was started with `start`
         self._names = names_of(self.client)
@@ -273,7 +275,7 @@ class Worker:
         record["source"], record["model"] = (
             getattr(deltas, name, "") or record[name] or "own" for name in ("source", "model")
         )
-        producer = Producer(self.client, record, deltas, self.timing, worker=self.name, job=entry)
+        producer = Producer(self.client, record, deltas, self.timing, self.writing, worker=self.name, job=entry)
         self._jobs[entry] = Job(entry, answer_id, question, delivered, producer)
         log.info("%s: answers %s", self.name, answer_id)
 

@@ -14,7 +14,7 @@ for name in ("REDIS_URL", "LLMSTREAM_PREFIX", "LLMSTREAM_LLM", "OPENAI_API_KEY",
 
 import redis
 
-from llmstream_nb import connection
+from llmstream_nb import connection, embedded
 from llmstream_nb.protocol import Timing
 
 from . import servers
@@ -47,7 +47,7 @@ def real_servers() -> Iterator[dict[str, servers.RedisServer]]:
 @pytest.fixture(scope="session")
 def fake_tcp() -> Iterator[str]:
     """The URL of a fakeredis that is reached over TCP alone."""
-    server = connection.serve_fake(0)
+    server = embedded.serve(0)
     yield f"redis://127.0.0.1:{server.server_address[1]}/0"
     server.shutdown()
     server.server_close()

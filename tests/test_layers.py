@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "llmstream_nb"
 # From the ground up; a module may import only from floors below its own, or from its own package.
 FLOORS = [
     "protocol",
+    "embedded",
     "connection",
     "llm",
     "tutorial",
