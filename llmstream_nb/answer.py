@@ -179,6 +179,7 @@ def close_answer(client: redis.Redis, answer_id: str, timing: Timing, error: str
 
     def opening(top: Entry | None) -> tuple[str, dict[str, Any]]:
         data: dict[str, Any] = {"error": error, "message": message} if error else {"reason": "cancelled"}
+        data |= {"missing": now.missing} if now.missing else {}  # the record's text has this hole
         return "error" if error else "end", data | ({"closes": str(top.id)} if top else {})
 
     try:

@@ -235,7 +235,8 @@ class Attempt:
         """Complete the record where a producer has ended the answer and died before it could write that down."""
         now = look(self.record["id"], self._line.redis)
         if self.ended_before and not now.record.get("end"):
-            self._save(now.record or self.record, self.ended_before.data, self.ended_before.id, now.text)
+            closing = self.ended_before.data | ({"missing": now.missing} if now.missing else {})
+            self._save(now.record or self.record, closing, self.ended_before.id, now.text)
 
     def _save(self, record: dict[str, Any], closing: dict[str, Any], end: EntryID, text: str) -> None:
         whole = record | closing | {"start": f"{end.attempt}-0", "end": str(end), "text": text}

@@ -425,7 +425,7 @@ class Follower:
         if top and top.final and top.id == after:
             return self._close(closing_event(top.id, top.data))  # joined exactly at the end
         if top is None and record and (record.get("reason") or record.get("error")):
-            return self._from_record(record)  # the chunks have expired, the record has not
+            return self.from_record(record)  # the chunks have expired, the record has not
         waiting = top is None and after == ORIGIN and record and record.get("pooled")
         if leased or waiting:
             self.suspect = False
@@ -451,7 +451,8 @@ class Follower:
         self.cursor.after, self.suspect, self.state = top.id, top.final, "streaming"
         return []
 
-    def _from_record(self, record: Mapping[str, Any]) -> list[Event]:
+    def from_record(self, record: Mapping[str, Any]) -> list[Event]:
+        """The events of an ended answer, from its record alone: the text comes in one piece."""
         after = self.cursor.after
         end = EntryID.parse(record["end"]) if record.get("end") else after
         if after >= end > ORIGIN:

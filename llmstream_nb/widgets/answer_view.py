@@ -34,6 +34,7 @@ class AnswerView(Watched, anywidget.AnyWidget):
         client: the Redis where the id is to be found; else that of the last `connect()`.
         group: read through this consumer group, as its only consumer `view`; it is created when it is absent. Redis
             then keeps account of what was shown, and each batch is acknowledged.
+        replay: show its stream again at the pace at which it was written, times this; 1 is as it was.
 
     Raises:
         BadAnswerId, BadName: the id or the group's name holds odd characters.
@@ -56,16 +57,20 @@ class AnswerView(Watched, anywidget.AnyWidget):
     ms = t.Int(help="Milliseconds from the start to this message, or to the end.").tag(sync=True)
 
     def __new__(
-        cls, answer: Answer | str, *, plain: bool = False, client: redis.Redis | None = None, group: str | None = None
+        cls,
+        answer: Answer | str,
+        *,
+        plain: bool = False,
+        client: redis.Redis | None = None,
+        group: str | None = None,
+        replay: float | None = None,
     ) -> Any:
         """With `plain`, this makes a widget of another class."""
-        return PlainAnswerView(answer, client, group) if plain else super().__new__(cls)
+        return PlainAnswerView(answer, client, group, replay) if plain else super().__new__(cls)
 
-    def __init__(
-        self, answer: Answer | str, *, client: redis.Redis | None = None, group: str | None = None, **_: Any
-    ) -> None:
+    def __init__(self, answer: Answer | str, *, plain: bool = False, **options: Any) -> None:  # noqa: ARG002
         self._whole_wanted, self._keyframe_at = False, 0.0
-        super().__init__(answer, client, group)
+        super().__init__(answer, **options)
         self.on_msg(self._asked_for_all)
 
     def show(self) -> None:

@@ -39,7 +39,7 @@ NOTES = {
 class Transcript:
     """One answer as its viewers show it. Feed it the events of its follower, in order."""
 
-    def __init__(self, answer_id: str, timing: Timing | None = None) -> None:
+    def __init__(self, answer_id: str, timing: Timing | None = None, past: bool = False) -> None:
         self.follower = Follower(answer_id, timing=timing)
         self.text = ""
         self.version = 0  # grows when the text begins anew, so that offsets of before mean nothing
@@ -48,6 +48,7 @@ class Transcript:
         self.first_ms: int | None = None  # from the attempt's start to its first text
         self.away = False  # Redis can't be reached at the moment
         self.settled = False  # nothing will change any more
+        self._past = past  # times are those of the entries, not of now
         self._since = time.time()
         self._ms = 0
         self._closing: Ended | Failed | None = None
@@ -127,7 +128,7 @@ class Transcript:
     def ms(self) -> int:
         """Milliseconds from the attempt's start to now, or to the last that was heard of it."""
         now = int((time.time() - self._since) * 1000)
-        return max(self._ms, now) if self.live and not self.away else self._ms
+        return max(self._ms, now) if self.live and not (self.away or self._past) else self._ms
 
     @property
     def figures(self) -> str:

@@ -30,8 +30,15 @@ LOOK = 0.25  # seconds between looks at the signs of life of an answer that is s
 CONSUMER = "view"  # the one consumer of a view's group
 
 
+def _is_whole(record: Any) -> bool:
+    """Whether a record has all of an ended answer."""
+    return bool(record and record.get("end") and isinstance(record.get("text"), str) and not record.get("missing"))
+
+
 class AnswerReader(Reader):
     """Reads with XREAD, and looks for signs of life where nothing comes."""
+
+    at_once = True  # an ended answer is shown from its record, however many entries it has
 
     def ask(self, line: redis.Redis, views: list[Watched]) -> list[tuple[Any, list[Any]]]:
         """For each view: the reply to its read, and if a look was due, the four replies to that."""
@@ -65,14 +72,40 @@ class AnswerReader(Reader):
                 raise part
         before = transcript.state, transcript.note
         transcript.away = False
-        entries = self.entries(view, found)
-        events = follower.feed(entries) if entries else take_look(signs, follower) if signs else []
+        entries, record = self.entries(view, found), parse_record(signs[2]) if signs else None
+        if self.at_once and _is_whole(record) and follower.cursor.after == ORIGIN:
+            events = follower.from_record(record)
+        else:
+            events = follower.feed(entries) if entries else take_look(signs, follower) if signs else []
         transcript.take(events)
         if follower.done and not transcript.settled and signs and not events:
-            transcript.mend(parse_record(signs[2]), leased=bool(signs[1]))
+            transcript.mend(record, leased=bool(signs[1]))
             view.unseen = True
         if events or before != (transcript.state, transcript.note):
             view.unseen = True
+
+
+class ReplayReader(AnswerReader):
+    """Reads with XRANGE, and takes each entry when it is due: as late after its attempt's start as it was written."""
+
+    at_once = False
+
+    def queue(self, pipe: Any, view: Watched) -> None:
+        """Queue a read of the next entries."""
+        pipe.xrange(view.redis_keys.chunks, f"({view.transcript.follower.cursor.after}", count=COUNT // 10)
+
+    def entries(self, view: Watched, reply: Any) -> list[Entry]:
+        """Those that are due."""
+        due, now = [], time.monotonic()
+        for entry in parse_entries(reply):
+            attempt, began = view.clock
+            if attempt != entry.id.attempt:
+                began = now
+            if entry.ms > (now - began) * 1000 * view.replay:
+                break
+            view.clock = entry.id.attempt, began
+            due.append(entry)
+        return due
 
 
 class Place:
@@ -98,6 +131,8 @@ class Place:
 
 class GroupReader(AnswerReader):
     """Reads with XREADGROUP, and acknowledges each batch once it is in the transcript."""
+
+    at_once = False  # the group is to have its place at the end
 
     def ask(self, line: redis.Redis, views: list[Watched]) -> list[tuple[Any, list[Any]]]:
         """As for other views; the reply is an error where joining the group is not possible."""
@@ -189,11 +224,18 @@ class Watched(Live):
 
     live = t.Bool(True, help="Whether text may come at any moment. Not synced: for observers in the kernel.")
 
-    def __init__(self, answer: Answer | str, client: redis.Redis | None, group: str | None = None) -> None:
+    def __init__(
+        self,
+        answer: Answer | str,
+        client: redis.Redis | None = None,
+        group: str | None = None,
+        replay: float | None = None,
+    ) -> None:
         handle = answer if isinstance(answer, Answer) else Answer(answer, client=client or current())
         self.redis_keys = names_of(handle.client).answer(handle.id)
-        self.transcript = Transcript(handle.id, handle.timing)
-        self.reader = AnswerReader if group is None else GroupReader
+        self.transcript = Transcript(handle.id, handle.timing, past=bool(replay))
+        self.reader = ReplayReader if replay else AnswerReader if group is None else GroupReader
+        self.replay, self.clock = replay or 1.0, (0, 0.0)  # speed; attempt, monotonic time of its start here
         self.place = None if group is None else Place(group)
         self.look_at = 0.0  # monotonic time of the next look at the signs of life
         super().__init__(handle.client)
