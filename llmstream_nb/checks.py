@@ -55,6 +55,11 @@ HINTS = {
         "XAUTOCLAIM claims 100 entries a call: go on from the cursor that it returns, until that is `0-0`.",
         "Loop: `cursor, entries, *_ = client.xautoclaim(stream, group, consumer, 0, cursor)`, XACK, keep the texts.",
     ),
+    "resume": (
+        "XREAD gives what comes after an ID: begin with `after`, then go on from the ID of each entry you saw.",
+        "Look at the field `kind`: `text` is added, `start` empties the text, `end` and `error` return it.",
+        "`while True:` XREAD `{stream: after}`, `block=1000`; `for after, entry in entries:` and then by `kind`.",
+    ),
 }  # each from a pointer to almost the solution
 
 _short = reprlib.Repr()
@@ -313,6 +318,55 @@ def _judge_claimed(result: Any, right: list[str], about: str) -> None:
     _require(result == right, f"{got}, not {_show(right)}.")
 
 
+def resume(function: Callable[..., str], *, client: redis.Redis | None = None) -> Verdict:
+    """Exercise of notebook 06: `resume(client, stream, after, text)`, an answer of the kit from a saved ID on.
+
+    The viewer holds `text`, all up to the entry `after`. It reads on from there, waits for what is to come, begins
+    anew at a `start`, stops at an `end` or `error`, and returns the whole text.
+    """
+
+    def examine(case: _Case) -> str:
+        first = [("1-0", "start", "{}"), *((f"1-{n}", "text", f"{n} ") for n in range(1, 12))]
+        stop, end = ("1-12", "end", '{"reason": "stop"}'), ("2-4", "end", '{"reason": "stop"}')
+        second = [("2-0", "start", "{}"), ("2-1", "text", "anew "), ("2-2", "text", "it "), ("2-3", "text", "goes")]
+        words = [("1-0", "start", "{}"), ("1-1", "text", "say "), ("1-2", "text", "end"), ("1-3", "text", "start")]
+        words, dead = [*words, ("1-4", "end", "{}")], [*first, ("2-0", "end", '{"closes": "1-11"}')]
+        whole, half = "".join(text for _, _, text in first[1:]), "".join(text for _, _, text in first[1:10])
+        for entries, after, text, right, about in (
+            ([*first, stop], "0-0", "", whole, "when it begins at the beginning"),
+            ([*first, stop], "1-9", half, whole, "when it goes on after 1-9"),
+            ([*first, stop], "1-11", whole, whole, "when only the end is still to come"),
+            ([*first, ("1-12", "error", "{}")], "1-9", half, whole, "when the answer ends in an error"),
+            (words, "1-1", "say ", "say endstart", "when the text speaks of the end"),
+            ([*first, *second, end], "1-9", half, "anew it goes", "when a second attempt begins"),
+            ([*first, *second, end], "2-1", "anew ", "anew it goes", "when it goes on after 2-1"),
+            (dead, "1-9", half, whole, "when the producer dies and someone presses Stop"),
+        ):
+            case.client.delete(case.stream)
+            case.write(entries)
+            _judge_resumed(case, function, after, text, right, about)
+        case.client.delete(case.stream)
+        case.write(first[:6])
+        case.trickle(first[6:], second[:2], [*second[2:], end], add=case.write)
+        _judge_resumed(case, function, "1-3", "1 2 3 ", "anew it goes", "when the entries come while it reads")
+        return "the whole text, once, wherever it goes on."
+
+    return _check("resume", function, examine, client)
+
+
+def _judge_resumed(case: _Case, function: Any, after: str, text: str, right: str, about: str) -> None:
+    before = case.entries()
+    result = case.call(function, about, case.client, case.stream, after, text)
+    _require(result is not None, "your function returns None: return the whole text.")
+    _require(isinstance(result, str), f"{about}, your function returns {_show(result)}: return one string.")
+    kept = case.entries()[: len(before)] == before
+    _require(kept, f"{about}, your function changes the stream: reading takes nothing away.")
+    got = f"{about}, your function returns {_show(result)}"
+    rest = bool(text) and right == text + result
+    _require(not rest, f"{got}, the rest alone: put it after what the viewer has, {_show(text)}.")
+    _require(result == right, f"{got}, not {_show(right)}.")
+
+
 def _require(condition: bool, otherwise: str) -> None:
     if not condition:
         raise _WrongError(otherwise)
@@ -356,6 +410,13 @@ class _Case:
                 pipe.xadd(self.stream, {"questionId": question_id, "chunkOutput": text})
             return (pipe.execute() or ["0-0"])[-1]
 
+    def write(self, entries: list[tuple[str, str, str]]) -> None:
+        """Add entries of (id, kind, text) at once, as an answer of the kit has them."""
+        with self.client.pipeline() as pipe:
+            for entry_id, kind, text in entries:
+                pipe.xadd(self.stream, {"kind": kind, "text": text, "ms": 0}, id=entry_id)
+            pipe.execute()
+
     def leave_pending(self, pending: list[int]) -> None:
         """Make a stream whose entries of these numbers a dead consumer of the group `workers` left pending.
 
@@ -378,13 +439,13 @@ class _Case:
         """The stream's groups, by name."""
         return {group["name"]: group for group in self.client.xinfo_groups(self.stream)}  # type: ignore[union-attr]
 
-    def trickle(self, *bursts: list[tuple[str, str]]) -> None:
-        """Add these entries from another thread, with pauses."""
+    def trickle(self, *bursts: list[Any], add: Callable[[list[Any]], object] | None = None) -> None:
+        """Add these entries from another thread, with pauses, by `add` or else by `self.add`."""
 
         def write() -> None:
             for burst in bursts:
                 if not self._closed.wait(0.1):
-                    self.add(burst)
+                    (add or self.add)(burst)
 
         self._writer = threading.Thread(target=write, name="llmstream check", daemon=True)
         self._writer.start()

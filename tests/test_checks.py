@@ -133,6 +133,35 @@ def then_removes_the_dead(client, stream, group, consumer):
     return texts
 
 
+def resumer(*, block=1000, count=None, start=("start",), final=("end", "error"), kinds=("text",), anew="", empty=False):
+    """A reader of the exercise of notebook 06, right by default."""
+
+    def resume(client, stream, after, text):
+        text = "" if empty else text
+        while True:
+            for _, entries in client.xread({stream: after}, count=count, block=block):
+                for entry_id, entry in entries:
+                    after = entry_id
+                    if entry["kind"] in start:
+                        text = anew
+                    elif entry["kind"] in final:
+                        return text
+                    elif entry["kind"] in kinds:
+                        text += entry["text"]
+
+    return resume
+
+
+def resumes_by_xrange(client, stream, after, text):
+    while True:
+        for entry_id, entry in client.xrange(stream, f"({after}", "+"):
+            after = entry_id
+            text = {"start": "", "text": text + entry["text"]}.get(entry["kind"], text)
+            if entry["kind"] in ("end", "error"):
+                return text
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize(
     ("check", "solution"),
     [
@@ -150,6 +179,10 @@ def then_removes_the_dead(client, stream, group, consumer):
         (checks.claim, xpending_and_xclaim),
         (checks.claim, lambda *args: list(claims_and_reads_its_own(*args))),
         (checks.claim, then_removes_the_dead),
+        (checks.resume, resumer()),
+        (checks.resume, resumer(count=1)),
+        (checks.resume, resumer(block=20)),
+        (checks.resume, resumes_by_xrange),
     ],
 )
 def test_right_solutions(client, check, solution):
@@ -538,6 +571,76 @@ def test_a_claimer_that_never_returns(client, monkeypatch):
     wait_for(lambda: not running(take_over.__code__))
 
 
+# -------------------------------------------------------------------------------------------------- resume
+
+
+def resumes_with_the_saved_entry(client, stream, after, text):
+    entries = client.xrange(stream, after)
+    return text + "".join(entry["text"] for _, entry in entries if entry["kind"] == "text")
+
+
+def resumes_without_waiting(client, stream, after, text):
+    for _, entry in client.xrange(stream, f"({after}"):
+        text = "" if entry["kind"] == "start" else text + entry["text"] if entry["kind"] == "text" else text
+    return text
+
+
+def empties_at_another_attempt(client, stream, after, text):
+    while True:
+        for _, entries in client.xread({stream: after}, block=1000):
+            for entry_id, entry in entries:
+                text = text if entry_id.split("-")[0] == after.split("-")[0] else ""
+                after = entry_id
+                if entry["kind"] in ("end", "error"):
+                    return text
+                text += entry["text"] if entry["kind"] == "text" else ""
+
+
+def stops_at_the_word(client, stream, after, text):
+    while True:
+        for _, entries in client.xread({stream: after}, block=1000):
+            for entry_id, entry in entries:
+                after = entry_id
+                if "end" in (entry["kind"], entry["text"]) or entry["kind"] == "error":
+                    return text
+                text = "" if entry["kind"] == "start" else text + entry["text"]
+
+
+def resumes_and_trims(client, stream, after, text):
+    client.xtrim(stream, minid=after, approximate=False)
+    return resumer()(client, stream, after, text)
+
+
+@pytest.mark.parametrize(
+    ("solution", "word"),
+    [
+        (resumer(empty=True), "when it goes on after 1-9, your function returns '10 11 ', the rest alone"),
+        (resumer(start=()), "when a second attempt begins, your function returns '1 2 3"),
+        (resumer(kinds=("text", "start"), start=()), "when it begins at the beginning, your function returns '{}1 2"),
+        (resumer(anew="{}"), "when it begins at the beginning, your function returns '{}1 2"),
+        (resumes_with_the_saved_entry, "when it goes on after 1-9, your function returns '1 2 3 4 5 6 7 8 9 9"),
+        (resumes_without_waiting, "when the entries come while it reads, your function returns '1 2 3 4 5 ', not"),
+        (empties_at_another_attempt, "when the producer dies and someone presses Stop, your function returns ''"),
+        (stops_at_the_word, "when the text speaks of the end, your function returns 'say ', not"),
+        (resumes_and_trims, "changes the stream: reading takes nothing away"),
+        (lambda *args: print(resumer()(*args)), "returns None: return the whole text"),
+        (lambda *args: list(resumer()(*args)), "return one string"),
+        (lambda c, s, after, text: text, "when it begins at the beginning, your function returns '', not '1 2"),
+    ],
+)
+def test_wrong_resumers(client, solution, word):
+    assert explained(checks.resume(solution), word)
+
+
+def test_resumers_that_never_return(client, monkeypatch):
+    monkeypatch.setattr(checks, "TIMEOUT", 0.5)
+    for missed, about in (("end", "when it begins at the beginning"), ("error", "when the answer ends in an error")):
+        checks._tries.clear()
+        resume = resumer(final=[kind for kind in ("end", "error") if kind != missed], block=50)
+        assert explained(checks.resume(resume), f"{about}, your function does not return")
+        wait_for(lambda resume=resume: not running(resume.__code__))
+
+
 # ----------------------------------------------------------------------------------------------- untouched
 
 
@@ -559,6 +662,11 @@ def untouched_take_over(client, stream, group, consumer):
         ...
 
 
+def untouched_resume(client, stream, after, text):
+    while ...:
+        client.xread({stream: after})
+
+
 def annotated(client, stream) -> tuple[str, ...]:
     return right_get_last_id(client, stream)
 
@@ -573,6 +681,7 @@ def test_the_placeholder(client, answer):
         checks.produce(untouched_produce),
         checks.read(untouched_read),
         checks.claim(untouched_take_over),
+        checks.resume(untouched_resume),
     ):
         assert verdict.passed is None
         assert not verdict
@@ -676,7 +785,7 @@ HOSTILE = [
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("check", [checks.get_last_id, checks.produce, checks.read, checks.claim])
+@pytest.mark.parametrize("check", [checks.get_last_id, checks.produce, checks.read, checks.claim, checks.resume])
 def test_hostile_functions(client, check):
     for function in HOSTILE:
         checks._tries.clear()
