@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import redis
 from redis.exceptions import RedisError, WatchError
@@ -90,15 +91,20 @@ def add_to_index(client: redis.Redis, record: dict[str, Any], timing: Timing) ->
 # ------------------------------------------------------------------------------------------------ producing
 
 
-class Writing(NamedTuple):
-    """How an answer is written.
+@dataclass(frozen=True)
+class Writing:
+    """How an answer is written; raises ValueError for a number that makes no sense.
 
     A small `coalesce_ms` saves entries, memory and round trips, and costs smoothness; the first entry is never held
     back. A `maxlen` bounds the memory of a long answer, and costs latecomers its beginning until the record has it.
     """
 
-    coalesce_ms: int = 0  # at least so long between two text entries; what comes meanwhile goes into one
+    coalesce_ms: float = 0  # at least so long between two text entries; what comes meanwhile goes into one
     maxlen: int | None = None  # keep only so many of the newest entries in the stream (XADD … MAXLEN)
+
+    def __post_init__(self) -> None:
+        if self.coalesce_ms < 0 or (self.maxlen is not None and self.maxlen < 1):
+            raise ValueError(f"{self}: coalesce_ms is at least 0, and maxlen at least 1")
 
 
 class Attempt:

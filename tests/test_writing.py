@@ -82,6 +82,12 @@ def test_far_fewer_entries_and_the_same_text(client) -> None:
     assert len(stream_of(client, "a")) == 3_002 and len(stream_of(client, "b")) < 300
 
 
+@pytest.mark.parametrize("bad", [{"coalesce_ms": -1}, {"maxlen": 0}, {"maxlen": -5}])
+def test_numbers_that_make_no_sense(bad: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least"):
+        Writing(**bad)
+
+
 # ------------------------------------------------------------------------------------------ a bounded stream
 
 
