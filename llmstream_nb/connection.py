@@ -66,7 +66,11 @@ def connect(url: str | None = None, *, prefix: str | None = None, **options: Any
             raise RedisUnusable(f"the URL {masked(url)!r} should look like redis://127.0.0.1:6379/0") from None
         client.where = masked(url)  # type: ignore[attr-defined]
         if _check_server(client).get("cluster_enabled"):
-            client = _cluster(url, settings)
+            try:
+                client = KitCluster.from_url(url, **settings)  # type: ignore[assignment]
+            except (RedisError, RedisClusterException, OSError) as error:
+                raise RedisUnusable(f"{masked(url)} is of a cluster that can't be used now: {said(error)}") from None
+            client.where = f"cluster at {masked(url)}"  # type: ignore[attr-defined]
         client.url = url  # type: ignore[attr-defined]
     client.names = names  # type: ignore[attr-defined]
     _current = client
@@ -115,16 +119,6 @@ def masked(url: str) -> str:
         return "…"  # not a URL at all: any part of it may be a password
     _, at, place = rest.rpartition("@")
     return f"{scheme}://{'***@' if at else ''}{place.partition('?')[0]}"
-
-
-def _cluster(url: str, settings: dict[str, Any]) -> Any:
-    """The client of the cluster that the server at `url` belongs to."""
-    try:
-        client = KitCluster.from_url(url, **settings)
-    except (RedisError, RedisClusterException, OSError) as error:
-        raise RedisUnusable(f"{masked(url)} is a node of a cluster that can't be used now: {said(error)}") from None
-    client.where = f"cluster at {masked(url)}"
-    return client
 
 
 def _check_server(client: redis.Redis) -> dict[str, Any]:

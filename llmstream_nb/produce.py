@@ -148,7 +148,7 @@ class Attempt:
                     self.synchronise()
                 return action()
             except (RedisError, OSError) as error:
-                unclear = isinstance(error, (WatchError, _Unclear)) or "equal or smaller" in said(error)
+                unclear = isinstance(error, WatchError) or "equal or smaller" in said(error)
                 if not (unclear or is_passing(error)) or not retry.sleep():
                     raise
                 failed = True
@@ -227,7 +227,7 @@ class Attempt:
                 pipe.exists(self.keys.cancel)
             replies = pipe.execute()
         if None in replies[: last - first] or (tick and not replies[-2]):
-            raise _Unclear("the stream is gone")
+            raise WatchError("the stream is gone")  # look again at what Redis holds
         self.sent, self._seen = last, time.monotonic()
         if tick:
             self._ticked, self.cancelled = now, bool(replies[-1])
@@ -263,10 +263,6 @@ class Attempt:
         self._line.close()
 
 
-class _Unclear(RedisError):
-    """Redis answered, but not what it should have: look again at what it holds."""
-
-
 class Producer:
     """Two threads: one takes deltas from the model, the other writes them, so neither holds up the other.
 
@@ -289,8 +285,7 @@ class Producer:
         self.open = True  # the answer has not ended, or its record does not say so
         self.lost = False  # whether the error was a Redis out of reach: someone else may fare better
         self._deltas, self._about = deltas, about
-        self._stop = self._left = False
-        self._closed = False  # no entry may follow
+        self._stop = self._left = self._closed = False  # closed: no entry may follow
         self._changed = threading.Condition()
         self._held, self._pause = "", writing.coalesce_ms / 1000  # text for the next entry; seconds between two
         self._began = self._next = time.monotonic()  # the next entry may be written from then on

@@ -122,17 +122,51 @@ def keys(answer: Answer | str, *, client: redis.Redis | None = None) -> pd.DataF
     `length` is in entries (XLEN) or bytes (STRLEN). Raises AnswerNotFound, BadAnswerId or RedisUnusable.
     """
     client, names = _answer(answer, client)
-    rows = []
     with _redis(client):
-        for key in _possible_keys(client, names):
-            kind: Any = client.type(key)
-            left: Any = client.pttl(key)
-            length = {"stream": client.xlen, "string": client.strlen}.get(kind, lambda _: None)(key)
-            if kind != "none":
-                rows.append([key, kind, length, left / 1000 if left >= 0 else None])
+        rows = [row for key in _possible_keys(client, names) if (row := _key(client, key))]
     if not rows:
         raise AnswerNotFound(_no_answer(names))
     return _frame(rows, key="str", type="str", length="Int64", ttl="Float64")
+
+
+def keyspace(*, client: redis.Redis | None = None) -> pd.DataFrame:
+    """Every key of the kit under this prefix: the index of answers, the pool's two, and the keys of each answer.
+
+    The columns are those of `keys`, where a list's length is LLEN and a sorted set's ZCARD; and `bytes`, what the
+    key takes of the server's memory (MEMORY USAGE), empty where the server does not tell; for a stream `groups`
+    and `pending`, how many of its entries are pending with any of them (XINFO GROUPS). Raises RedisUnusable.
+    """
+    client, rows = client or current(), []
+    names = names_of(client)
+    with _redis(client):
+        found = [names.answers, names.questions, names.failures]
+        ids: Any = client.zrange(names.answers, 0, -1) if client.type(names.answers) == "zset" else ()
+        for answer_id in ids:
+            with suppress(BadAnswerId):  # somebody else's
+                found += _possible_keys(client, names.answer(answer_id))
+        for key, kind, length, ttl in filter(None, [_key(client, key) for key in found]):
+            shared: Any = [None, None]
+            if kind == "stream":
+                groups: Any = client.xinfo_groups(key)
+                shared = [len(groups), sum(group["pending"] for group in groups)]
+            rows.append([key, kind, length, _memory(client, key), ttl, *shared])
+    counts = dict.fromkeys(("groups", "pending"), "Int64")
+    return _frame(rows, key="str", type="str", length="Int64", bytes="Int64", ttl="Float64", **counts)
+
+
+def _key(client: redis.Redis, key: str) -> list[Any]:
+    """A row of `keys`; empty where there is no such key."""
+    kind: Any = client.type(key)
+    left: Any = client.pttl(key)
+    lengths = {"stream": client.xlen, "string": client.strlen, "zset": client.zcard, "list": client.llen}
+    length = lengths.get(kind, lambda _: None)(key)
+    return [] if kind == "none" else [key, kind, length, left / 1000 if left >= 0 else None]
+
+
+def _memory(client: redis.Redis, key: str) -> int | None:
+    with suppress(ResponseError):  # fakeredis does not know the command, and not every user may give it
+        return client.memory_usage(key, samples=0)
+    return None
 
 
 def _possible_keys(client: redis.Redis, names: AnswerKeys) -> list[str]:
