@@ -60,6 +60,11 @@ HINTS = {
         "Look at the field `kind`: `text` is added, `start` empties the text, `end` and `error` return it.",
         "`while True:` XREAD `{stream: after}`, `block=1000`; `for after, entry in entries:` and then by `kind`.",
     ),
+    "budget": (
+        "Alive at a time are the answers of one `ttl`; each takes `maxlen` entries and a record.",
+        "Begin with the least that both promises need: what can be kept beyond that depends on the memory.",
+        "`maxlen = behind`, `ttl = back_within`: the least of both. Is there room for more?",
+    ),
 }  # each from a pointer to almost the solution
 
 _short = reprlib.Repr()
@@ -365,6 +370,43 @@ def _judge_resumed(case: _Case, function: Any, after: str, text: str, right: str
     rest = bool(text) and right == text + result
     _require(not rest, f"{got}, the rest alone: put it after what the viewer has, {_show(text)}.")
     _require(result == right, f"{got}, not {_show(right)}.")
+
+
+def budget(
+    maxlen: int | None,
+    ttl: float,
+    *,
+    answers_an_hour: int,
+    entries: int,
+    entry_bytes: float,
+    record_bytes: float,
+    memory: float,
+    behind: int,
+    back_within: float,
+    client: redis.Redis | None = None,
+) -> Verdict:
+    """Exercise of notebook 07: MAXLEN, and a time to live in seconds, for which the memory suffices.
+
+    `entries` is the length of an answer, `behind` how many of them a viewer may be late, `back_within` after how
+    many seconds somebody may still ask for it, `memory` what there is, in bytes.
+    """
+
+    def examine(_: _Case) -> str:
+        whole = maxlen is None or (isinstance(maxlen, int) and not isinstance(maxlen, bool) and maxlen > 0)
+        _require(whole, f"`maxlen` is a whole number of entries, 1 or more; this is {_show(maxlen)}.")
+        seconds = isinstance(ttl, (int, float)) and not isinstance(ttl, bool) and ttl > 0
+        _require(seconds, f"`ttl` is a number of seconds, more than 0; this is {_show(ttl)}.")
+        kept = min(maxlen or entries, entries)
+        alive, each = answers_an_hour * ttl / 3600, kept * entry_bytes + record_bytes
+        late = f"a viewer {behind} entries behind finds {behind - kept} of them trimmed: `maxlen` is too small."
+        _require(kept >= min(behind, entries), late)
+        gone = f"who comes back after {back_within:g} s finds nothing: after {ttl:g} s the answer has expired."
+        _require(ttl >= back_within, gone)
+        need = f"{alive:,.0f} answers alive, each with {kept} entries: {alive * each / 1e6:,.0f} MB"
+        _require(alive * each <= memory, f"{need}, and there are {memory / 1e6:,.0f} MB.")
+        return f"{need} of {memory / 1e6:,.0f} MB."
+
+    return _check("budget", (maxlen, ttl), examine, client)
 
 
 def _require(condition: bool, otherwise: str) -> None:
