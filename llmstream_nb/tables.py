@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from llmstream_nb.answer import Answer
 from llmstream_nb.connection import current, names_of, unusable
@@ -402,8 +402,10 @@ def _stream(of: Answer | str, client: redis.Redis | None) -> tuple[str, redis.Re
         candidates.append(names_of(client).answer(of).chunks)
     with _redis(client):
         for key in candidates:
-            if _there(client, key, "stream"):
-                return key, client
+            # An ACL may limit this user to the prefix, and so to the last candidate.
+            with nullcontext() if key == candidates[-1] else suppress(NoPermissionError):
+                if _there(client, key, "stream"):
+                    return key, client
     raise AnswerNotFound(f"there is no stream {of!r}: XADD makes one, answers() lists what is there")
 
 
