@@ -132,8 +132,10 @@ def _figure(rows: int = 1, columns: int = 1, figsize: tuple[float, float] = (7, 
         figure, axes = plt.subplots(rows, columns, figsize=figsize, layout="constrained", **options)
         for each in np.ravel(axes):
             each.spines[["top", "right"]].set_visible(False)
-        yield figure, axes
-    plt.close(figure)  # else Jupyter shows it at the end of the cell, and once more as the cell's value
+        try:
+            yield figure, axes
+        finally:  # else Jupyter shows it at the end of the cell, and once more as the cell's value
+            plt.close(figure)
 
 
 def _label(axes: Any, at: float, text: str, colour: str) -> None:

@@ -291,8 +291,53 @@ def test_keys(client):
 def test_keys_show_what_does_not_belong_there(client):
     names = client.names.answer("a")
     client.rpush(names.chunks, "x")
-    assert values(tables.keys("a")) == [[names.chunks, "list", None, None]]
+    assert values(tables.keys("a")) == [[names.chunks, "list", 1, None]]
     client.delete(names.chunks)
+
+
+def test_keyspace(client, backend):
+    names, other = two_attempts(client), client.names.answer("b")
+    client.set(names.lease(2), "nonce", px=50_000)
+    client.set(other.question, "text", px=90_000)
+    client.zadd(client.names.answers, {"b": 9, "gone": 10, "no answer's id": 11})
+    for name in ("g", "h"):
+        client.xgroup_create(names.chunks, name, "0")
+        client.xreadgroup(name, "c", {names.chunks: ">"}, count=2)
+    client.xadd(client.names.questions, {"answer": "a"})
+    client.lpush(client.names.failures, "one", "two")
+    client.set(f"{client.names.prefix}:foreign", "nobody's")
+    frame = tables.keyspace()
+    counts = dict.fromkeys(("bytes", "groups", "pending"), "Int64")
+    wanted = {"key": "str", "type": "str", "length": "Int64", "ttl": "Float64"} | counts
+    assert types_of(frame) == wanted
+    assert list(frame) == ["key", "type", "length", "bytes", "ttl", "groups", "pending"]
+    assert values(frame.drop(columns=["bytes", "ttl"])) == [
+        [client.names.answers, "zset", 4, None, None],
+        [client.names.questions, "stream", 1, 0, 0],
+        [client.names.failures, "list", 2, None, None],
+        [names.chunks, "stream", 6, 2, 4],
+        [names.question, "string", client.strlen(names.question), None, None],
+        [names.lease(2), "string", 5, None, None],
+        [other.question, "string", 4, None, None],
+    ]
+    ttl = dict(zip(frame["key"], frame["ttl"], strict=True))
+    assert 80 < ttl.pop(other.question) <= 90 and 40 < ttl.pop(names.lease(2)) <= 50
+    assert all(pd.isna(left) for left in ttl.values())
+    told = values(frame[["bytes"]])
+    if backend.startswith("fake"):
+        assert told == [[None]] * 7
+    else:
+        assert told == [[client.memory_usage(key, samples=0)] for key in frame["key"]] and min(told)[0] > 0
+
+
+def test_an_empty_keyspace(client):
+    assert len(tables.keyspace()) == 0
+
+
+def test_the_keyspace_shows_what_does_not_belong_there(client):
+    client.set(client.names.answers, "text")
+    client.hset(client.names.questions, "a", "b")
+    assert values(tables.keyspace()[["type", "length"]]) == [["string", 4], ["hash", None]]
 
 
 # ------------------------------------------------------------------------------------------------- streams
@@ -649,7 +694,7 @@ def test_redis_is_away():
     for table in (tables.entries, tables.record, tables.keys, tables.info, tables.stream):
         with pytest.raises(RedisUnusable, match="can't be reached"):
             table("a", client=lost)
-    for table in (tables.answers, tables.queue, tables.failures):
+    for table in (tables.answers, tables.queue, tables.failures, tables.keyspace):
         with pytest.raises(RedisUnusable, match="can't be reached"):
             table(client=lost)
 
