@@ -402,9 +402,9 @@ def budget(
         _require(kept >= min(behind, entries), late)
         gone = f"who comes back after {back_within:g} s finds nothing: after {ttl:g} s the answer has expired."
         _require(ttl >= back_within, gone)
-        need = f"{alive:,.0f} answers alive, each with {kept} entries: {alive * each / 1e6:,.0f} MB"
-        _require(alive * each <= memory, f"{need}, and there are {memory / 1e6:,.0f} MB.")
-        return f"{need} of {memory / 1e6:,.0f} MB."
+        need = f"{alive:,.0f} answers alive, each with {kept} entries: {alive * each / 1e6:,.1f} MB"
+        _require(alive * each <= memory, f"{need}, and there are {memory / 1e6:,.1f} MB.")
+        return f"{need} of {memory / 1e6:,.1f} MB."
 
     return _check("budget", (maxlen, ttl), examine, client)
 

@@ -838,3 +838,57 @@ def test_redis_is_away(client):
     assert verdict.passed is False
     assert "can't be checked now" in verdict.text
     assert verdict.hint == ""
+
+
+# --------------------------------------------------------------------------------------------------- budget
+
+LOAD = {"answers_an_hour": 3_600, "entries": 100, "entry_bytes": 40, "record_bytes": 1_000}
+PROMISES = {"memory": 3_000_000, "behind": 20, "back_within": 600}  # at 600 s, 100 entries would need 3,000,000
+
+
+@pytest.mark.parametrize(
+    ("maxlen", "ttl", "need"),
+    [
+        (20, 600, "600 answers alive, each with 20 entries: 1.1 MB of 3.0 MB"),
+        (100, 600, "600 answers alive, each with 100 entries: 3.0 MB of 3.0 MB"),
+        (None, 600.0, "each with 100 entries"),
+        (10**9, 600, "each with 100 entries"),
+        (50, 1000, "1,000 answers alive, each with 50 entries: 3.0 MB of 3.0 MB"),
+    ],
+)
+def test_a_budget_that_suffices(client, maxlen, ttl, need):
+    verdict = checks.budget(maxlen, ttl, **LOAD, **PROMISES)
+    assert verdict.passed and need in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("maxlen", "ttl", "word"),
+    [
+        (19, 600, "a viewer 20 entries behind finds 1 of them trimmed"),
+        (20, 599, "who comes back after 600 s finds nothing: after 599 s the answer has expired"),
+        (100, 601, "601 answers alive, each with 100 entries: 3.0 MB, and there are 3.0 MB"),
+        (None, 86_400, "86,400 answers alive, each with 100 entries: 432.0 MB, and there are 3.0 MB"),
+        (20, float("inf"), "inf MB"),
+        (20, float("nan"), "this is nan"),
+        (20, "600", "`ttl` is a number of seconds"),
+        (20, 0, "`ttl` is a number of seconds"),
+        (20, True, "`ttl` is a number of seconds"),
+        (20, None, "`ttl` is a number of seconds"),
+        (0, 600, "`maxlen` is a whole number"),
+        (20.0, 600, "`maxlen` is a whole number"),
+        (True, 600, "`maxlen` is a whole number"),
+        ("20", 600, "`maxlen` is a whole number"),
+    ],
+)
+def test_a_budget_that_breaks_a_limit(client, maxlen, ttl, word):
+    assert explained(checks.budget(maxlen, ttl, **LOAD, **PROMISES), word)
+
+
+def test_a_budget_not_begun(client):
+    for maxlen, ttl in ((..., ...), (20, ...), (..., 600)):
+        assert checks.budget(maxlen, ttl, **LOAD, **PROMISES).passed is None
+
+
+def test_a_budget_for_short_answers(client):
+    """Nobody can be further behind than the answer is long."""
+    assert checks.budget(5, 600, **LOAD | {"entries": 5}, **PROMISES)
