@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError, WatchError
 
 from .connection import Line, current, is_passing, names_of, said, unusable
 from .produce import milliseconds
@@ -150,18 +150,24 @@ def create_group(client: redis.Redis, answer_id: str, group: str, timing: Timing
     kind = str(client.type(key))
     if kind not in ("none", "stream"):
         raise NotAnAnswer(f"{key!r} holds a {kind}, not a stream: use another id, or delete that key")
-    if kind == "none":
-        record = parse_record(client.get(question))  # type: ignore[arg-type]
-        if record is None:
-            raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
-        if record.get("end"):
-            raise GroupGone(f"the entries of {answer_id!r} have expired; its text is in Answer({answer_id!r}).text")
     try:
         with client.pipeline(transaction=True) as pipe:
-            pipe.xgroup_create(key, group, "0", mkstream=True)
+            if kind == "none":
+                pipe.watch(key, question)  # else a group could bring back the key of an answer that is just deleted
+                record = parse_record(pipe.get(question))  # type: ignore[arg-type]
+                if record is None:
+                    raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
+                if record.get("end"):
+                    raise GroupGone(
+                        f"the entries of {answer_id!r} have expired; its text is in Answer({answer_id!r}).text"
+                    )
+                pipe.multi()
+            pipe.xgroup_create(key, group, "0", mkstream=kind == "none")
             if kind == "none":  # at once: a reply may be lost, and a key must not stay for ever
                 pipe.pexpire(key, milliseconds(timing.ttl))
             pipe.execute()
+    except WatchError:  # it begins, or goes, just now: look again
+        create_group(client, answer_id, group, timing)
     except ResponseError as error:
         if not said(error).startswith("BUSYGROUP"):
             raise
