@@ -171,7 +171,8 @@ class Proxy:
                 threading.Thread(target=self._serve, args=(link,), daemon=True).start()
 
     def _serve(self, link: Link) -> None:
-        with contextlib.suppress(OSError, hiredis.ProtocolError):  # a side has gone, or doesn't speak Redis
+        # a side has gone, here (select says ValueError) or there, or doesn't speak Redis
+        with contextlib.suppress(OSError, ValueError, hiredis.ProtocolError):
             if not self._refuse and self._passes(link):
                 link.server = socket.create_connection(self.target)
                 for sock in (link.client, link.server):
