@@ -24,6 +24,7 @@ MAY_DIFFER = {
     "03-read-live": 2,
     "04-groups": 3,
     "06-break-it": 3,
+    "07-fast-and-slow": 7,
 }
 SKIPPING = ("NBVAL_", "nbval-skip", "nbval-raises-exception", "raises-exception")
 
