@@ -113,8 +113,10 @@ class Answer:
     @property
     def text(self) -> str:
         """The text so far."""
-        lost = self._producer and self._producer.error
-        return self._producer.attempt.text if self._producer and lost else self.look().text
+        producer = self._producer
+        if producer and producer.error and not isinstance(producer.error, (Fenced, Deleted)):
+            return producer.attempt.text  # which Redis may lack
+        return self.look().text
 
     @property
     def record(self) -> dict[str, Any]:

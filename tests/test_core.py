@@ -437,3 +437,14 @@ def test_wait_is_bounded(client) -> None:
         assert time.monotonic() - began < 30
     says.end()
     wait_for(producer.done.is_set)
+
+
+def test_a_fenced_producer_tells_the_text_of_the_one_that_took_over(client) -> None:
+    says = Model("half ")
+    answer = ask("one", source=lambda question, topic: says, id="a", timing=FAST)
+    wait_for(lambda: text_in(client) == "half ")
+    client.xadd(names_of(client).answer("a").chunks, {"kind": "start", "text": "{}", "ms": 0}, id="2-0")
+    client.xadd(names_of(client).answer("a").chunks, {"kind": "text", "text": "theirs", "ms": 1}, id="2-1")
+    says.say("and on")
+    answer.wait(20)
+    assert answer.text == "theirs"
