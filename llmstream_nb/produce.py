@@ -83,7 +83,7 @@ def add_to_index(client: redis.Redis, record: dict[str, Any], timing: Timing) ->
     answers = names_of(client).answers
     with client.pipeline(transaction=False) as pipe:
         pipe.zadd(answers, {record["id"]: record["asked"]})
-        pipe.zremrangebyscore(answers, "-inf", record["asked"] - timing.ttl)
+        pipe.zremrangebyscore(answers, "-inf", record["asked"] - max(timing.ttl, Timing.ttl))
         pipe.zremrangebyrank(answers, 0, -KEPT_ANSWERS - 1)
         pipe.execute()
 

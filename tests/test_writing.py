@@ -182,6 +182,14 @@ def test_an_answer_expires_with_all_that_belongs_to_it(client) -> None:
         list(read_answer("a", timing=FAST))
 
 
+def test_an_answer_that_expires_soon_takes_no_other_out_of_the_index(client) -> None:
+    index = names_of(client).answers
+    ask("stays", source=lambda question, topic: iter(["Hi"]), id="a").wait(10)
+    client.zincrby(index, -10, "a")  # asked ten seconds ago
+    ask("soon gone", source=lambda question, topic: iter(["Hi"]), id="b", timing=Timing(ttl=1.0)).wait(10)
+    assert client.zrange(index, 0, -1) == ["a", "b"]
+
+
 def test_an_ended_answer_opens_from_its_record(client) -> None:
     words = [f"{n} " for n in range(100)]
     ask("many", source=lambda question, topic: iter(words), id="a").wait(20)
