@@ -177,10 +177,11 @@ class Proxy:
                 link.server = socket.create_connection(self.target)
                 for sock in (link.client, link.server):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                downstream = threading.Thread(target=self._downstream, args=(link, link.server), daemon=True)
-                downstream.start()
-                self._upstream(link, link.server)
-                downstream.join()  # a client that has sent its last word may still wait for the answer
+                if self._passes(link):  # else it was cut while the other side was not there yet
+                    downstream = threading.Thread(target=self._downstream, args=(link, link.server), daemon=True)
+                    downstream.start()
+                    self._upstream(link, link.server)
+                    downstream.join()  # a client that has sent its last word may still wait for the answer
         self._end(link)
 
     def _upstream(self, link: Link, server: socket.socket) -> None:
