@@ -131,7 +131,7 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._end_by: float | None = None  # monotonic time; None: go on
         self._changed = threading.Event()
-        self._tick_at = self._judge_from = 0.0  # monotonic times
+        self._tick_at = self._judge_from = self._new_from = 0.0  # monotonic times
 
     def __repr__(self) -> str:
         return f"<Worker {self.name}>"
@@ -182,6 +182,8 @@ class Worker:
                     self._ready = False
                     line.reopen()
                     self._wait_to_judge()
+                    # Redis may be back with older data: let producers first write again what looks unanswered there.
+                    self._new_from = self._judge_from
         finally:
             self._leave(line)
             line.close()
@@ -203,7 +205,7 @@ class Worker:
         if self._free and now >= self._judge_from:  # before new questions: somebody watches it stand still
             self._take_over(line)
         pause = max(0.0, self._tick_at - time.monotonic())
-        if self._free:
+        if self._free and now >= self._new_from:
             for entry, fields in self._read(line, pause):
                 self._begin(line, entry, fields, 1)
         else:
