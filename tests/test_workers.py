@@ -19,7 +19,7 @@ import psutil
 import pytest
 import redis
 
-from llmstream_nb import cli, lab, llm, produce, read, workers
+from llmstream_nb import cli, lab, llm, read, workers
 from llmstream_nb.answer import Answer, ask, clear, close_answer
 from llmstream_nb.connection import RedisUnusable, connect, environment_of, names_of
 from llmstream_nb.environment import ROOT
