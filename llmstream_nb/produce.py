@@ -168,7 +168,7 @@ class Attempt:
         """
         keys = self.keys
         with self._line.redis.pipeline(transaction=True) as pipe:
-            pipe.watch(keys.chunks)
+            pipe.watch(keys.chunks, keys.cancel)  # the latter, since nobody may delete it meanwhile
             entries = parse_entries(pipe.xrevrange(keys.chunks, count=1))
             top = entries[0] if entries else None
             if not self.sent and not (top and top.id.attempt >= self.number > 0):  # not opened: judge (again)
@@ -248,8 +248,12 @@ class Attempt:
         whole = record | closing | {"start": f"{end.attempt}-0", "end": str(end), "text": text}
         whole.pop("nonce", None)
         with self._line.redis.pipeline(transaction=True) as pipe:
-            pipe.set(self.keys.question, json.dumps(whole), px=milliseconds(self.timing.ttl))
-            pipe.pexpire(self.keys.chunks, milliseconds(self.timing.ttl))
+            pipe.watch(self.keys.cancel)
+            deleted = pipe.get(self.keys.cancel) == "clear"
+            pipe.multi()
+            if not deleted:  # else the record would come back
+                pipe.set(self.keys.question, json.dumps(whole), px=milliseconds(self.timing.ttl))
+                pipe.pexpire(self.keys.chunks, milliseconds(self.timing.ttl))
             pipe.delete(self.keys.lease(end.attempt))
             pipe.execute()
 
