@@ -137,20 +137,23 @@ def talk(dice: random.Random) -> list[Step]:
     return braid(dice, says, who)
 
 
+PLOTS = {  # what becomes of the answer, and in how many of a hundred schedules
+    "ends": 36,
+    "fails": 8,
+    "stopped": 14,
+    "taken over": 12,
+    "zombie": 12,
+    "dies at the end": 4,
+    "cleared": 8,
+    "closed": 4,
+    "left": 2,
+}
+
+
 def drawn(seed: int) -> Schedule:
     """The schedule of this seed."""
     dice = random.Random(f"schedule {seed}")
-    plots = {
-        "ends": 36,
-        "fails": 8,
-        "stopped": 16,
-        "taken over": 12,
-        "zombie": 14,
-        "cleared": 8,
-        "closed": 4,
-        "left": 2,
-    }
-    plot = dice.choices(list(plots), list(plots.values()))[0]
+    plot = dice.choices(list(PLOTS), list(PLOTS.values()))[0]
     faults = [network_fault(dice) for _ in range(dice.choice([0, 1, 1, 2, 2, 3]))]
     server = server_fault(dice) if dice.random() < 0.25 or not faults else []
     trims = [step("trim", dice.randint(1, 6))] if dice.random() < 0.12 else []
@@ -166,10 +169,13 @@ def drawn(seed: int) -> Schedule:
         "stopped": [step("stop", dice.choice(["here", "elsewhere", "elsewhere"]))],
         "taken over": [step("leave"), step("lapse"), *heir, *ends],
         "zombie": [step("freeze", dice.choice(["checked", "sent"])), step("lapse"), *heir],
+        "dies at the end": [step("freeze", "ended"), step("lapse"), *heir, step("thaw")],
         "cleared": [step("clear")],
         "closed": [step("leave"), step("stop", "elsewhere")],
         "left": [step("leave")],
     }[plot]
+    if plot in ("stopped", "cleared") and dice.random() < 0.3:
+        story = [step("freeze", dice.choice(["checked", "sent"])), *story, step("thaw")]
     if plot == "zombie":
         if dice.random() < 0.15:
             story.insert(1, step("take_over", True))  # its lease still lives: refused
@@ -314,7 +320,7 @@ class Run:
         self.lab, self.schedule, self.bound = lab, schedule, bound
         self.timing = schedule.timing
         prefix = f"t{uuid.uuid4().hex[:8]}"
-        self.direct = connect(lab.server.url, prefix=prefix, socket_timeout=2)
+        self.direct = connect(lab.server.url, prefix=prefix, socket_timeout=1)
         self.client = connect(lab.proxy.url, prefix=prefix, socket_timeout=0.5)
         self.keys = names_of(self.direct).answer("a")
         self.record = new_record("a", "why?", None, "test", "test")
@@ -474,10 +480,10 @@ class Run:
         self.producers[-1].leave()
 
     def freeze(self, point: str) -> None:
-        """Hold up the last producer's thread, where all is checked and a batch is about to be sent, or just was."""
+        """Hold up the last producer's thread: all is checked and a batch is about to be sent, or just was, or the end."""
         producer, gate, there = self.producers[-1], threading.Event(), threading.Event()
         self.gates.append(gate)
-        name = {"checked": "_queue_xadd", "sent": "flush"}[point]
+        name = {"checked": "_queue_xadd", "sent": "flush", "ended": "finish"}[point]
         method = getattr(producer.attempt, name)
 
         def held(*args: Any, **options: Any) -> None:
@@ -485,11 +491,13 @@ class Run:
                 method(*args, **options)
             there.set()
             gate.wait()
-            if point == "checked":
+            if point != "sent":
                 method(*args, **options)
 
         setattr(producer.attempt, name, held)
         self.lab.proxy.heal()  # so that it gets there
+        if point == "ended":
+            self.end()
         self.say(1, 0)
         self.wait(lambda: there.is_set() or producer.done.is_set(), "the producer is held up")
 

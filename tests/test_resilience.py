@@ -6,12 +6,15 @@ tells its seed and its steps. LLMSTREAM_SOAK=10 runs schedules for ten minutes i
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -28,8 +31,8 @@ from hypothesis.stateful import (
 
 from llmstream_nb import connection
 from llmstream_nb.answer import clear
-from llmstream_nb.connection import names_of
-from llmstream_nb.produce import Attempt, Producer
+from llmstream_nb.connection import connect, names_of
+from llmstream_nb.produce import Attempt, Producer, new_record, register
 from llmstream_nb.protocol import (
     ORIGIN,
     Cursor,
@@ -45,9 +48,12 @@ from llmstream_nb.protocol import (
     Timing,
     text_of,
 )
+from llmstream_nb.read import look
+from llmstream_nb.workers import Worker, enqueue
 
 from . import schedules, servers
-from .schedules import SHORT, TIMING, Lab, Run, Schedule, audit, drawn, step
+from .model import Model, text_in, wait_for
+from .schedules import BOUND, SHORT, TIMING, Lab, Reader, Run, Schedule, audit, drawn, step
 
 REAL = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")
 SCHEDULES = int(os.environ.get("LLMSTREAM_SCHEDULES", "200"))
@@ -80,6 +86,58 @@ def test_nothing_is_lost_and_nothing_hangs(lab: Lab, seeds) -> None:
             raise
         if SOAK and time.monotonic() - began > SOAK:
             return
+
+
+@REAL
+def test_a_pool_does_not_answer_again_what_is_being_answered_when_redis_comes_back_older(lab: Lab) -> None:
+    """The question is new in the older queue, and its answer is not there: only its producer knows better."""
+    timing, says = replace(TIMING, lease=1.5), {name: Model(f"{name}0 ") for name in "AB"}
+    with contextlib.ExitStack() as stack:
+        prefix = f"t{uuid.uuid4().hex[:8]}"
+        direct = stack.enter_context(contextlib.closing(connect(lab.server.url, prefix=prefix)))
+        proxied = stack.enter_context(contextlib.closing(connect(lab.proxy.url, prefix=prefix)))
+        enqueue("why?", id="a", client=direct, timing=timing)
+        lab.server.snapshot()
+        for name, client in (("A", proxied), ("B", direct)):
+            worker = Worker(name=name, client=client, timing=timing, source=lambda *_, name=name: says[name])
+            stack.callback(worker.start().stop, 0)
+            wait_for(lambda: text_in(direct) == "A0 ")
+        reader = Reader(direct, ORIGIN, timing)
+        wait_for(lambda: text_of(reader.events) == "A0 ")
+        lab.proxy.refuse()
+        lab.server.restore_snapshot()
+        time.sleep(0.3)  # the other worker is back first
+        lab.proxy.heal()
+        for name in "AB":
+            says[name].say(f"{name}1")
+            says[name].end()
+        reader.join(BOUND)
+        assert text_of(reader.events) == "A0 A1" == look("a", direct).record["text"]
+
+
+@REAL
+@pytest.mark.parametrize("point", ["_queue_xadd", "finish"], ids=["opens", "finishes"])
+def test_an_answer_that_is_deleted_while_its_producer_is_held_up_stays_deleted(lab: Lab, point: str) -> None:
+    """It has looked whether the answer is deleted, or has written its end, and does not see what happens then."""
+    with contextlib.closing(connect(lab.server.url, prefix=f"t{uuid.uuid4().hex[:8]}")) as client:
+        record = new_record("a", "why?", None, "test", "test")
+        register(client, record, TIMING)
+        producer = Producer(client, record, Model("one", end=True), TIMING)
+        there, gate = threading.Event(), threading.Event()
+        method = getattr(producer.attempt, point)
+
+        def held(*args, **options) -> None:
+            there.set()
+            gate.wait()
+            method(*args, **options)
+
+        setattr(producer.attempt, point, held)
+        producer.start()
+        there.wait()
+        clear("a", client=client, timing=TIMING)
+        gate.set()
+        wait_for(producer.done.is_set)
+        assert not client.exists(*names_of(client).answer("a")[:2])
 
 
 # --------------------------------------------------------------------------------------------- broken variants
