@@ -413,9 +413,5 @@ class Producer:
             close()
 
     def _opening(self, _: Entry | None) -> tuple[str, dict[str, Any]]:
-        record = self.attempt.record
-        return "start", {
-            "model": record["model"],
-            "source": record["source"],
-            "at": round(time.time(), 3),
-        } | self._about
+        own = {key: self.attempt.record[key] for key in ("model", "source")}
+        return "start", own | {"at": round(time.time(), 3)} | self._about

@@ -215,7 +215,7 @@ def no_fencing() -> None:
 
 def no_look_at_the_lease() -> None:
     """What is idle in the queue is taken for dead, also while its answer is being written."""
-    Worker._lives = lambda self, line, answer_id: False
+    Worker._lives = lambda self, answer_id: False
     synchronise = Attempt.synchronise
 
     def careless(self: Attempt) -> None:

@@ -282,7 +282,7 @@ class Lab:
         self.server = servers.RedisServer()
         self.proxy = Proxy("127.0.0.1", self.server.port)
         self.admin = self.server.client()
-        self.processes = processes()
+        self.processes, self._threads = processes(), threads()  # what other tests have left
 
     def __enter__(self) -> Self:
         return self
@@ -296,6 +296,10 @@ class Lab:
         own = self.admin.client_id()
         return [f"{row['cmd']} {row['age']}" for row in self.admin.client_list() if int(row["id"]) != own]
 
+    def threads(self) -> list[str]:
+        """The kit's threads that the runs have left, or are at work."""
+        return [thread.name for thread in threads() - self._threads]
+
     def clean_up(self, run: Run) -> None:
         """End what a broken run has left."""
         for reader in (*run.readers, *run.group_readers):
@@ -303,9 +307,9 @@ class Lab:
         self.admin.client_kill_filter(_type="normal", skipme=True)
 
 
-def threads() -> list[str]:
-    """The kit's threads."""
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("llmstream")]
+def threads() -> set[threading.Thread]:
+    """The kit's threads in this process."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("llmstream")}
 
 
 def processes() -> int:
@@ -345,7 +349,7 @@ class Run:
                 getattr(self, name)(*args)
             self.finish()
             self.check()
-            self.wait_for_none_of(threads, "threads of the kit")
+            self.wait_for_none_of(self.lab.threads, "threads of the kit")
         finally:
             self.tidy_up()
         self.wait_for_none_of(self.lab.connections, "connections")

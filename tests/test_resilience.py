@@ -112,6 +112,7 @@ def test_a_pool_does_not_answer_again_what_is_being_answered_when_redis_comes_ba
             says[name].say(f"{name}1")
             says[name].end()
         reader.join(BOUND)
+        wait_for(lambda: look("a", direct).record.get("end"))
         assert text_of(reader.events) == "A0 A1" == look("a", direct).record["text"]
 
 
@@ -315,7 +316,9 @@ VARIANTS: dict[Callable, tuple[Schedule, str]] = {
         "again, after",
     ),
     nobody_is_declared_dead: (
-        Schedule((*SPOKEN, step("join", 0.0, True, 0), step("leave")), timing=replace(TIMING, patience=SHORT)),
+        Schedule(
+            (*SPOKEN, step("join", 0.0, True, 0), step("leave"), step("lapse")), timing=replace(TIMING, patience=SHORT)
+        ),
         "after the end",
     ),
     the_model_is_left_alone: (Schedule((*SPOKEN, step("stop", "elsewhere"))), "threads of the kit"),
