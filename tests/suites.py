@@ -45,7 +45,8 @@ class Suite(NamedTuple):
 def suites() -> list[Suite]:
     """All suites, in the order in which they run."""
     return [
-        Suite("core", "tests", 660, ["tests", "--ignore=tests/browser"]),
+        # They wait more than they work, so three processes serve even two cores; a file's tests stay together.
+        Suite("core", "tests", 540, ["tests", "--ignore=tests/browser", "-n3", "--dist=loadfile"]),
         Suite("notebooks", "notebooks on fakeredis", 240, NBVAL),
         Suite("notebooks", "notebooks on redis-server", 240, NBVAL, redis=True),
         Suite("browser", "notebooks in a browser", 480, ["tests/browser"]),
