@@ -11,6 +11,7 @@ _HOMES = {
     "clear": "answer",
     "Writing": "produce",
     "read_answer": "read",
+    "aread_answer": "aread",
     "read_answer_group": "groups",
     "claim": "groups",
     "enqueue": "workers",
@@ -18,6 +19,7 @@ _HOMES = {
     "AnswerView": "widgets",
     "AskPanel": "widgets",
     "Monitor": "widgets",
+    "WebServer": "web",
     "tables": "",
     "checks": "",
 }

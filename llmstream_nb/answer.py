@@ -123,6 +123,11 @@ class Answer:
         """The JSON record: question, topic, model, times, and once it has ended the reason and the whole text."""
         return self.look().record
 
+    @property
+    def at_work(self) -> bool:
+        """Whether this process is writing it."""
+        return self._producer is not None and not self._producer.done.is_set()
+
     def wait(self, timeout: float | None = None) -> Answer:
         """Wait for the end and return self; raises TimeoutError after `timeout` seconds, or the producer's error."""
         if self._producer is None:

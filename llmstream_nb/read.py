@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import redis
@@ -174,12 +174,12 @@ class Backoff:
         """A try succeeded."""
         self._delay, self._deadline = 0.0, 0.0
 
-    def sleep(self) -> bool:
-        """Pause before the next try; False when it is time to give up."""
+    def sleep(self, wait: Callable[[float], object] = time.sleep) -> bool:
+        """Pause before the next try (`wait` is given the seconds); False when it is time to give up."""
         now = time.monotonic()
         self._deadline = self._deadline or now + self._give_up
         if now >= self._deadline:
             return False
-        time.sleep(min(random.uniform(self._delay / 2, self._delay), self._deadline - now))
+        wait(min(random.uniform(self._delay / 2, self._delay), self._deadline - now))
         self._delay = min(max(0.02, 2 * self._delay), self._longest)
         return True

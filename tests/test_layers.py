@@ -18,13 +18,16 @@ FLOORS = [
     "llm",
     "tutorial",
     "read",
+    "aread",
     "produce",
     "groups",
     "answer",
     "workers",
     "tables",
     "plots",
+    "markdown",
     "widgets",
+    "web",
     "checks",
 ]
 CORE = ["protocol", "connection", "read", "produce"]

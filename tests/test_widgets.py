@@ -22,7 +22,7 @@ from llmstream_nb.connection import names_of
 from llmstream_nb.protocol import BadAnswerId, Joiner
 from llmstream_nb.widgets import AnswerView, AskPanel
 from llmstream_nb.widgets.hub import hub
-from llmstream_nb.widgets.markdown import LONGEST, to_html
+from llmstream_nb.markdown import LONGEST, to_html
 from llmstream_nb.widgets.watched import LOOK
 
 from . import servers

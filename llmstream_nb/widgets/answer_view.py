@@ -12,8 +12,8 @@ import ipywidgets
 import redis
 import traitlets as t
 
+from llmstream_nb.markdown import to_html
 from llmstream_nb.widgets.hub import hub
-from llmstream_nb.widgets.markdown import to_html
 from llmstream_nb.widgets.transcript import LABELS, Transcript
 from llmstream_nb.widgets.watched import Watched
 

@@ -1,0 +1,337 @@
+"""The web application: ask, watch, stop, over HTTP and server-sent events.
+
+POST   /answers              ask: an id and the address of its events; with `stream` false, the whole answer
+GET    /answers/{id}         the record, the status and the text so far, as JSON
+GET    /answers/{id}/events  the answer as server-sent events; their ids are the IDs of the stream's entries
+DELETE /answers/{id}         stop it, and keep the text so far
+GET    /sources              who can answer
+GET    /                     the page
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import anyio
+import redis
+from fastapi import FastAPI, Header, Query, Request
+from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+from llmstream_nb import answer as answers
+from llmstream_nb.connection import RedisUnusable, current, names_of, unusable
+from llmstream_nb.llm import ModelError, default_source, prepared_questions, sources
+from llmstream_nb.markdown import to_html
+from llmstream_nb.protocol import (
+    ORIGIN,
+    AnswerNotFound,
+    BadEntryID,
+    EntryID,
+    LLMStreamError,
+    NotAnAnswer,
+    Timing,
+)
+from llmstream_nb.read import look
+from llmstream_nb.web.guard import Guard
+from llmstream_nb.web.hub import Hub
+from llmstream_nb.workers import enqueue
+
+ATTEMPTS = 1000  # a larger attempt number was never given to an answer: the ID is of something else
+PAGE = Path(__file__).parent / "page"
+FRAME_ANCESTORS = "'self' http://127.0.0.1:* http://localhost:*"
+EVENTS = {"description": "server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+OVER = {"description": "the answer has ended, and nothing follows Last-Event-ID"}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one server takes on; beyond it a request is refused with a status that says so."""
+
+    answers: int = 16  # written at the same time by this process (429)
+    queue: int = 200  # questions in the pool's queue (429)
+    viewers: int = 2_000  # open event streams (503)
+    body: int = 64_000  # bytes of a request's body (413)
+    question: int = 8_000  # characters (422)
+    keep_alive: float = 15.0  # seconds of silence after which a comment is sent
+
+
+class Question(BaseModel):
+    """What POST /answers takes."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    question: str = Field(min_length=1, max_length=20_000)
+    topic: str | None = Field(None, max_length=200, description="what the model shall be an expert in")
+    source: Literal["scripted", "local", "openai"] | None = Field(None, description="who answers")
+    model: str | None = Field(None, max_length=200, description="the model's name at that source")
+    stream: bool = Field(True, description="false: wait, and get the whole answer in one piece")
+
+
+class Asked(BaseModel):
+    """What POST /answers gives."""
+
+    id: str
+    answer: str = Field(description="relative address of the answer's record")
+    events: str = Field(description="relative address of its events")
+
+
+class Shown(BaseModel):
+    """An answer at one moment."""
+
+    id: str
+    status: str = Field(description="queued, streaming, interrupted, ended or failed")
+    text: str = Field(description="the text so far")
+    html: str = Field(description="once it has ended: the text as Markdown, rendered and sanitised")
+    missing: int = Field(description="entries that are gone and could not be had from the record")
+    record: dict[str, Any] = Field(description="question, topic, source, model, times, finish reason, usage")
+
+
+class Stopped(BaseModel):
+    """What DELETE gives."""
+
+    id: str
+    status: str
+
+
+class Problem(BaseModel):
+    """Every error."""
+
+    error: str
+    message: str
+
+
+# What to answer when the kit says no. A ValueError is the asker's: a bad id, a bad question.
+STATUS: list[tuple[type[Exception], int]] = [
+    (AnswerNotFound, 404),
+    (NotAnAnswer, 409),
+    (RedisUnusable, 503),
+    (ModelError, 422),
+    (ValueError, 422),
+    (LLMStreamError, 500),
+]
+
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy that gathers events would hold them up
+AnswerID = Annotated[str, InPath(max_length=64, pattern="^[A-Za-z0-9][A-Za-z0-9._~-]{0,63}$")]
+
+
+class Desk:
+    """Takes questions and stops answers; what waits for Redis does so in a thread."""
+
+    def __init__(self, client: redis.Redis, pool: bool, limits: Limits, timing: Timing) -> None:
+        self.client, self.pool, self.limits, self.timing = client, pool, limits, timing
+        self._calls, self._stops = anyio.CapacityLimiter(4), anyio.CapacityLimiter(8)  # a stop may take a lease
+        self._own: list[answers.Answer] = []  # written by this process
+        self._asking = 0  # questions on their way
+
+    async def _call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return await anyio.to_thread.run_sync(partial(function, *args, **options), limiter=self._calls)
+
+    async def full(self) -> bool:
+        """Whether no more questions are taken at the moment."""
+        if self.pool:
+            return await self._call(queue_length, self.client) >= self.limits.queue
+        self._own = [answer for answer in self._own if answer.at_work]
+        return len(self._own) + self._asking >= self.limits.answers
+
+    async def ask(self, question: Question) -> answers.Answer:
+        """Put the question, to a model or into the pool's queue."""
+        options = question.model_dump(include={"topic", "source", "model"})
+        options |= {"client": self.client, "timing": self.timing}
+        if self.pool:
+            return await self._call(enqueue, question.question, **options)
+        self._asking += 1
+        try:
+            answer = await self._call(answers.ask, question.question, stream=question.stream, **options)
+            self._own.append(answer)
+        finally:
+            self._asking -= 1
+        return answer
+
+    async def stop(self, answer_id: str) -> str:
+        """Stop an answer, wherever it is written; return its status."""
+        own = next((answer for answer in self._own if answer.id == answer_id), None)
+        answer = own or answers.Answer(answer_id, client=self.client, timing=self.timing)
+        return await anyio.to_thread.run_sync(answer.stop, limiter=self._stops)
+
+    async def show(self, answer_id: str) -> Shown:
+        """The answer at this moment; raises AnswerNotFound."""
+        now = await self._call(look, answer_id, self.client)
+        if now.status == "missing":
+            raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
+        done = now.status in ("ended", "failed") and not now.missing  # with a hole in it, Markdown means something else
+        html = await anyio.to_thread.run_sync(to_html, now.text) if done else ""
+        record = {name: value for name, value in now.record.items() if name != "text"}
+        return Shown(
+            id=answer_id, status=now.status, text=now.text, html=html, missing=now.missing, record=record
+        )  # fmt: skip
+
+    async def whole(self, answer_id: str, request: Request) -> JSONResponse:
+        """Wait for an answer's end, and return all of it; stop it when the asker goes away."""
+        hub: Hub = request.app.state.hub
+        seen, moved = ORIGIN, time.monotonic()
+        while True:
+            top, final = await hub.place(answer_id)
+            if final:
+                return JSONResponse((await self.show(answer_id)).model_dump())
+            if await request.is_disconnected():
+                await self.stop(answer_id)
+            now = time.monotonic()
+            seen, moved = top, (now if top != seen else moved)
+            if now - moved > self.timing.patience or hub.closing:
+                return problem(504, "StillWaiting", f"{answer_id} has not ended in time; it may go on")
+            await asyncio.sleep(0.1)
+
+    async def leave(self) -> None:
+        """End the answers that this process writes: nobody else can."""
+        for answer in self._own:
+            await anyio.to_thread.run_sync(answer.stop)
+
+
+def create_app(
+    client: redis.Redis | None = None,
+    *,
+    token: str = "",
+    pool: bool = False,
+    limits: Limits | None = None,
+    timing: Timing | None = None,
+    frame_ancestors: str = FRAME_ANCESTORS,
+) -> FastAPI:
+    """Build the application.
+
+    Args:
+        client: of `connect`; else that of the last `connect()`.
+        token: what every request must bring, but those for the page's own files; empty lets everybody in.
+        pool: answers are written by workers elsewhere (`enqueue`), not by this process.
+        limits, timing: how much, and how long.
+        frame_ancestors: which pages may show this one in a frame (Content-Security-Policy).
+    """
+    client, limits, timing = client or current(), limits or Limits(), timing or Timing()
+    desk = Desk(client, pool, limits, timing)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.hub = Hub(client, timing, keep_alive=limits.keep_alive)
+        try:
+            yield
+        finally:
+            await app.state.hub.close()
+            await desk.leave()
+
+    problems = {code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 503, 504)}
+    app = FastAPI(
+        title="llmstream-nb", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=problems
+    )  # fmt: skip
+    app.add_middleware(Guard, token=token, body=limits.body, frame_ancestors=frame_ancestors)
+    app.add_exception_handler(LLMStreamError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+
+    _add_answers(app, desk, limits)
+    _add_events(app, limits)
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    return app
+
+
+def _add_answers(app: FastAPI, desk: Desk, limits: Limits) -> None:
+    @app.post("/answers", status_code=201, response_model=Asked, responses={200: {"model": Shown}})
+    async def ask(question: Question, request: Request) -> Any:
+        """Ask. The answer is written into its stream from now on, whether anybody watches or not."""
+        if len(question.question) > limits.question:
+            return problem(422, "TooLong", f"a question may have {limits.question:,} characters here")
+        if await desk.full():
+            return problem(
+                429, "Busy", "too many answers are being written: ask again in a moment", {"Retry-After": "5"}
+            )
+        answer = await desk.ask(question)
+        if not question.stream:
+            return await desk.whole(answer.id, request)
+        place = f"answers/{answer.id}"
+        return JSONResponse({"id": answer.id, "answer": place, "events": f"{place}/events"}, 201, {"Location": place})
+
+    @app.get("/answers/{answer_id}")
+    async def show(answer_id: AnswerID) -> Shown:
+        """The record, the status and the text so far."""
+        return await desk.show(answer_id)
+
+    @app.delete("/answers/{answer_id}")
+    async def stop(answer_id: AnswerID) -> Stopped:
+        """Stop it, wherever it is written, and keep the text so far. Also what has ended may be stopped."""
+        return Stopped(id=answer_id, status=await desk.stop(answer_id))
+
+    @app.get("/sources")
+    async def list_sources() -> dict[str, Any]:
+        """Who can answer, and the questions for which the scripted source has an answer."""
+        listed = [{"name": one.name, "label": one.label, "ready": one.ready, "note": one.note} for one in sources()]
+        return {"sources": listed, "default": default_source(), "prepared": prepared_questions()}
+
+
+def _add_events(app: FastAPI, limits: Limits) -> None:
+    @app.get("/answers/{answer_id}/events", response_class=StreamingResponse, responses={200: EVENTS, 204: OVER})
+    async def events(
+        answer_id: AnswerID,
+        request: Request,
+        last_event_id: Annotated[str | None, Header(description="the ID of the last event seen")] = None,
+        after: Annotated[str | None, Query(description="the same, for those who can't set a header")] = None,
+    ) -> Response:
+        """The answer as server-sent events, from the entry after Last-Event-ID on, until its end.
+
+        204 says that nothing follows, and a browser does not come back. An ID that can't be read is refused (400), and
+        so is one that is not of this answer (409). One ahead of the stream waits until Redis has been given again what
+        it lost.
+        """
+        hub: Hub = request.app.state.hub
+        place = last_event_id or after or str(ORIGIN)
+        try:
+            seen = EntryID.parse(place)
+        except BadEntryID as error:
+            return problem(400, "BadEntryID", str(error))
+        top, final = await hub.place(answer_id)
+        if seen.attempt > ATTEMPTS or (final and seen > top):
+            return problem(409, "ForeignID", f"{seen} is no entry of {answer_id}: watch it without Last-Event-ID")
+        if final and seen == top:
+            return Response(status_code=204)
+        if hub.closing or hub.viewers >= limits.viewers:
+            return problem(503, "Full", "too many are watching: come back in a moment", {"Retry-After": "5"})
+        return StreamingResponse(hub.stream(answer_id, seen, top), headers=HEADERS, media_type="text/event-stream")
+
+
+def queue_length(client: redis.Redis) -> int:
+    """How many questions are in the pool's queue; raises RedisUnusable."""
+    try:
+        return int(client.xlen(names_of(client).questions))  # type: ignore[arg-type]
+    except (RedisError, OSError) as error:
+        raise unusable(error, client) from None
+
+
+# ------------------------------------------------------------------------------------------------- errors
+
+
+def problem(status: int, error: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An error as JSON."""
+    return JSONResponse({"error": error, "message": message}, status, headers)
+
+
+async def _refused(_: Request, error: Exception) -> JSONResponse:
+    status = next(status for kind, status in STATUS if isinstance(error, kind))
+    return problem(status, type(error).__name__, str(error))
+
+
+async def _invalid(_: Request, error: Any) -> JSONResponse:
+    first = error.errors()[0]
+    return problem(422, "Invalid", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+
+
+async def _http_error(_: Request, error: Any) -> JSONResponse:
+    return problem(error.status_code, "HTTP", str(error.detail), error.headers)

@@ -1,0 +1,102 @@
+"""What every request has to pass, and what every reply carries: token, origin, size, security headers."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# The page's own files hold nothing secret, and what a page loads can't carry its token.
+OPEN = ("/page.js", "/page.css")
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+POLICY += "base-uri 'none'; form-action 'none'; frame-ancestors "
+
+
+class TooLarge(Exception):
+    """The body of a request is larger than it may be."""
+
+
+class Guard:
+    """ASGI middleware. It refuses with 401, 403 or 413, and adds its headers to every reply.
+
+    The token comes in the address (`?token=…`), since an EventSource can't set headers, or as `Authorization: Bearer`.
+    A request that changes something must come from a page of this server: its Origin must name the host that it was
+    sent to. Only the host is compared, as TLS may end before it gets here.
+    """
+
+    def __init__(self, app: ASGIApp, *, token: str, body: int, frame_ancestors: str) -> None:
+        self.app, self.token, self.body = app, token, body
+        self.headers = {
+            "content-security-policy": POLICY + frame_ancestors,
+            "referrer-policy": "no-referrer",  # the address holds the token
+            "x-content-type-options": "nosniff",
+            "cross-origin-resource-policy": "same-origin",
+            "cache-control": "no-store",
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let one request through, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def reply(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                own = {name.encode(): value.encode() for name, value in self.headers.items()}
+                message["headers"] = [*(pair for pair in message["headers"] if pair[0] not in own), *own.items()]
+            await send(message)
+
+        taken = 0
+
+        async def limited() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self.body:
+                raise TooLarge
+            return message
+
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        refusal = self._refusal(scope, headers)
+        try:
+            if refusal:
+                await refuse(reply, *refusal)
+            else:
+                await self.app(scope, limited, reply)
+        except TooLarge:
+            if not started:
+                await refuse(reply, 413, "TooLarge", f"a request may have {self.body:,} bytes")
+
+    def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str] | None:
+        length = headers.get("content-length", "0")
+        if not length.isdigit() or int(length) > self.body:
+            return 413, "TooLarge", f"a request may have {self.body:,} bytes"
+        if not self._has_token(scope, headers):
+            return 401, "NoToken", "this address lacks its token: use the link that the server printed"
+        origin = headers.get("origin")
+        if scope["method"] not in ("GET", "HEAD") and origin and urlsplit(origin).netloc != headers.get("host"):
+            return 403, "ForeignOrigin", "another site's page may not do this"
+        return None
+
+    def _has_token(self, scope: Scope, headers: dict[str, str]) -> bool:
+        if not self.token or scope["path"].removeprefix(scope.get("root_path", "")) in OPEN:
+            return True
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            given = bearer
+        return secrets.compare_digest(given.encode(), self.token.encode())
+
+
+async def refuse(send: Send, status: int, error: str, message: str) -> None:
+    """Reply with an error as JSON, as the application does."""
+    body: Any = json.dumps({"error": error, "message": message}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

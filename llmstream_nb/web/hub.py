@@ -1,0 +1,323 @@
+"""One reader for all viewers: reads each watched answer once, however many watch it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from bisect import bisect_right
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import redis
+
+from llmstream_nb.aread import LOST, as_redis_error, async_client, read_once
+from llmstream_nb.connection import is_passing, names_of, unusable
+from llmstream_nb.protocol import (
+    ORIGIN,
+    AnswerNotFound,
+    EntryID,
+    Event,
+    Follower,
+    LLMStreamError,
+    Timing,
+    parse_entries,
+)
+from llmstream_nb.read import COUNT, parse_record, queue_look, take_look
+from llmstream_nb.web.sse import HELLO, KEEP_ALIVE, Frame, frame, frames
+
+TICK = 0.02  # seconds between two rounds while something changes
+SLOWEST = 0.1  # the same when nothing has changed for a few seconds
+LOOK = 0.25  # seconds between looks at the signs of life of an answer that is silent
+RETRY = 0.5  # seconds between tries to reach a lost Redis
+WINDOW = 256_000  # bytes of an answer's newest frames that are kept for its viewers
+PAGE = 64_000  # bytes written to a viewer at once; it has to take them before it gets more
+CATCH_UP = 3  # connections for all viewers who are behind
+
+
+class Channel:
+    """One answer that somebody watches: its newest frames, for all viewers in common."""
+
+    def __init__(self, answer_id: str, after: EntryID, timing: Timing) -> None:
+        self.follower = Follower(answer_id, after, timing)
+        self.viewers = 0
+        self.look_at = 0.0  # monotonic time
+        self.dead_since = 0.0  # monotonic time since when it is interrupted; 0: it is not
+        self.last: Frame | None = None  # what ends it
+        self._base = after  # who has seen this entry, or a later one, goes on from the frames
+        self._frames: list[Frame] = []
+        self._ids: list[EntryID] = []  # of the frames
+        self._size = 0
+        self._news = asyncio.Event()
+
+    @property
+    def top(self) -> EntryID:
+        """The last entry that was read."""
+        return self.follower.cursor.after
+
+    def take(self, events: list[Event]) -> None:
+        """Add what was read, let go of the oldest frames, and wake the viewers."""
+        for made in frames(events):
+            if made.final:
+                self.last = made
+                continue
+            self._frames.append(made)
+            self._ids.append(made.id)
+            self._size += len(made.data)
+        drop = 0
+        while self._size > WINDOW or (0 < drop < len(self._ids) and self._ids[drop] == self._base):
+            self._base = self._ids[drop]  # an entry's frames go together
+            self._size -= len(self._frames[drop].data)
+            drop += 1
+        del self._frames[:drop], self._ids[:drop]
+        self.wake()
+
+    def after(self, place: EntryID) -> list[Frame] | None:
+        """The frames for a viewer at this place, but for the last one; None if it has to read for itself first."""
+        return None if place < self._base else self._frames[bisect_right(self._ids, place) :]
+
+    def wake(self) -> None:
+        """Let all viewers look."""
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def news(self) -> None:
+        """Wait until there is something to look at."""
+        await self._news.wait()
+
+
+class Viewer:
+    """One who watches an answer, and has seen everything up to `place`.
+
+    It first reads for itself what it lacks. Then it goes on with all others from the channel's frames. One who does
+    not take what is sent falls behind, and must read for itself again: nothing is kept for it.
+    """
+
+    def __init__(self, hub: Hub, answer_id: str, place: EntryID, top: EntryID) -> None:
+        self.hub, self.answer_id, self.place, self._top = hub, answer_id, place, top
+        self.done = False
+        self._channel: Channel | None = None
+        self._state = ""  # the last one that was sent
+        self._sent = self._began = time.monotonic()
+
+    def leave(self) -> None:
+        """Watch no more."""
+        if self._channel:
+            self._channel.viewers -= 1
+
+    async def next(self) -> bytes:
+        """Wait for what comes next, and return it; empty when it is time to look again."""
+        ready = (self._channel.after(self.place) if self._channel else None) or await self._read()
+        now = time.monotonic()
+        if ready:
+            count, size = 0, 0
+            while count < len(ready) and size < PAGE:
+                size += len(ready[count].data)
+                count += 1
+            self.place, self.done, self._sent = ready[count - 1].id, ready[count - 1].final, now
+            return b"".join(one.data for one in ready[:count])
+        if last := self._last(now):
+            self.done = True
+            return last
+        state = self._channel.follower.state if self._channel and not self.hub.away else "away"
+        if state != self._state:
+            self._state, self._sent = state, now
+            return frame("state", {"state": state})
+        if now - self._sent >= self.hub.keep_alive:
+            self._sent = now
+            return KEEP_ALIVE
+        if self._channel:
+            await self._channel.news()
+        return b""
+
+    async def _read(self) -> list[Frame]:
+        """Read for itself, where the channel can't serve it."""
+        channel = self._channel
+        if channel and channel.after(self.place) is not None:
+            return []
+        found = await self.hub.page(self.answer_id, self.place)
+        if not channel and found is not None and len(found) < COUNT:
+            self._channel = self.hub.join(self.answer_id, min(found[-1].id if found else self.place, self._top))
+        elif not found:
+            await asyncio.sleep(RETRY)  # Redis is away, or this viewer waits for what Redis has lost
+        return found or []
+
+    def _last(self, now: float) -> bytes | None:
+        """What ends the stream, if it is at its end."""
+        channel = self._channel
+        if not channel:
+            return None
+        if self.place <= channel.top:
+            return channel.last.data if channel.last else None
+        if channel.last or now - self._began > self.hub.timing.patience:  # ahead of what is there
+            return _failure("Ahead", f"this answer has nothing at {self.place}: reload it from its beginning").data
+        return None
+
+
+class Hub:
+    """Reads for all viewers of a process, on one connection, and on a few more for those who are behind."""
+
+    def __init__(self, client: redis.Redis, timing: Timing | None = None, *, keep_alive: float = 15.0) -> None:
+        self.client, self.timing, self.keep_alive = client, timing or Timing(), keep_alive
+        self.names = names_of(client)
+        self.viewers = 0  # streams that are open
+        self.closing = False
+        self._away = False  # Redis was out of reach at the last try
+        self._channels: dict[str, Channel] = {}
+        self._line, self._pool = async_client(client, 1), async_client(client, CATCH_UP)
+        self._turn = asyncio.Semaphore(CATCH_UP)
+        self._task: asyncio.Task[None] | None = None
+
+    def end(self) -> None:
+        """End all viewers' streams; browsers come back by themselves."""
+        self.closing = True
+        for channel in self._channels.values():
+            channel.wake()
+
+    async def close(self) -> None:
+        """Stop reading, and give the connections back."""
+        self.end()
+        if self._task:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        for line in (self._line, self._pool):
+            with suppress(*LOST):
+                await line.aclose()
+
+    # For each viewer
+
+    async def place(self, answer_id: str) -> tuple[EntryID, bool]:
+        """The answer's last entry, and whether it is the end; raises AnswerNotFound, NotAnAnswer or RedisUnusable."""
+        pipe = self._pool.pipeline(transaction=False)
+        queue_look(pipe, self.names.answer(answer_id), Follower(answer_id))
+        try:
+            async with self._turn:
+                newest, _, text, _ = await pipe.execute()
+        except LOST as error:
+            raise unusable(as_redis_error(error), self.client) from None
+        record, top = parse_record(text), parse_entries(newest)
+        if not top and record is None:
+            raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
+        if top:
+            return top[0].id, top[0].final
+        end = (record or {}).get("end")
+        return EntryID.parse(end or "0-0"), bool(end)
+
+    async def stream(self, answer_id: str, after: EntryID, top: EntryID) -> AsyncIterator[bytes]:
+        """What to send to a viewer who has seen `after`, until the end. `top` is the last entry that `place` saw."""
+        self.viewers += 1
+        viewer = Viewer(self, answer_id, after, top)
+        try:
+            yield HELLO
+            while not (viewer.done or self.closing):
+                if piece := await viewer.next():
+                    yield piece
+        except LLMStreamError as error:
+            yield _failure(type(error).__name__, str(error)).data
+        finally:
+            self.viewers -= 1
+            viewer.leave()
+
+    # What viewers use
+
+    @property
+    def away(self) -> bool:
+        """Whether Redis was out of reach at the last try."""
+        return self._away
+
+    async def page(self, answer_id: str, place: EntryID) -> list[Frame] | None:
+        """The next entries after this place, at most COUNT, as frames; None while Redis is away."""
+        follower = Follower(answer_id, place)
+        try:
+            async with self._turn:
+                events = await read_once(self._pool, self.names.answer(answer_id), follower)
+        except LOST as error:
+            if is_passing(as_redis_error(error)):
+                return None
+            raise unusable(as_redis_error(error), self.client) from None
+        return list(frames(events))
+
+    def join(self, answer_id: str, place: EntryID) -> Channel:
+        """The answer's channel; a new one reads on from this place."""
+        channel = self._channels.get(answer_id)
+        if channel is None:
+            channel = self._channels[answer_id] = Channel(answer_id, place, self.timing)
+        channel.viewers += 1
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+        return channel
+
+    # For all of them
+
+    async def _run(self) -> None:
+        changed = woken = time.monotonic()
+        while self._channels:
+            now = time.monotonic()
+            if now - woken >= self.keep_alive / 2:
+                woken = now
+                for channel in self._channels.values():
+                    channel.wake()
+            try:
+                news = await self._round()
+                pause = TICK
+            except LOST as error:
+                # Whatever it is, the viewers wait; what concerns one answer alone is not raised.
+                as_redis_error(error)
+                news, pause = not self._away, RETRY
+                self._away = True
+                for channel in self._channels.values():
+                    channel.wake()
+            changed = now if news else changed
+            self._channels = {key: one for key, one in self._channels.items() if one.viewers and not one.last}
+            await asyncio.sleep(min(SLOWEST, pause + (now - changed) / 50) if pause == TICK else pause)
+
+    async def _round(self) -> bool:
+        """Read once for each channel; whether there was news."""
+        now, channels = time.monotonic(), list(self._channels.items())
+        looks = [now >= channel.look_at for _, channel in channels]
+        pipe = self._line.pipeline(transaction=False)
+        for (answer_id, channel), look in zip(channels, looks, strict=True):
+            keys = self.names.answer(answer_id)
+            pipe.xread({keys.chunks: str(channel.top)}, count=COUNT)
+            if look:
+                channel.look_at = now + LOOK
+                queue_look(pipe, keys, channel.follower)
+        replies = await pipe.execute(raise_on_error=False)
+        for reply in replies:
+            if isinstance(reply, Exception) and is_passing(as_redis_error(reply)):
+                raise reply
+        if self._away:
+            self._away = False
+            for _, channel in channels:
+                channel.follower.reconnected(time.monotonic())
+                channel.wake()
+        rest, news = iter(replies), False
+        for (_, channel), look in zip(channels, looks, strict=True):
+            found, signs = next(rest), [next(rest) for _ in range(4 * look)]
+            news |= self._tell(channel, found, signs)
+        return news
+
+    def _tell(self, channel: Channel, found: Any, signs: list[Any]) -> bool:
+        """Give a channel what was read for it; whether there was news."""
+        follower, state = channel.follower, channel.follower.state
+        try:
+            for reply in (found, *signs):
+                if isinstance(reply, Exception):
+                    raise unusable(reply, self.client)
+            entries = parse_entries(found[0][1]) if found else []
+            events = follower.feed(entries) if entries else take_look(signs, follower) if signs else []
+        except LLMStreamError as error:
+            channel.last, events = _failure(type(error).__name__, str(error), channel.top), []
+        now, dead = time.monotonic(), follower.state == "interrupted"
+        channel.dead_since = (channel.dead_since or now) if dead else 0.0
+        if dead and now - channel.dead_since > self.timing.patience:
+            gone = "its producer died, and nobody took over: stop it to keep the text, or ask again"
+            channel.last = _failure("Interrupted", gone, channel.top)
+        if events or follower.state != state or channel.last:
+            channel.take(events)
+        return bool(events)
+
+
+def _failure(error: str, message: str, place: EntryID = ORIGIN) -> Frame:
+    return Frame(place, frame("failed", {"error": error, "message": message}), final=True)

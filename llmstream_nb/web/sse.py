@@ -1,0 +1,75 @@
+"""Server-sent events: an answer's events as text, and the ID with which a browser comes back. No I/O.
+
+The format is that of the HTML standard, https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from llmstream_nb.protocol import (
+    ORIGIN,
+    Ended,
+    EntryID,
+    Event,
+    Failed,
+    Gap,
+    Interrupted,
+    Restarted,
+    Started,
+    Text,
+)
+
+HELLO = b"retry: 1000\n\n"  # a browser that loses its connection comes back after so many milliseconds
+KEEP_ALIVE = b": still here\n\n"  # a comment, for proxies that end silent connections
+
+
+class Frame(NamedTuple):
+    """One server-sent event. A viewer whose last ID is smaller than `id` has not seen it."""
+
+    id: EntryID
+    data: bytes
+    final: bool = False  # nothing follows
+
+
+def frame(name: str, data: dict[str, Any], entry_id: EntryID | None = None) -> bytes:
+    """Write one event. JSON has no raw line break, so its text is one `data:` line, whatever a model writes."""
+    first = f"id: {entry_id}\n" if entry_id else ""
+    return f"{first}event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode("utf-8", "replace")
+
+
+def frames(events: Iterable[Event]) -> Iterator[Frame]:
+    """Write the events of an answer; what is only a state (`Interrupted`) is left out.
+
+    Where several events stand for one entry, as a gap and the text after it, only the last one carries the ID: a
+    connection that breaks between them must not lose the text.
+    """
+    events = [event for event in events if not isinstance(event, Interrupted)]
+    for number, event in enumerate(events):
+        last = number + 1 == len(events) or events[number + 1].id != event.id
+        name, data = describe(event)
+        final = isinstance(event, (Ended, Failed))
+        yield Frame(event.id, frame(name, data, event.id if last and event.id != ORIGIN else None), final)
+
+
+def describe(event: Event) -> tuple[str, dict[str, Any]]:
+    """Name and data of an event. `failed` is not `error`, which is EventSource's own word for a lost connection."""
+    match event:
+        case Text(text=text, ms=ms):
+            return "text", {"text": text, "ms": ms}
+        case Started(id=entry_id, data=data) | Restarted(id=entry_id, data=data):
+            shown = {name: data[name] for name in ("model", "source", "at") if name in data}
+            return "start", {"attempt": entry_id.attempt} | shown
+        case Gap(missing=missing):
+            return "gap", {"missing": missing}
+        case Ended(reason=reason, data=data):
+            return "end", {"reason": reason} | _figures(data)
+        case Failed(error=error, message=message, data=data):
+            return "failed", {"error": error, "message": message} | _figures(data)
+    raise TypeError(event)
+
+
+def _figures(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: data[name] for name in ("first_token_ms", "total_ms", "chunks", "usage") if name in data}
