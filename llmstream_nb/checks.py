@@ -6,6 +6,7 @@ import ast
 import ctypes
 import html
 import inspect
+import json
 import reprlib
 import secrets
 import textwrap
@@ -64,6 +65,11 @@ HINTS = {
         "Alive at a time are the answers of one `ttl`; each takes `maxlen` entries and a record.",
         "Begin with the least that both promises need: what can be kept beyond that depends on the memory.",
         "`maxlen = behind`, `ttl = back_within`: the least of both. Is there room for more?",
+    ),
+    "last_event_id": (
+        "Only `end` and `failed` are the end. When the events stop without one, come back with the last `id` you saw.",
+        "Keep `headers` outside of your loop, and set them anew at each event that has an `id`; some have none.",
+        "`while True:` and in it `for event in get(headers):`, with `headers = {'Last-Event-ID': event['id']}`.",
     ),
 }  # each from a pointer to almost the solution
 
@@ -409,6 +415,49 @@ def budget(
     return _check("budget", (maxlen, ttl), examine, client)
 
 
+def last_event_id(function: Callable[..., str], *, client: redis.Redis | None = None) -> Verdict:
+    """Exercise of notebook 08: `watch(get)`, an answer's text over a connection that breaks.
+
+    `get(headers)` connects, and yields events, dictionaries with `event`, `data` and mostly an `id`, until the
+    connection ends. As long as no `end` or `failed` has come, `watch` comes back with the last `id` in the header
+    `Last-Event-ID`. It returns the text, which begins anew at a `start`.
+    """
+
+    def examine(case: _Case) -> str:
+        first = [("1-0", "start", ""), *((f"1-{n}", "text", word) for n, word in enumerate("One “two”\nthree.", 1))]
+        whole, end = "One “two”\nthree.", ("1-18", "end", "")
+        second = [("2-0", "start", ""), ("2-1", "text", "a"), ("2-2", "text", "new"), ("2-3", "end", "")]
+        words = [("1-0", "start", ""), ("1-1", "text", "end"), ("1-2", "text", "failed"), ("1-3", "end", "")]
+        for entries, cuts, right, about in (
+            ([*first, end], [], whole, "when nothing breaks"),
+            ([*first, end], [5], whole, "when the connection breaks after 1-4"),
+            ([*first, end], [2, 0, 9], whole, "when the connection breaks three times"),
+            ([*first, end], [17], whole, "when only the end is still to come"),
+            ([*first, ("1-18", "failed", "")], [5], whole, "when the answer fails"),
+            ([*first[:6], *second], [5], "anew", "when a second attempt begins after the break"),
+            (words, [2], "endfailed", "when the text speaks of the end"),
+        ):
+            _judge_watched(case, function, _Wire(entries, cuts), right, about)
+        return "the whole text, once, however often the connection breaks."
+
+    return _check("last_event_id", function, examine, client)
+
+
+def _judge_watched(case: _Case, function: Any, wire: _Wire, right: str, about: str) -> None:
+    try:
+        result = case.call(function, about, wire.get)
+    except _Interrupted:
+        _require(not wire.wrong, f"{about}, your function {wire.wrong}")
+        raise
+    _require(not wire.wrong, f"{about}, your function {wire.wrong}")
+    _require(result is not None, "your function returns None: return the whole text.")
+    got = f"{about}, your function returns {_show(result)}"
+    _require(isinstance(result, str), f"{got}: return one string.")
+    early = not wire.over and right.startswith(result)
+    _require(not early, f"{got}: the connection has ended, and the answer has not.")
+    _require(result == right, f"{got}, not {_show(right)}.")
+
+
 def _require(condition: bool, otherwise: str) -> None:
     if not condition:
         raise _WrongError(otherwise)
@@ -498,6 +547,45 @@ class _Case:
         if self._writer.ident:
             self._writer.join()
         self.client.delete(self.stream)
+
+
+class _Wire:
+    """A web server as a viewer meets it: sends events by `get`, and cuts the connections after so many entries each."""
+
+    def __init__(self, entries: list[tuple[str, str, str]], cuts: list[int]) -> None:
+        self.entries, self.cuts = entries, list(cuts)
+        self.wrong = ""  # what the viewer has done wrong
+        self.over = False  # the end was sent
+        self._sent = ""  # the ID of the last entry that was sent
+
+    def get(self, headers: dict[str, str] = {}) -> Iterator[dict[str, str]]:  # noqa: B006 - nobody changes it
+        """The events of one connection."""
+        self.wrong = self._judge(headers)
+        if self.wrong:
+            raise _Interrupted
+        ids = [entry_id for entry_id, _, _ in self.entries]
+        rest = self.entries[ids.index(self._sent) + 1 if self._sent else 0 :]
+        yield {"event": "state", "data": '{"state": "streaming"}'}
+        for entry_id, kind, text in rest[: self.cuts.pop(0)] if self.cuts else rest:
+            self._sent, self.over = entry_id, kind in ("end", "failed")
+            yield {"id": entry_id, "event": kind, "data": json.dumps({"text": text} if text else {"attempt": 1})}
+        yield {"event": "state", "data": '{"state": "away"}'}
+
+    def _judge(self, headers: Any) -> str:
+        if not isinstance(headers, dict):
+            return f"gives `get` {_show(headers)}: give it a dictionary of headers."
+        if self.over:
+            return "comes back after the end: return the text."
+        given = {str(name).lower(): value for name, value in headers.items()}.get("last-event-id")
+        if not self._sent:
+            return (
+                "" if given in (None, "", "0-0") else f"begins with Last-Event-ID {_show(given)}: it has seen nothing."
+            )
+        if given is None:
+            return f"comes back without the header Last-Event-ID, and has seen {self._sent}."
+        return (
+            "" if given == self._sent else f"comes back with Last-Event-ID {_show(given)}, and has seen {self._sent}."
+        )
 
 
 def _check(name: str, mine: Any, examine: Callable[[_Case], str], client: redis.Redis | None) -> Verdict:

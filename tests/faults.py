@@ -68,12 +68,14 @@ class Link:
 class Proxy:
     """Pass bytes between clients of `url` and the server at `host:port`, until told to misbehave.
 
+    A server that speaks something else than Redis' protocol needs `redis=False`; it has no requests to drop or cut.
+
     Counters: connections `accepted`, requests and replies `dropped`, `bytes_up` and `bytes_down` passed on to
     the server and to the clients.
     """
 
-    def __init__(self, host: str, port: int) -> None:
-        self.target = (host, port)
+    def __init__(self, host: str, port: int, *, redis: bool = True) -> None:
+        self.target, self._redis = (host, port), redis
         self.accepted = self.dropped = self.bytes_up = self.bytes_down = 0
         self._ordered = 0  # drops ordered so far: all have happened once `dropped` has caught up
         self._faults: list[Fault] = []
@@ -186,7 +188,7 @@ class Proxy:
 
     def _upstream(self, link: Link, server: socket.socket) -> None:
         while data := link.client.recv(65536):
-            commands = parse(link.requests, data)
+            commands = parse(link.requests, data) if self._redis else []
             while self._faults and (more := rest_of_request(link, commands)):
                 data += more
                 commands += parse(link.requests, more)
@@ -209,7 +211,7 @@ class Proxy:
         held = b""
         with contextlib.suppress(OSError, hiredis.ProtocolError):
             while data := server.recv(65536):
-                replies = parse(link.replies, data)
+                replies = parse(link.replies, data) if self._redis else []
                 answers = [reply for reply in replies if not isinstance(reply, hiredis.PushNotification)]
                 with self._changed:
                     link.unanswered -= len(answers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
@@ -162,6 +163,25 @@ def resumes_by_xrange(client, stream, after, text):
         time.sleep(0.02)
 
 
+def watcher(*, keep=lambda event, headers: {"Last-Event-ID": event["id"]} if "id" in event else headers, anew="",
+            final=("end", "failed"), kinds=("text",), text=lambda event: json.loads(event["data"])["text"], begin=None):  # fmt: skip
+    """A viewer of the exercise of notebook 08, right by default."""
+
+    def watch(get):
+        shown, headers = "", begin or {}
+        while True:
+            for event in get(headers):
+                headers = keep(event, headers)
+                if event["event"] == "start":
+                    shown = shown if anew is None else anew
+                elif event["event"] in final:
+                    return shown
+                elif event["event"] in kinds:
+                    shown += text(event)
+
+    return watch
+
+
 @pytest.mark.parametrize(
     ("check", "solution"),
     [
@@ -183,6 +203,14 @@ def resumes_by_xrange(client, stream, after, text):
         (checks.resume, resumer(count=1)),
         (checks.resume, resumer(block=20)),
         (checks.resume, resumes_by_xrange),
+        (checks.last_event_id, watcher()),
+        (checks.last_event_id, watcher(begin={"last-event-id": "0-0"})),
+        (
+            checks.last_event_id,
+            watcher(
+                keep=lambda event, headers: headers | {"LAST-EVENT-ID": event.get("id", headers.get("LAST-EVENT-ID"))}
+            ),
+        ),
     ],
 )
 def test_right_solutions(client, check, solution):
@@ -641,6 +669,96 @@ def test_resumers_that_never_return(client, monkeypatch):
         wait_for(lambda resume=resume: not running(resume.__code__))
 
 
+# ------------------------------------------------------------------------------------------- last_event_id
+
+
+def comes_back_from_the_start(get):
+    while True:
+        text = ""
+        for event in get({}):
+            if event["event"] == "end":
+                return text
+            text += json.loads(event["data"]).get("text", "")
+
+
+def takes_one_connection(get):
+    return "".join(json.loads(event["data"]).get("text", "") for event in get({}))
+
+
+def forgets_where_nothing_came(get):
+    text = ""
+    headers = {}
+    while True:
+        last = "0-0"
+        for event in get(headers):
+            last = event.get("id", last)
+            if event["event"] == "end":
+                return text
+            text += json.loads(event["data"]).get("text", "")
+        headers = {"Last-Event-ID": last}
+
+
+def goes_on_after_the_end(get):
+    text, headers = "", {}
+    for _ in range(3):
+        for event in get(headers):
+            headers = {"Last-Event-ID": event["id"]} if "id" in event else headers
+            text += json.loads(event["data"]).get("text", "")
+    return text
+
+
+def stops_at_a_word(get):
+    text, headers = "", {}
+    while True:
+        for event in get(headers):
+            headers = {"Last-Event-ID": event["id"]} if "id" in event else headers
+            if event["event"] == "start":
+                text = ""
+            elif "end" in event["data"] or event["event"] in ("end", "failed"):
+                return text
+            else:
+                text += json.loads(event["data"]).get("text", "")
+
+
+@pytest.mark.parametrize(
+    ("solution", "word"),
+    [
+        (comes_back_from_the_start, "breaks after 1-4, your function comes back without the header Last-Event-ID"),
+        (takes_one_connection, "returns 'One ': the connection has ended, and the answer has not"),
+        (watcher(keep=lambda event, _: {"Last-Event-ID": event["id"]}), "your function raises KeyError: 'id'"),
+        (
+            watcher(keep=lambda event, _: {"Last-Event-ID": event.get("id")}),
+            "without the header Last-Event-ID, and has seen 1-4",
+        ),
+        (watcher(keep=lambda event, _: {"Last_Event_ID": event.get("id")}), "without the header Last-Event-ID"),
+        (watcher(keep=lambda event, _: event.get("id")), "give it a dictionary of headers"),
+        (watcher(begin={"Last-Event-ID": "1-0"}), "begins with Last-Event-ID '1-0': it has seen nothing"),
+        (forgets_where_nothing_came, "breaks three times, your function comes back with Last-Event-ID '0-0', and has"),
+        (goes_on_after_the_end, "when nothing breaks, your function comes back after the end"),
+        (watcher(final=("end",)), "when the answer fails, your function comes back after the end"),
+        (watcher(anew=None), "when a second attempt begins after the break, your function returns 'One “anew'"),
+        (watcher(text=lambda event: event["data"]), """returns '{"text": "O"}{"text"""),
+        (stops_at_a_word, "when the text speaks of the end, your function returns '', not 'endfailed'"),
+        (lambda get: print(watcher()(get)), "returns None: return the whole text"),
+        (lambda get: list(watcher()(get)), "return one string"),
+        (lambda get: "", "returns '': the connection has ended, and the answer has not"),
+    ],
+)
+def test_wrong_watchers(client, solution, word):
+    assert explained(checks.last_event_id(solution), word)
+
+
+def test_a_watcher_that_never_returns(client, monkeypatch):
+    monkeypatch.setattr(checks, "TIMEOUT", 0.5)
+
+    def watch(get):
+        while True:
+            time.sleep(0.01)
+
+    assert explained(checks.last_event_id(watch), "when nothing breaks, your function does not return")
+    wait_for(lambda: not running(watch.__code__))
+
+
 # ----------------------------------------------------------------------------------------------- untouched
 
 
@@ -667,6 +785,12 @@ def untouched_resume(client, stream, after, text):
         client.xread({stream: after})
 
 
+def untouched_watch(get):
+    headers = {}
+    for _ in get(headers):
+        ...
+
+
 def annotated(client, stream) -> tuple[str, ...]:
     return right_get_last_id(client, stream)
 
@@ -682,6 +806,7 @@ def test_the_placeholder(client, answer):
         checks.read(untouched_read),
         checks.claim(untouched_take_over),
         checks.resume(untouched_resume),
+        checks.last_event_id(untouched_watch),
     ):
         assert verdict.passed is None
         assert not verdict
@@ -785,7 +910,10 @@ HOSTILE = [
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("check", [checks.get_last_id, checks.produce, checks.read, checks.claim, checks.resume])
+@pytest.mark.parametrize(
+    "check",
+    [checks.get_last_id, checks.produce, checks.read, checks.claim, checks.resume, checks.last_event_id],
+)
 def test_hostile_functions(client, check):
     for function in HOSTILE:
         checks._tries.clear()
