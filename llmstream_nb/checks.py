@@ -454,7 +454,7 @@ def _judge_watched(case: _Case, function: Any, wire: _Wire, right: str, about: s
     got = f"{about}, your function returns {_show(result)}"
     _require(isinstance(result, str), f"{got}: return one string.")
     early = not wire.over and right.startswith(result)
-    _require(not early, f"{got}: the connection has ended, and the answer has not.")
+    _require(not early, f"{got}, and neither `end` nor `failed` has come: the answer goes on.")
     _require(result == right, f"{got}, not {_show(right)}.")
 
 
@@ -577,15 +577,12 @@ class _Wire:
         if self.over:
             return "comes back after the end: return the text."
         given = {str(name).lower(): value for name, value in headers.items()}.get("last-event-id")
-        if not self._sent:
-            return (
-                "" if given in (None, "", "0-0") else f"begins with Last-Event-ID {_show(given)}: it has seen nothing."
-            )
+        if given == self._sent or (not self._sent and given in (None, "0-0")):
+            return ""
+        seen = f"has seen {self._sent or 'nothing'}."
         if given is None:
-            return f"comes back without the header Last-Event-ID, and has seen {self._sent}."
-        return (
-            "" if given == self._sent else f"comes back with Last-Event-ID {_show(given)}, and has seen {self._sent}."
-        )
+            return f"comes back without the header Last-Event-ID, and {seen}"
+        return f"comes with Last-Event-ID {_show(given)}, and {seen}"
 
 
 def _check(name: str, mine: Any, examine: Callable[[_Case], str], client: redis.Redis | None) -> Verdict:

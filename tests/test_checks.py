@@ -724,7 +724,7 @@ def stops_at_a_word(get):
     ("solution", "word"),
     [
         (comes_back_from_the_start, "breaks after 1-4, your function comes back without the header Last-Event-ID"),
-        (takes_one_connection, "returns 'One ': the connection has ended, and the answer has not"),
+        (takes_one_connection, "returns 'One ', and neither `end` nor `failed` has come"),
         (watcher(keep=lambda event, _: {"Last-Event-ID": event["id"]}), "your function raises KeyError: 'id'"),
         (
             watcher(keep=lambda event, _: {"Last-Event-ID": event.get("id")}),
@@ -732,16 +732,16 @@ def stops_at_a_word(get):
         ),
         (watcher(keep=lambda event, _: {"Last_Event_ID": event.get("id")}), "without the header Last-Event-ID"),
         (watcher(keep=lambda event, _: event.get("id")), "give it a dictionary of headers"),
-        (watcher(begin={"Last-Event-ID": "1-0"}), "begins with Last-Event-ID '1-0': it has seen nothing"),
-        (forgets_where_nothing_came, "breaks three times, your function comes back with Last-Event-ID '0-0', and has"),
+        (watcher(begin={"Last-Event-ID": "1-0"}), "comes with Last-Event-ID '1-0', and has seen nothing"),
+        (forgets_where_nothing_came, "breaks three times, your function comes with Last-Event-ID '0-0', and has"),
         (goes_on_after_the_end, "when nothing breaks, your function comes back after the end"),
         (watcher(final=("end",)), "when the answer fails, your function comes back after the end"),
         (watcher(anew=None), "when a second attempt begins after the break, your function returns 'One “anew'"),
         (watcher(text=lambda event: event["data"]), """returns '{"text": "O"}{"text"""),
-        (stops_at_a_word, "when the text speaks of the end, your function returns '', not 'endfailed'"),
+        (stops_at_a_word, "when the text speaks of the end, your function returns '', and neither `end` nor `failed`"),
         (lambda get: print(watcher()(get)), "returns None: return the whole text"),
         (lambda get: list(watcher()(get)), "return one string"),
-        (lambda get: "", "returns '': the connection has ended, and the answer has not"),
+        (lambda get: "", "returns '', and neither"),
     ],
 )
 def test_wrong_watchers(client, solution, word):
