@@ -1,0 +1,1176 @@
+"""The web server: exact for every viewer and every cursor, on few connections, whatever clients and Redis do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import re
+import socket
+import struct
+import threading
+import time
+import uuid
+from contextlib import suppress
+
+import jsonschema
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llmstream_nb import connection
+from llmstream_nb.answer import Answer, clear
+from llmstream_nb.protocol import (
+    ORIGIN,
+    Ended,
+    EntryID,
+    Failed,
+    Gap,
+    Interrupted,
+    Restarted,
+    Started,
+    Text,
+    Timing,
+    clean,
+)
+from llmstream_nb.web import Limits, NotServed, WebServer, guard, hub, sse
+from llmstream_nb.workers import Worker
+
+from . import model, servers
+from .conftest import FAST
+from .model import Model, stream_of, wait_for
+from .web import TOKEN, Parser, Watcher, Writer, call, head, held, raw, until
+
+BOTH = pytest.mark.parametrize("backend", ["fake", "redis-server"], indirect=True)
+ODD = ["Hi ", "line\n", "\r\n\r", "\u2028\u2029\x85", "id: 9-9\n\n", "\0", "👋🏽", "data: x", "", " end ", "\ufeff"]
+
+
+@pytest.fixture
+def backend(request) -> str:
+    """The fake, unless a test asks for more."""
+    name = getattr(request, "param", "fake")
+    if name.endswith("-server") and name not in servers.available():
+        pytest.skip(f"{name} is not on PATH")
+    return name
+
+
+@pytest.fixture
+def serve(client):
+    """Start servers that are stopped at the end."""
+    started = []
+
+    def start(**options) -> WebServer:
+        started.append(WebServer(**{"client": client, "token": TOKEN, "timing": FAST} | options).start())
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def says(monkeypatch):
+    """What answers questions instead of a model: a list of Models, in the order in which they were asked."""
+    asked: list[Model] = []
+
+    def complete(question, *, source=None, **options):
+        made = Model()
+        made.source, made.options, made.question = source or "test", options, question
+        asked.append(made)
+        return made
+
+    monkeypatch.setattr("llmstream_nb.answer.complete", complete)
+    yield asked
+    for made in asked:
+        made.close()
+
+
+def hub_of(server: WebServer) -> hub.Hub:
+    return server._server.config.app.state.hub
+
+
+def tasks_of(server: WebServer) -> set[asyncio.Task]:
+    return asyncio.all_tasks(server._server.servers[0].get_loop())
+
+
+def follow(*watchers: Watcher) -> None:
+    """Let them all watch to the end."""
+
+    async def main() -> None:
+        await asyncio.gather(*(one.run() for one in watchers))
+
+    asyncio.run(main())
+
+
+def problem(reply, status: int) -> str:
+    """Check that it is an error as described; returns its name."""
+    assert reply.status == status, reply
+    assert set(reply.json) == {"error", "message"} and reply.json["message"], reply
+    return reply.json["error"]
+
+
+# ------------------------------------------------------------------------------------------------- frames
+
+
+def sent(data: bytes, cut: int = 1 << 30) -> list:
+    parser, events = Parser(), []
+    for at in range(0, len(data), cut):
+        events += parser.feed(data[at : at + cut])
+    return events
+
+
+@given(st.lists(st.text() | st.sampled_from(ODD), max_size=8), st.integers(1, 9))
+def test_any_text_comes_out_of_the_frames_as_it_went_in(texts, cut):
+    texts = [clean(text) for text in texts]
+    events = [Text(EntryID(1, seq), text, seq) for seq, text in enumerate(texts, 1)]
+    data = sse.HELLO + sse.KEEP_ALIVE + b"".join(made.data for made in sse.frames(events))
+    got = sent(data, cut)
+    assert [json.loads(event.data) for event in got] == [{"text": t, "ms": n} for n, t in enumerate(texts, 1)]
+    assert [event.id for event in got] == [f"1-{seq}" for seq in range(1, len(texts) + 1)]
+    assert {event.name for event in got} <= {"text"}
+
+
+def test_the_parser_of_these_tests_reads_the_examples_of_the_standard():
+    assert sent("\ufeffdata: a\r\rdata:b\r\ndata\r\n\r\n:note\nid: 1\ndata: \n\ndata: lost".encode(), 1) == [
+        ("message", "a", "", False),
+        ("message", "b\n", "", False),
+        ("message", "", "1", True),
+    ]
+
+
+def test_only_the_last_event_of_an_entry_carries_its_id():
+    one, two, end = EntryID(1, 3), EntryID(2, 2), EntryID(3, 0)
+    events = [Text(one, "a"), Interrupted(one), Restarted(two), Gap(two, 2), Text(two, "b"), Ended(end, "cancelled")]
+    made = list(sse.frames(events))
+    assert [(event.name, event.id if event.own else "") for event in sent(b"".join(one.data for one in made))] == [
+        ("text", "1-3"),
+        ("start", ""),
+        ("gap", ""),
+        ("text", "2-2"),
+        ("end", "3-0"),
+    ]
+    assert [one.final for one in made] == [False] * 4 + [True]
+
+
+def test_what_an_event_tells():
+    figures = {"first_token_ms": 5, "total_ms": 9, "chunks": 1, "usage": None, "nonce": "x", "worker": "w"}
+    started = Started(EntryID(2, 0), {"model": "m", "source": "s", "at": 1.5, "nonce": "x"})
+    assert sse.describe(started) == ("start", {"attempt": 2, "model": "m", "source": "s", "at": 1.5})
+    shown = {"first_token_ms": 5, "total_ms": 9, "chunks": 1, "usage": None}
+    assert sse.describe(Ended(EntryID(1, 1), "stop", figures)) == ("end", {"reason": "stop"} | shown)
+    failed = Failed(EntryID(1, 1), "Refused", "no", figures)
+    assert sse.describe(failed) == ("failed", {"error": "Refused", "message": "no"} | shown)
+    assert list(sse.frames([Failed(ORIGIN, "x", "y")]))[0].data.startswith(b"event: failed\n")
+
+
+# ------------------------------------------------------------------------------------------------ cursors
+
+
+def odd_answer(client) -> Writer:
+    """An answer in two attempts, of texts that could break an event stream."""
+    writer = Writer(client, "a").say("thrown ", "away")
+    writer.begin().say(*ODD)
+    return writer
+
+
+@BOTH
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("ended", [True, False])
+def test_every_cursor_resumes_exactly(client, serve, ended, header):
+    server, writer = serve(), odd_answer(client)
+    if ended:
+        writer.say("more").end()
+    entries = stream_of(client)
+    watchers = {
+        cut: Watcher(server, "a", str(entries[cut - 1].id) if cut else "", held(entries[:cut]), header)
+        for cut in range(len(entries) + 1)
+    }
+
+    async def main() -> None:
+        running = [asyncio.create_task(one.run()) for one in watchers.values()]
+        if not ended:
+            await until(lambda: all(one.states for one in watchers.values()))
+            assert {state for one in watchers.values() for state in one.states} == {"streaming"}
+            writer.say("more").end()
+        await asyncio.gather(*running)
+
+    asyncio.run(main())
+    whole = stream_of(client)
+    for cut, one in watchers.items():
+        if cut == len(whole):
+            assert one.statuses == [204] and not one.events
+            continue
+        assert one.text == held(whole) == "".join(ODD) + "more"
+        assert one.ids == [entry.id for entry in whole[cut:]] and one.statuses == [200] and one.clean
+        assert one.end[0] == "end" and one.end[1]["reason"] == "stop"
+    assert ended == any(one.statuses == [204] for one in watchers.values())
+
+
+@pytest.mark.parametrize("cursor", ["x", "1", "1-", "-1", "1-1-1", "$", "+", "1-99999999999999999999", "0x1-0", "²-1"])
+@pytest.mark.parametrize("header", [True, False])
+def test_a_malformed_cursor_is_refused(client, serve, cursor, header):
+    server = serve()
+    Writer(client, "a").say("x")
+    reply = raw(server.port, Watcher(server, "a", cursor, header=header).request())
+    assert problem(reply, 400) == "BadEntryID"
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_foreign_cursor_is_refused(client, serve, header):
+    server, growing = serve(), Writer(client, "b").say("x")
+    Writer(client, "a").say("x").end()
+    for answer_id, cursor in [("a", "1-3"), ("a", "2-0"), ("a", "1718000000000-0"), ("b", "1718000000000-0")]:
+        reply = raw(server.port, Watcher(server, answer_id, cursor, header=header).request())
+        assert problem(reply, 409) == "ForeignID", (answer_id, cursor)
+    growing.end()
+
+
+def test_after_the_end_nothing_and_of_an_unknown_answer_neither(client, serve):
+    server = serve()
+    Writer(client, "a").say("x").end()
+    Writer(client, "f").say("x").end(error="Refused", message="no")
+    for answer_id in "af":
+        assert call(server, "GET", f"answers/{answer_id}/events", last_event_id="1-2")[::2] == (204, b"")
+    for method, path in [("GET", "answers/zzz/events"), ("GET", "answers/zzz"), ("DELETE", "answers/zzz")]:
+        assert problem(call(server, method, path), 404) == "AnswerNotFound"
+    assert problem(call(server, "GET", "answers/zzz/events", last_event_id="1-2"), 404) == "AnswerNotFound"
+
+
+@BOTH
+def test_a_cursor_ahead_of_the_stream_waits_until_redis_has_been_given_again_what_it_lost(client, serve):
+    server, writer = serve(timing=Timing(lease=1, tick=0.05, patience=30)), Writer(client, "a").say("a", "b", "c")
+    ahead, beside = Watcher(server, "a", "1-5", "abcde"), Watcher(server, "a")
+
+    async def main() -> None:
+        running = [asyncio.create_task(one.run()) for one in (ahead, beside)]
+        await until(lambda: ahead.states and beside.states)
+        writer.say("d")
+        await until(lambda: beside.text == "abcd")
+        writer.say("e", "f", "g").end()
+        await asyncio.gather(*running)
+
+    asyncio.run(main())
+    assert ahead.text == beside.text == "abcdefg" and [str(one) for one in ahead.ids] == ["1-6", "1-7", "1-8"]
+
+
+def test_a_cursor_ahead_does_not_wait_for_ever(client, serve):
+    server, writer = serve(timing=Timing(lease=1, tick=0.05, patience=0.5)), Writer(client, "a").say("a", "b")
+    ahead, ended, beside = Watcher(server, "a", "1-5"), Watcher(server, "a", "1-4"), Watcher(server, "a")
+
+    async def main() -> None:
+        running = [asyncio.create_task(one.run()) for one in (ahead, beside)]
+        await running[0]
+        last = asyncio.create_task(ended.run())
+        await until(lambda: ended.states)
+        writer.end()  # at 1-3: what it has seen will never come
+        await asyncio.gather(last, *running)
+
+    asyncio.run(main())
+    for one in (ahead, ended):
+        assert one.end[1]["error"] == "Ahead" and not one.ids and one.statuses == [200] and one.clean
+    assert beside.text == "ab" and beside.end[0] == "end"
+
+
+# -------------------------------------------------------------------------------------------- many viewers
+
+
+def own_server_client(server: servers.RedisServer, name: str):
+    """A client whose connections can be told from the web server's."""
+    return connection.connect(server.url, prefix="web", client_name=name)
+
+
+def connections(admin) -> int:
+    """Connections to Redis without a name: the web server's."""
+    return sum(not one["name"] for one in admin.client_list())
+
+
+@pytest.fixture
+def redis_server():
+    if "redis-server" not in servers.available():
+        pytest.skip("redis-server is not on PATH")
+    with servers.RedisServer() as server:
+        yield server
+
+
+def test_300_viewers_of_growing_answers_are_all_exact_on_few_connections(redis_server, serve):
+    serving, writing = own_server_client(redis_server, ""), own_server_client(redis_server, "writer")
+    server, dice = serve(client=serving), random.Random(5)
+    writers = [Writer(writing, f"a{n}") for n in range(6)]
+    most = [connections(writing)]
+
+    async def main() -> list[Watcher]:
+        alone = Watcher(server, "a0")
+        watchers, running = [alone], [asyncio.create_task(alone.run())]
+        await until(lambda: alone.states)
+        most[0] = connections(writing)
+        for n in range(60):
+            for writer in writers:
+                writer.say(*(f"{writer.id}.{n}.{m} 👋\n" for m in range(2)))
+            for m in range(5 * (n < 59) + 4 * (n == 59)):
+                chosen = writers[(5 * n + m) % 6]
+                entries = stream_of(writing, chosen.id)
+                cut = dice.choice([0, 0, dice.randrange(len(entries) + 1)])
+                last = str(entries[cut - 1].id) if cut else ""
+                watchers.append(Watcher(server, chosen.id, last, held(entries[:cut]), header=bool(m % 2)))
+                running.append(asyncio.create_task(watchers[-1].run()))
+            await asyncio.sleep(0.01)
+            most.append(connections(writing))
+        await until(lambda: hub_of(server).viewers == 300)
+        for writer in writers:
+            writer.say("last").end()
+        await asyncio.gather(*running)
+        most.append(connections(writing))
+        return watchers
+
+    watchers = asyncio.run(main())
+    assert len(watchers) == 300
+    for one in watchers:
+        writer = next(writer for writer in writers if writer.id == one.answer_id)
+        assert one.text == writer.text and one.statuses == [200] and not one.missing
+        first = EntryID(1, writer.seq - len(one.ids))
+        assert one.ids == [EntryID(1, seq) for seq in range(first.seq, writer.seq)]
+    assert max(most) <= 8, most
+    wait_for(lambda: hub_of(server).viewers == 0 and not hub_of(server)._channels)
+
+
+def narrow(server: WebServer, answer_id: str) -> socket.socket:
+    """One who asks for the events and does not read; its system takes little for it."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.settimeout(15)
+    sock.connect(("127.0.0.1", server.port))
+    sock.sendall(head(server, "GET", f"answers/{answer_id}/events"))
+    return sock
+
+
+@BOTH
+def test_one_who_does_not_read_delays_nobody_and_costs_little(client, serve):
+    server, writer = serve(), Writer(client, "a")
+    slow, quick = narrow(server, "a"), Watcher(server, "a")
+    kept, buffered = [], []
+
+    async def main() -> None:
+        running = asyncio.create_task(quick.run())
+        await until(lambda: hub_of(server).viewers == 2)
+        for n in range(150):
+            writer.say(*(f"{n}.{m} ".ljust(4_000, "x") for m in range(10)))  # 6 MB in all
+            await asyncio.sleep(0)
+            channel = hub_of(server)._channels["a"]
+            kept.append(sum(len(one.data) for one in list(channel._frames)))
+            buffered.append(max(one.transport.get_write_buffer_size() for one in server._server.server_state.connections))
+        writer.end()
+        await running
+
+    asyncio.run(main())
+    assert quick.text == writer.text and quick.statuses == [200]
+    assert max(kept) <= hub.WINDOW + 500 * 4_200  # one read of the stream more than the window
+    assert max(buffered) <= 2 * (hub.PAGE + 5_000) + 65_536
+    assert hub_of(server).viewers == 1
+    got = b""
+    while not got.endswith(b"0\r\n\r\n"):
+        got += slow.recv(1 << 20)
+    slow.close()
+    late, body = Watcher(server, "a"), got.partition(b"\r\n\r\n")[2]
+    parser = Parser()
+    while size := int(body[: (at := body.index(b"\r\n"))], 16):
+        for event in parser.feed(body[at + 2 : at + 2 + size]):
+            late.take(event)
+        body = body[at + 2 + size + 2 :]
+    assert late.text == writer.text and late.end and [one.seq for one in late.ids] == list(range(writer.seq))
+    wait_for(lambda: hub_of(server).viewers == 0 and not hub_of(server)._channels)
+
+
+def test_what_viewers_have_in_common_is_no_more_than_the_window():
+    channel = hub.Channel("a", ORIGIN, FAST)
+    for n in range(1, 200):
+        channel.take([Gap(EntryID(1, n), 1), Text(EntryID(1, n), "x" * 5_000)])
+        assert sum(len(one.data) for one in channel._frames) == channel._size <= hub.WINDOW
+    assert channel.after(ORIGIN) is None
+    kept = channel.after(channel._base)
+    assert len(kept) % 2 == 0 and b"event: gap" in kept[0].data  # an entry's frames go together
+    assert kept[0].id == EntryID(1, channel._base.seq + 1)
+    channel.take([Text(EntryID(1, 200), "x" * 2 * hub.WINDOW)])
+    assert not channel._frames and channel._size == 0 and channel.after(EntryID(1, 199)) is None
+    assert channel.after(EntryID(1, 200)) == []
+
+
+@BOTH
+def test_clients_that_vanish_leave_nothing_behind(client, serve):
+    server = serve(limits=Limits(viewers=150))
+    big, small = Writer(client, "big").say(*["x" * 20_000] * 400), Writer(client, "small").say("a", "b")
+    faithful = [Watcher(server, "big"), Watcher(server, "small")]
+    before = len(tasks_of(server))
+
+    def vanish(answer_id: str, patient: bool) -> None:
+        sock = narrow(server, answer_id)
+        if patient:
+            sock.recv(300)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST
+        sock.close()
+
+    async def main() -> None:
+        running = [asyncio.create_task(one.run()) for one in faithful]
+        for n in range(60):
+            await asyncio.to_thread(vanish, "big" if n % 2 else "small", n % 3 > 0)
+            small.say(f"{n} ")
+            if n % 10 == 0:
+                big.say(f"{n} ")
+        for one in (big, small):
+            one.say("last").end()
+        await asyncio.gather(*running)
+
+    asyncio.run(main())
+    assert [one.text for one in faithful] == [big.text, small.text]
+    desk = hub_of(server)
+    wait_for(lambda: desk.viewers == 0 and not desk._channels and (desk._task is None or desk._task.done()))
+    wait_for(lambda: len(tasks_of(server)) <= before)
+    wait_for(lambda: not server._server.server_state.connections)
+    assert desk._turn._value == hub.CATCH_UP
+    # Nobody's connection to Redis is lost to the others
+    assert len(desk._pool.connection_pool._in_use_connections) == 0
+    again = Watcher(server, "big")
+    follow(again)
+    assert again.text == big.text
+
+
+def test_those_who_come_all_at_once_are_no_more_than_the_limit(client, serve):
+    server, writer = serve(limits=Limits(viewers=5)), Writer(client, "a").say("x")
+    watchers = [Watcher(server, "a") for _ in range(40)]
+
+    async def main() -> None:
+        running = [asyncio.create_task(one.connect()) for one in watchers]
+        await until(lambda: all(one.statuses for one in watchers))
+        assert sum(one.statuses == [200] for one in watchers) == 5
+        assert {tuple(one.statuses) for one in watchers} == {(200,), (503,)}
+        writer.end()
+        await asyncio.gather(*running)
+
+    asyncio.run(main())
+    wait_for(lambda: hub_of(server).viewers == 0)
+    follow(again := Watcher(server, "a"))
+    assert again.text == "x"
+
+
+@pytest.mark.parametrize("lossy", [False, True])
+def test_redis_restarts_while_50_watch(redis_server, serve, lossy, no_leftovers):
+    client = own_server_client(redis_server, "")
+    server, dice = serve(client=client), random.Random(3)
+    models = [Model("one ", "two ") for _ in range(3)]
+    producers = [model.start(client, says, FAST, f"a{n}") for n, says in enumerate(models)]
+    watchers = [Watcher(server, f"a{n % 3}") for n in range(50)]
+
+    def say(n: int) -> None:
+        for says in models:
+            says.say(*(f"{n}.{m} " for m in range(dice.randrange(1, 9))))
+
+    async def main() -> None:
+        running = [asyncio.create_task(one.run()) for one in watchers]
+        await until(lambda: all("streaming" in one.states for one in watchers))
+        for n in range(2):
+            say(2 * n)
+            redis_server.kill()
+            say(2 * n + 1)
+            await until(lambda: all(one.states[-1] == "away" for one in watchers))
+            await asyncio.to_thread(redis_server.wipe if lossy else redis_server.start)
+            await until(lambda: all(one.states[-1] == "streaming" for one in watchers))
+        for says in models:
+            says.end()
+        await asyncio.gather(*running)
+
+    asyncio.run(main())
+    for one in watchers:
+        assert one.text == producers[int(one.answer_id[1])].attempt.text and not one.missing
+        assert one.statuses == [200] and one.end[0] == "end"
+        assert one.states.count("away") == 2 and set(one.states) <= {"queued", "streaming", "away", "interrupted"}
+
+
+def test_a_server_that_was_idle_while_redis_restarted_answers_at_once(redis_server, serve):
+    client = own_server_client(redis_server, "")
+    server, writer = serve(client=client), Writer(client, "a").say("x").end()
+    follow(Watcher(server, "a"))
+    redis_server.kill()
+    assert problem(call(server, "GET", "answers/a/events"), 503) == "RedisUnusable"
+    assert problem(call(server, "GET", "answers/a"), 503) == "RedisUnusable"
+    redis_server.start()
+    follow(again := Watcher(server, "a"))
+    assert again.text == writer.text and again.statuses == [200]
+    redis_server.kill()
+    redis_server.start()
+    follow(again := Watcher(server, "a"))
+    assert again.text == writer.text and again.statuses == [200]
+
+
+# ------------------------------------------------------------------------------------ holes, deaths, expiry
+
+
+def test_expired_chunks_come_from_the_record(client, serve):
+    server, writer = serve(), Writer(client, "a").say("all ", "of it").end()
+    client.delete(writer.keys.chunks)
+    fresh, half = Watcher(server, "a"), Watcher(server, "a", "1-1", "all ")
+    follow(fresh, half)
+    assert fresh.text == half.text == "all of it" and fresh.last_id == half.last_id == "1-3"
+    assert call(server, "GET", "answers/a/events", last_event_id="1-3").status == 204
+    assert problem(call(server, "GET", "answers/a/events", last_event_id="1-4"), 409) == "ForeignID"
+
+
+def test_chunks_that_expire_under_a_viewer(client, serve):
+    server, writer = serve(), Writer(client, "a").say("all ", "of it")
+    one = Watcher(server, "a")
+
+    async def main() -> None:
+        running = asyncio.create_task(one.run())
+        await until(lambda: one.text == "all of it")
+        with client.pipeline(transaction=True) as pipe:
+            pipe.set(writer.keys.question, json.dumps(writer.record | {"reason": "stop", "end": "1-4", "text": "It all"}))
+            pipe.delete(writer.keys.chunks, writer.keys.lease(1))
+            pipe.execute()
+        await running
+
+    asyncio.run(main())
+    assert one.text == "It all" and one.end[0] == "end" and one.last_id == "1-4"
+
+
+def test_a_trimmed_stream_says_how_much_is_missing_and_the_record_heals_it(client, serve):
+    server, writer = serve(), Writer(client, "a").say(*(f"{n} " for n in range(20)))
+    client.xtrim(writer.keys.chunks, maxlen=5)
+    writer.say("end").end()
+    one = Watcher(server, "a")
+    follow(one)
+    assert one.missing == 16 and one.text == "15 16 17 18 19 end"
+    shown = call(server, "GET", "answers/a").json
+    assert shown["text"] == writer.text and shown["missing"] == 0 and shown["html"]
+
+
+@pytest.mark.parametrize("size", [hub.PAGE - 60, hub.PAGE - 10, 30_000])
+@pytest.mark.parametrize("late", [True, False])
+def test_a_gap_and_the_text_after_it_go_together_where_a_piece_is_full(client, serve, size, late):
+    """What is written to a viewer at once may be full after the gap: the text of the same entry must not be lost."""
+    server, writer = serve(), Writer(client, "a").say("x" * size, "gone", "here", "x" * size, "gone too", "there")
+    client.xdel(writer.keys.chunks, "1-2", "1-5")
+    one = Watcher(server, "a")
+    if late:
+        writer.end()
+        follow(one)
+    else:
+        slow = narrow(server, "a")  # so that all is in one channel
+        wait_for(lambda: hub_of(server).viewers == 1)
+        slow.close()
+
+        async def main() -> None:
+            running = asyncio.create_task(one.run())
+            await until(lambda: one.states)
+            writer.say("x" * size, "gone again", "everywhere")
+            client.xdel(writer.keys.chunks, "1-8")
+            writer.end()
+            await running
+
+        asyncio.run(main())
+    assert one.text.replace("x", "").replace("gone again", "") == "herethere" + "everywhere" * (not late)
+    assert one.missing >= 2
+
+
+def test_an_interrupted_answer_is_said_to_be_and_ends_after_a_while(client, serve):
+    server = serve(timing=Timing(lease=0.5, tick=0.05, patience=0.8))
+    writer = Writer(client, "a").say("half")
+    client.delete(writer.keys.lease(1))
+    one = Watcher(server, "a")
+    follow(one)
+    assert one.text == "half" and one.states[-1] == "interrupted"
+    assert one.end[0] == "failed" and one.end[1]["error"] == "Interrupted" and one.last_id == "1-1" and one.clean
+
+
+def test_an_interrupted_answer_that_is_taken_over_goes_on(client, serve):
+    server, writer = serve(), Writer(client, "a").say("half")
+    one = Watcher(server, "a")
+
+    async def main() -> None:
+        running = asyncio.create_task(one.run())
+        await until(lambda: one.states)
+        client.delete(writer.keys.lease(1))
+        await until(lambda: one.states[-1] == "interrupted")
+        writer.begin().say("whole")
+        await until(lambda: one.text == "whole")
+        await until(lambda: one.states[-1] == "streaming")
+        writer.end()
+        await running
+
+    asyncio.run(main())
+    assert one.text == "whole" and [data["attempt"] for name, data in one.events if name == "start"] == [1, 2]
+
+
+def test_an_answer_that_is_deleted_under_a_viewer(client, serve):
+    server, writer = serve(), Writer(client, "a").say("half")
+    one, never = Watcher(server, "a"), Watcher(server, "a", pause=0)
+
+    async def main() -> None:
+        running = asyncio.create_task(one.run())
+        await until(lambda: one.states)
+        client.delete(writer.keys.lease(1))
+        await asyncio.to_thread(clear, "a", client=client, timing=FAST)
+        await running
+        await never.run()
+
+    asyncio.run(main())
+    assert one.end[1]["error"] == "Deleted" and never.statuses == [404]
+
+
+def test_a_foreign_key_under_an_answers_name_harms_only_those_who_ask_for_it(client, serve):
+    server, writer = serve(), Writer(client, "a").say("x")
+    names = connection.names_of(client)
+    client.set(names.answer("s").chunks, "a string")
+    client.xadd(names.answer("f").chunks, {"foreign": "fields"}, "1-0")
+    client.set(names.answer("j").question, "no JSON")
+    client.set(names.answer("e").question, json.dumps({"end": ["1-1"], "reason": 5}))
+    one = Watcher(server, "a")
+
+    async def main() -> None:
+        running = asyncio.create_task(one.run())
+        await until(lambda: one.states)
+        for answer_id in "sfje":
+            for method, path in [("GET", ""), ("GET", "/events"), ("DELETE", "")]:
+                reply = await asyncio.to_thread(call, server, method, f"answers/{answer_id}{path}")
+                assert reply.status in (200, 404, 409, 422, 503), (answer_id, method, path, reply)
+        writer.say("y").end()
+        await running
+
+    asyncio.run(main())
+    assert one.text == "xy" and one.states == ["streaming"]
+
+
+# ------------------------------------------------------------------------------------- asking and stopping
+
+
+def test_ask_watch_show(client, serve, says, no_leftovers):
+    server = serve()
+    reply = call(server, "POST", "answers", {"question": "why?", "topic": "sky", "model": "m"})
+    answer_id = reply.json["id"]
+    place = f"answers/{answer_id}"
+    assert reply.status == 201 and reply.json == {"id": answer_id, "answer": place, "events": f"{place}/events"}
+    assert reply.headers["location"] == place
+    assert says[0].question == "why?" and says[0].options["topic"] == "sky" and says[0].options["stream"] is True
+    one = Watcher(server, answer_id)
+
+    async def main() -> None:
+        running = asyncio.create_task(one.run())
+        says[0].say("It *is*", " so")
+        await until(lambda: one.text == "It *is* so")
+        shown = (await asyncio.to_thread(call, server, "GET", place)).json
+        assert shown["status"] == "streaming" and shown["text"] == "It *is* so" and not shown["html"]
+        says[0].end("length")
+        await running
+
+    asyncio.run(main())
+    assert one.events[0][0] == "start" and one.end[1]["reason"] == "length" and one.end[1]["chunks"] == 2
+    wait_for(lambda: call(server, "GET", place).json["record"].get("end"))
+    shown = call(server, "GET", place).json
+    assert shown["status"] == "ended" and "<em>is</em>" in shown["html"] and shown["record"]["topic"] == "sky"
+    assert "text" not in shown["record"]
+
+
+def test_a_question_with_the_scripted_source(client, serve, no_leftovers):
+    server = serve()
+    listed = call(server, "GET", "sources").json
+    assert listed["default"] == "scripted" and listed["prepared"]
+    question = listed["prepared"][0]
+    asked = call(server, "POST", "answers", {"question": question, "source": "scripted", "model": "scripted:pace=500"})
+    one = Watcher(server, asked.json["id"])
+    follow(one)
+    whole = call(server, "POST", "answers", {"question": question, "source": "scripted", "stream": False})
+    assert whole.status == 200 and one.text == whole.json["text"] and whole.json["status"] == "ended"
+
+
+def test_a_whole_answer_in_one_piece(client, serve, says, no_leftovers):
+    server = serve()
+    threading.Timer(0.3, lambda: (says[0].say("all of it"), says[0].end())).start()
+    reply = call(server, "POST", "answers", {"question": "why?", "stream": False})
+    assert reply.status == 200 and reply.json["text"] == "all of it" and reply.json["html"] == "<p>all of it</p>\n"
+    assert says[0].options["stream"] is False
+
+
+def test_an_asker_who_goes_away_stops_the_whole_answer(client, serve, says, no_leftovers):
+    server = serve()
+    with socket.create_connection(("127.0.0.1", server.port)) as sock:
+        sock.sendall(head(server, "POST", "answers", {"question": "why?", "stream": False}))
+        wait_for(lambda: says)
+        says[0].say("half")
+    wait_for(lambda: says[0].closed)
+    (answer_id,) = connection.names_of(client) and client.zrange(connection.names_of(client).answers, 0, -1)
+    wait_for(lambda: Answer(answer_id, client=client).record.get("reason") == "cancelled")
+    assert Answer(answer_id, client=client).text == "half"
+
+
+def test_a_whole_answer_that_takes_too_long_names_its_id(client, serve, says):
+    server = serve(timing=Timing(lease=1, tick=0.05, patience=0.4))
+    reply = call(server, "POST", "answers", {"question": "why?", "stream": False})
+    assert problem(reply, 504) == "StillWaiting"
+    answer_id = reply.json["message"].partition(" ")[0]
+    assert call(server, "GET", f"answers/{answer_id}").json["status"] == "streaming"
+    assert call(server, "DELETE", f"answers/{answer_id}").json["status"] == "ended"
+
+
+@BOTH
+@pytest.mark.parametrize("own", [True, False])
+def test_stop_keeps_the_text(client, serve, says, own, no_leftovers):
+    server = serve()
+    if own:
+        answer_id = call(server, "POST", "answers", {"question": "why?"}).json["id"]
+        says[0].say("half")
+    else:
+        answer_id = "a"
+        made = Model("half")
+        model.start(client, made, FAST, "a")
+    one = Watcher(server, answer_id)
+
+    async def main() -> None:
+        running = asyncio.create_task(one.run())
+        await until(lambda: one.text == "half")
+        reply = await asyncio.to_thread(call, server, "DELETE", f"answers/{answer_id}")
+        assert reply.status == 200 and reply.json == {"id": answer_id, "status": "ended"}
+        await running
+
+    asyncio.run(main())
+    assert one.text == "half" and one.end[1]["reason"] == "cancelled"
+    assert call(server, "DELETE", f"answers/{answer_id}").json["status"] == "ended"  # once more does no harm
+    clear(answer_id, client=client, timing=FAST)
+    assert problem(call(server, "DELETE", f"answers/{answer_id}"), 404) == "AnswerNotFound"
+
+
+def test_stop_what_the_pool_has_not_begun(client, serve):
+    server = serve(pool=True)
+    answer_id = call(server, "POST", "answers", {"question": "why?"}).json["id"]
+    one = Watcher(server, answer_id)
+
+    async def main() -> None:
+        running = asyncio.create_task(one.run())
+        await until(lambda: one.states == ["queued"])
+        reply = await asyncio.to_thread(call, server, "DELETE", f"answers/{answer_id}")
+        assert reply.json["status"] == "ended"
+        await running
+
+    asyncio.run(main())
+    assert one.end[1]["reason"] == "cancelled" and not one.text
+
+
+@BOTH
+def test_a_pool_answers(client, serve, no_leftovers):
+    server = serve(pool=True, limits=Limits(queue=3))
+    ids = [call(server, "POST", "answers", {"question": f"q{n}"}).json["id"] for n in range(3)]
+    refused = call(server, "POST", "answers", {"question": "q"})
+    assert problem(refused, 429) == "Busy" and int(refused.headers["retry-after"]) > 0
+    watchers = [Watcher(server, answer_id) for answer_id in ids]
+    go = threading.Event()
+
+    async def main() -> None:
+        running = [asyncio.create_task(one.run()) for one in watchers]
+        await until(lambda: all(one.states == ["queued"] for one in watchers))
+        go.set()
+        await asyncio.gather(*running)
+
+    def source(question, topic):
+        go.wait(10)
+        yield from [question, " has ", "an answer"]
+
+    worker = Worker(source=source, client=client, timing=FAST)
+    thread = threading.Thread(target=lambda: go.wait(10) and worker.start())
+    thread.start()
+    try:
+        asyncio.run(main())
+    finally:
+        go.set()
+        thread.join()
+        worker.stop()
+    assert [one.text for one in watchers] == [f"q{n} has an answer" for n in range(3)]
+
+
+# ---------------------------------------------------------------------------------------------------- limits
+
+
+def test_a_body_that_is_too_large_is_refused(client, serve, says):
+    server = serve(limits=Limits(body=1_000))
+    body = json.dumps({"question": "why?", "topic": "t" * 1_100}).encode()
+    assert problem(call(server, "POST", "answers", body), 413) == "TooLarge"
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:600], body[600:])) + b"0\r\n\r\n"
+    start = head(server, "POST", "answers", transfer_encoding="chunked", content_type="application/json")
+    assert problem(raw(server.port, start + chunks), 413) == "TooLarge"
+    assert problem(call(server, "GET", "sources", b"x" * 1_100), 413) == "TooLarge"
+    assert not says
+
+
+def test_a_question_that_is_too_long_or_empty_is_refused(client, serve, says):
+    server = serve(limits=Limits(question=50))
+    assert problem(call(server, "POST", "answers", {"question": "x" * 51}), 422) == "TooLong"
+    for question in ("", "  \n", None, 5, ["x"]):
+        problem(call(server, "POST", "answers", {"question": question}), 422)
+    assert call(server, "POST", "answers", {"question": "x" * 50}).status == 201 and len(says) == 1
+
+
+def test_too_many_answers_at_once_are_refused(client, serve, says, no_leftovers):
+    server = serve(limits=Limits(answers=3))
+
+    async def main() -> list:
+        return await asyncio.gather(
+            *(asyncio.to_thread(call, server, "POST", "answers", {"question": "why?"}) for _ in range(12))
+        )
+
+    replies = asyncio.run(main())
+    assert sorted(reply.status for reply in replies) == [201] * 3 + [429] * 9 and len(says) == 3
+    refused = next(reply for reply in replies if reply.status == 429)
+    assert problem(refused, 429) == "Busy" and int(refused.headers["retry-after"]) > 0
+    says[0].end()
+    wait_for(lambda: call(server, "POST", "answers", {"question": "why?"}).status == 201)
+
+
+def test_too_many_viewers_are_refused(client, serve):
+    server, writer = serve(limits=Limits(viewers=2)), Writer(client, "a").say("x")
+    first = [narrow(server, "a") for _ in range(2)]
+    wait_for(lambda: hub_of(server).viewers == 2)
+    refused = call(server, "GET", "answers/a/events")
+    assert problem(refused, 503) == "Full" and int(refused.headers["retry-after"]) > 0
+    for sock in first:
+        sock.close()
+    wait_for(lambda: hub_of(server).viewers == 0)
+    writer.end()
+    assert call(server, "GET", "answers/a/events").status == 200
+
+
+# --------------------------------------------------------------------------------------------------- guard
+
+EVERYWHERE = [
+    ("GET", ""),
+    ("GET", "index.html"),
+    ("GET", "openapi.json"),
+    ("GET", "sources"),
+    ("GET", "answers/a"),
+    ("GET", "answers/a/events"),
+    ("GET", "nothing/here"),
+    ("DELETE", "answers/a"),
+    ("POST", "answers"),
+    ("HEAD", ""),
+    ("OPTIONS", "answers"),
+    ("PUT", "answers/a"),
+]
+SECURITY = {"content-security-policy", "referrer-policy", "x-content-type-options", "cross-origin-resource-policy"}
+
+
+@pytest.fixture(scope="module")
+def standing():
+    """One server for many small questions, with an ended answer `a`."""
+    client = connection.connect(prefix=f"t{uuid.uuid4().hex[:10]}")
+    Writer(client, "a").say("x").end()
+    with WebServer(client=client, token=TOKEN, timing=FAST) as server:
+        yield server
+
+
+def test_without_the_token_nothing(standing):
+    for method, path in EVERYWHERE:
+        body = {"question": "why?"} if method == "POST" else None
+        for token, headers in [(None, {}), ("wrong", {}), (TOKEN[:-1], {}), (TOKEN, {"authorization": "Bearer wrong"})]:
+            reply = call(standing, method, path, body, token=token, **headers)
+            assert reply.status == 401, (method, path, token)
+            assert method == "HEAD" or problem(reply, 401) == "NoToken"
+        assert call(standing, method, path, body, token=None, authorization="Bearer ").status == 401
+        assert call(standing, method, path, body, token=None, authorization=f"bearer {TOKEN}").status != 401
+    for path in ("page.js/", "//page.js", "page.js%2f..%2findex.html", "./page.js/../", "answers/page.js"):
+        assert call(standing, "GET", path, token=None).status == 401, path
+
+
+def test_the_pages_own_files_are_open(standing):
+    for path in ("page.js", "page.css"):
+        assert call(standing, "GET", path, token=None).status in (200, 404)
+
+
+def test_another_sites_page_may_not_change_anything(standing):
+    own = f"127.0.0.1:{standing.port}"
+    asked = {"question": "why?", "stream": False, "model": "scripted:pace=0"}
+    for origin in ("https://evil.example", "null", f"http://{own}.evil.example", "http://127.0.0.1", "http://[", "x", "http://"):
+        for method, path, body in [("POST", "answers", asked), ("DELETE", "answers/a", None)]:
+            assert problem(call(standing, method, path, body, origin=origin), 403) == "ForeignOrigin", origin
+    for origin in (f"http://{own}", f"https://{own}"):  # TLS may end before it gets here
+        assert call(standing, "DELETE", "answers/a", origin=origin).status == 200
+        assert call(standing, "POST", "answers", asked, origin=origin).status == 200
+    assert call(standing, "GET", "answers/a", origin="https://evil.example").status == 200  # it can't read the reply
+
+
+def test_every_reply_carries_the_security_headers(standing, says):
+    replies = [call(standing, method, path) for method, path in EVERYWHERE]
+    replies += [call(standing, method, path, token=None) for method, path in EVERYWHERE]
+    replies += [call(standing, "POST", "answers", b"{"), call(standing, "POST", "answers", b"x" * 70_000)]
+    replies += [call(standing, "GET", "answers/a/events", last_event_id=one) for one in ("x", "9-9", "1-2")]
+    assert {reply.status for reply in replies} >= {200, 204, 400, 401, 404, 405, 409, 413, 422}
+    for reply in replies:
+        assert set(reply.headers) >= SECURITY, reply
+        policy = reply.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "frame-ancestors" in policy and "unsafe" not in policy
+        assert reply.headers["cache-control"] == "no-store" and "server" not in reply.headers
+        assert "access-control-allow-origin" not in reply.headers
+
+
+def test_the_token_stands_in_no_log_reply_or_repr(client, serve, caplog, capfd, says):
+    caplog.set_level(logging.DEBUG)
+    server = serve()
+    replies = [call(server, method, path) for method, path in EVERYWHERE]
+    replies += [call(server, "POST", "answers", b"{"), call(server, "POST", "answers", {TOKEN[:5]: 1})]
+    replies += [call(server, "GET", "answers/..%2f"), call(server, "GET", "%00"), call(server, "GET", "a//../..//")]
+    for bad in (b"GET /?token=%s\r\n\r\n", b"GET /?token=%s HTTP/9.9\r\n\r\n", b"GET /?token=%s HTTP/1.1\r\nHost\r\n\r\n"):
+        replies.append(raw(server.port, bad % TOKEN.encode()))
+    upgrade = {"connection": "upgrade", "upgrade": "websocket"}
+    replies.append(call(server, "GET", "", **upgrade))
+    server.stop()
+    shown = caplog.text + repr(server) + "".join(capfd.readouterr())
+    shown += "".join(f"{reply.headers} {reply.body!r}" for reply in replies)
+    assert TOKEN not in shown
+    assert TOKEN in server.link()
+
+
+# ------------------------------------------------------------------------------------------ running, ending
+
+
+def test_a_silent_stream_is_kept_alive(client, serve):
+    server, writer = serve(limits=Limits(keep_alive=0.2)), Writer(client, "a").say("x")
+    one = Watcher(server, "a")
+
+    async def main() -> None:
+        running = asyncio.create_task(one.run())
+        await until(lambda: one.comments >= 3)
+        writer.end()
+        await running
+
+    asyncio.run(main())
+    assert one.text == "x" and one.states == ["streaming"]
+
+
+@BOTH
+def test_stopping_the_server_ends_everything(client, serve, says):
+    before = set(threading.enumerate())
+    server = serve()
+    answer_id = call(server, "POST", "answers", {"question": "why?"}).json["id"]
+    says[0].say("half")
+    watchers = [Watcher(server, answer_id) for _ in range(20)]
+    stuck = narrow(server, answer_id)
+    went = []
+
+    async def main() -> None:
+        running = [asyncio.create_task(one.connect()) for one in watchers]
+        await until(lambda: all(one.text for one in watchers))
+        whole = asyncio.create_task(asyncio.to_thread(call, server, "POST", "answers", {"question": "b", "stream": False}))
+        await until(lambda: len(says) == 2)
+        went.append(time.monotonic())
+        await asyncio.to_thread(server.stop)
+        went.append(time.monotonic())
+        assert problem(await whole, 504) == "StillWaiting"
+        await asyncio.gather(*running)
+
+    asyncio.run(main())
+    assert went[1] - went[0] < 10
+    for one in watchers:
+        assert one.statuses == [200] and one.clean and one.text == "half" and not one.end
+    stuck.close()
+    shown = Answer(answer_id, client=client).look()
+    assert shown.status == "ended" and shown.text == "half" and shown.record["reason"] == "cancelled"
+    ours = ("llmstream web", "AnyIO", "llmstream write", "llmstream model")
+    wait_for(lambda: not [t for t in set(threading.enumerate()) - before if t.name.startswith(ours)])
+    server.stop()  # once more does no harm
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", server.port), timeout=2)
+
+
+def test_stopping_the_server_without_redis(redis_server, says):
+    client = own_server_client(redis_server, "")
+    server = WebServer(client=client, token=TOKEN, timing=Timing(lease=1, tick=0.05, give_up=2, patience=2)).start()
+    for n in range(6):
+        assert call(server, "POST", "answers", {"question": f"q{n}"}).status == 201
+    redis_server.kill()
+    began = time.monotonic()
+    server.stop()
+    assert time.monotonic() - began < 15
+    assert all(made.closed for made in says)
+
+
+def test_a_port_that_is_taken(client, serve):
+    with pytest.raises(NotServed, match="choose another"):
+        WebServer(serve().port, client=client)
+    with pytest.raises(NotServed, match="choose another"):
+        WebServer(70_000, client=client)
+
+
+# -------------------------------------------------------------------------------------------- rubbish
+
+
+def test_requests_that_are_no_requests(standing):
+    host = f"Host: 127.0.0.1:{standing.port}\r\nConnection: close\r\n"
+    query = f"?token={TOKEN}"
+    for bad, statuses in [
+        (f"HEAD /{query} HTTP/1.1\r\n{host}\r\n", {200, 404}),
+        (f"GET /answers/%61{query} HTTP/1.1\r\n{host}\r\n", {200}),
+        (f"GET /answers/a%2f..{query} HTTP/1.1\r\n{host}\r\n", {404}),
+        (f"GET /answers/%ff%fe{query} HTTP/1.1\r\n{host}\r\n", {422}),
+        (f"GET /../../../../etc/passwd{query} HTTP/1.1\r\n{host}\r\n", {404}),
+        (f"GET /%2e%2e/%2e%2e/app.py{query} HTTP/1.1\r\n{host}\r\n", {404}),
+        (f"GET /..%5c..%5capp.py{query} HTTP/1.1\r\n{host}\r\n", {404}),
+        (f"GET //etc/passwd{query} HTTP/1.1\r\n{host}\r\n", {404}),
+        (f"GET /%00{query} HTTP/1.1\r\n{host}\r\n", {404}),
+        (f"GET /{'a' * 5000}{query} HTTP/1.1\r\n{host}\r\n", {404}),
+        (f"GET http://evil.example/sources{query} HTTP/1.1\r\n{host}\r\n", {200, 400, 404}),
+        (f"GET /sources{query} HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n", {200}),
+        (f"GET /sources{query} HTTP/1.1\r\nConnection: close\r\n\r\n", {400}),
+        (f"OPTIONS * HTTP/1.1\r\n{host}\r\n", {401}),
+        (f"POST /answers{query} HTTP/1.1\r\n{host}Content-Length: x\r\n\r\n", {400}),
+        (f"POST /answers{query} HTTP/1.1\r\n{host}Content-Length: 99999999999999999999999\r\n\r\n", {400, 413}),
+        (f"POST /answers{query} HTTP/1.1\r\n{host}Content-Length: -5\r\n\r\n", {400}),
+        ("\x16\x03\x01 not HTTP at all\r\n\r\n", {400}),
+    ]:
+        reply = raw(standing.port, bad.encode("latin-1"))
+        assert reply.status in statuses, (bad, reply)
+
+
+def test_requests_in_a_row_on_one_connection(standing):
+    get = head(standing, "GET", "answers/a", connection="keep-alive")
+    events = head(standing, "GET", "answers/a/events", connection="keep-alive")
+    last = head(standing, "GET", "answers/zzz")
+    with socket.create_connection(("127.0.0.1", standing.port), timeout=10) as sock:
+        sock.sendall(get + events + last)
+        got = b""
+        while data := sock.recv(65_536):
+            got += data
+    assert re.findall(rb"HTTP/1.1 (\d+)", got) == [b"200", b"200", b"404"] and got.count(b"event: end") == 1
+
+
+def test_who_sends_byte_by_byte_holds_up_nobody(standing):
+    slow = [socket.create_connection(("127.0.0.1", standing.port)) for _ in range(50)]
+    for sock in slow:
+        sock.sendall(b"POST /answers?token=" + TOKEN.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n")
+    follow(one := Watcher(standing, "a"))
+    assert one.text == "x"
+    for sock in slow:
+        sock.close()
+    wait_for(lambda: not standing._server.server_state.connections)
+
+
+NAUGHTY = ["", "\0", "\ud800", "\u2028", "x" * 300, "-1", "1e999", "NaN", "../..", "💥", " ", "a", "%", "null", "1-1", "scripted"]
+TEXTS = st.sampled_from(NAUGHTY) | st.text(st.characters(codec=None), max_size=30)
+JSONS = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.just(10**400) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+NEARLY = st.fixed_dictionaries(
+    {},
+    optional={
+        "question": st.sampled_from(["why?", "x" * 9_000]) | JSONS,
+        "topic": JSONS,
+        "source": st.sampled_from(["scripted", "local", "openai"]) | JSONS,
+        "model": JSONS,
+        "stream": st.booleans() | JSONS,
+        "id": JSONS,
+    },
+)
+BODIES = (
+    (NEARLY | JSONS).map(lambda made: json.dumps(made).encode())
+    | st.binary(max_size=60)
+    | st.sampled_from([b"[" * 20_000, b'{"question":' * 5_000, b"1" * 5_000, b'{"question": "\xff"}', b'{"a\\ud800": 1}', b"\xef\xbb\xbf{}"])
+)
+TYPES = st.sampled_from(["application/json", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "x", "a/json; charset=utf-7", ""])
+IDS = st.sampled_from(["a", "b", "zzz", "", "..", "%00", "%ff", "a%2fb", "~", "x" * 65, "$", "a b".replace(" ", "%20")]) | st.text(
+    st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="#?/"), max_size=10
+)
+CURSORS = st.sampled_from(["0-0", "1-1", "1-2", "1-3", "9-9", "1718000000000-0", "x", ""]) | st.text(
+    st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=20
+).map(str.strip)
+
+
+@pytest.fixture(scope="module")
+def described(standing):
+    return call(standing, "GET", "openapi.json").json
+
+
+@pytest.fixture(scope="module")
+def instant():
+    """Models that have said all at once, or refuse; also those of a source that would cost something."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def complete(question, *, source=None, **options):
+            made = Model("word", end=True)
+            made.source = source or "test"
+            return made
+
+        patch.setattr("llmstream_nb.answer.complete", complete)
+        yield
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_no_request_makes_the_server_fail_or_say_what_it_has_not_described(standing, described, instant, data):
+    path, operations = data.draw(st.sampled_from(sorted(described["paths"].items())))
+    method = data.draw(st.sampled_from([*operations, *operations, *operations, "put", "post", "patch", "options"]))
+    query = data.draw(st.sampled_from(["", "&after=" + "%41"])) if data.draw(st.booleans()) else ""
+    place = path[1:].replace("{answer_id}", data.draw(IDS))
+    body = data.draw(st.none() | BODIES) if method in ("post", "put", "delete") else None
+    headers = {}
+    if body is not None:
+        headers["content_type"] = data.draw(TYPES | st.just("application/json"))
+    if data.draw(st.booleans()):
+        headers["last_event_id"] = data.draw(CURSORS)
+    reply = call(standing, method.upper(), place + ("?" + query if query else ""), body, **headers)
+    status = str(reply.status)
+    operation = operations.get(method)
+    # A path parameter may make another path of it, for which nothing is described
+    if operation is None or not re.fullmatch(path[1:].replace("{answer_id}", "[^/]+"), place.replace("%2f", "/")) or ".." in place:
+        assert reply.status < 500
+        return
+    assert status in operation["responses"], (method, place, reply)
+    content = operation["responses"][status].get("content", {})
+    if "application/json" in content:
+        assert reply.headers["content-type"] == "application/json"
+        schema = content["application/json"]["schema"] | {"components": described["components"]}
+        jsonschema.validate(reply.json, schema)
+    assert reply.status < 500 or reply.status in (503, 504)
+
+
+def test_what_is_described_is_what_there_is(described):
+    assert {(method, path) for path, operations in described["paths"].items() for method in operations} == {
+        ("post", "/answers"),
+        ("get", "/answers/{answer_id}"),
+        ("delete", "/answers/{answer_id}"),
+        ("get", "/answers/{answer_id}/events"),
+        ("get", "/sources"),
+    }
+
+
+# ------------------------------------------------------------------------------- broken on purpose
+
+
+def test_an_id_on_every_event_of_an_entry_would_lose_text(monkeypatch, client, serve):
+    """The rule that a cut between a gap and its text must not lose the text, and the test that would find it out."""
+    events = [Gap(EntryID(1, 3), 2), Text(EntryID(1, 3), "kept")]
+
+    def resumed(made) -> str:
+        """The text of one whose connection is cut after the first event, and who resumes at its ID."""
+        parser = Parser()
+        place = ORIGIN
+        for event in parser.feed(made[0].data):
+            place = EntryID.parse(event.id) if event.own else place
+        return "kept" if place < EntryID(1, 3) else ""
+
+    assert resumed(list(sse.frames(events))) == "kept"
+    broken = [sse.Frame(e.id, sse.frame(*sse.describe(e), e.id)) for e in events]
+    assert resumed(broken) == ""
+
+
+def test_a_hub_without_a_window_would_be_found_out(monkeypatch):
+    monkeypatch.setattr(hub, "WINDOW", 1 << 40)
+    limit = 256_000
+    channel = hub.Channel("a", ORIGIN, FAST)
+    channel.take([Text(EntryID(1, n), "x" * 5_000) for n in range(1, 100)])
+    assert channel._size > limit
+
+
+def test_a_guard_without_the_origin_rule_would_be_found_out(monkeypatch, standing):
+    rule = guard.Guard._refusal
+
+    def blind(self, scope, headers):
+        return rule(self, scope, {name: value for name, value in headers.items() if name != "origin"})
+
+    monkeypatch.setattr(guard.Guard, "_refusal", blind)
+    with pytest.raises(AssertionError):
+        test_another_sites_page_may_not_change_anything(standing)
