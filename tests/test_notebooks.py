@@ -25,6 +25,7 @@ MAY_DIFFER = {
     "04-groups": 3,
     "06-break-it": 3,
     "07-fast-and-slow": 7,
+    "08-to-the-browser": 6,
 }
 SKIPPING = ("NBVAL_", "nbval-skip", "nbval-raises-exception", "raises-exception")
 
