@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from llmstream_nb import answer as answers
 from llmstream_nb.connection import RedisUnusable, current, names_of, unusable
@@ -161,7 +162,7 @@ class Desk:
 
     async def stop(self, answer_id: str) -> str:
         """Stop an answer, wherever it is written; return its status."""
-        own = next((answer for answer in self._own if answer.id == answer_id), None)
+        own = next((answer for answer in self._own if answer.id == answer_id and answer.at_work), None)
         answer = own or answers.Answer(answer_id, client=self.client, timing=self.timing)
         return await anyio.to_thread.run_sync(answer.stop, limiter=self._stops)
 
@@ -304,7 +305,24 @@ def _add_events(app: FastAPI, limits: Limits) -> None:
             return Response(status_code=204)
         if hub.closing or hub.viewers >= limits.viewers:
             return problem(503, "Full", "too many are watching: come back in a moment", {"Retry-After": "5"})
-        return StreamingResponse(hub.stream(answer_id, seen, top), headers=HEADERS, media_type="text/event-stream")
+        return Watching(hub, hub.stream(answer_id, seen, top))
+
+
+class Watching(StreamingResponse):
+    """A viewer's stream: it counts as a viewer from here on until it is gone, however it goes."""
+
+    def __init__(self, hub: Hub, stream: AsyncGenerator[bytes]) -> None:
+        super().__init__(stream, headers=HEADERS, media_type="text/event-stream")
+        self.hub, self.stream = hub, stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; a viewer who vanishes while it is being sent leaves the generator in the middle."""
+        self.hub.viewers += 1
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.hub.viewers -= 1
+            await self.stream.aclose()
 
 
 def queue_length(client: redis.Redis) -> int:
@@ -334,4 +352,5 @@ async def _invalid(_: Request, error: Any) -> JSONResponse:
 
 
 async def _http_error(_: Request, error: Any) -> JSONResponse:
-    return problem(error.status_code, "HTTP", str(error.detail), error.headers)
+    name = "TooLarge" if error.status_code == 413 else "HTTP"
+    return problem(error.status_code, name, str(error.detail), error.headers)

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import secrets
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # The page's own files hold nothing secret, and what a page loads can't carry its token.
 OPEN = ("/page.js", "/page.css")
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
 POLICY += "base-uri 'none'; form-action 'none'; frame-ancestors "
-
-
-class TooLarge(Exception):
-    """The body of a request is larger than it may be."""
 
 
 class Guard:
@@ -42,12 +39,9 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = False
 
         async def reply(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 own = {name.encode(): value.encode() for name, value in self.headers.items()}
                 message["headers"] = [*(pair for pair in message["headers"] if pair[0] not in own), *own.items()]
             await send(message)
@@ -58,20 +52,16 @@ class Guard:
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
-            if taken > self.body:
-                raise TooLarge
+            if taken > self.body:  # it did not say so in advance
+                raise HTTPException(413, f"a request may have {self.body:,} bytes")
             return message
 
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
-        try:
-            if refusal:
-                await refuse(reply, *refusal)
-            else:
-                await self.app(scope, limited, reply)
-        except TooLarge:
-            if not started:
-                await refuse(reply, 413, "TooLarge", f"a request may have {self.body:,} bytes")
+        if refusal:
+            await refuse(reply, *refusal)
+        else:
+            await self.app(scope, limited, reply)
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str] | None:
         length = headers.get("content-length", "0")
@@ -80,7 +70,7 @@ class Guard:
         if not self._has_token(scope, headers):
             return 401, "NoToken", "this address lacks its token: use the link that the server printed"
         origin = headers.get("origin")
-        if scope["method"] not in ("GET", "HEAD") and origin and urlsplit(origin).netloc != headers.get("host"):
+        if scope["method"] not in ("GET", "HEAD") and origin and origin.partition("://")[2] != headers.get("host"):
             return 403, "ForeignOrigin", "another site's page may not do this"
         return None
 

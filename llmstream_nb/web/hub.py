@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_right
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
@@ -44,6 +44,7 @@ class Channel:
         self.look_at = 0.0  # monotonic time
         self.dead_since = 0.0  # monotonic time since when it is interrupted; 0: it is not
         self.last: Frame | None = None  # what ends it
+        self.state = ""  # queued, streaming or interrupted, once it is known
         self._base = after  # who has seen this entry, or a later one, goes on from the frames
         self._frames: list[Frame] = []
         self._ids: list[EntryID] = []  # of the frames
@@ -98,7 +99,8 @@ class Viewer:
         self.done = False
         self._channel: Channel | None = None
         self._state = ""  # the last one that was sent
-        self._sent = self._began = time.monotonic()
+        self._lost = False  # Redis was out of reach when it read for itself
+        self._sent = self._moved = time.monotonic()  # when it was given anything, and when it was given entries
 
     def leave(self) -> None:
         """Watch no more."""
@@ -111,16 +113,17 @@ class Viewer:
         now = time.monotonic()
         if ready:
             count, size = 0, 0
-            while count < len(ready) and size < PAGE:
+            # An entry's frames go together: its ID stands for all of them.
+            while count < len(ready) and (size < PAGE or ready[count].id == ready[count - 1].id):
                 size += len(ready[count].data)
                 count += 1
-            self.place, self.done, self._sent = ready[count - 1].id, ready[count - 1].final, now
+            self.place, self.done, self._sent, self._moved = ready[count - 1].id, ready[count - 1].final, now, now
             return b"".join(one.data for one in ready[:count])
         if last := self._last(now):
             self.done = True
             return last
-        state = self._channel.follower.state if self._channel and not self.hub.away else "away"
-        if state != self._state:
+        state = self._channel.state if self._channel and not (self.hub.away or self._lost) else "away"
+        if state and state != self._state:
             self._state, self._sent = state, now
             return frame("state", {"state": state})
         if now - self._sent >= self.hub.keep_alive:
@@ -134,8 +137,10 @@ class Viewer:
         """Read for itself, where the channel can't serve it."""
         channel = self._channel
         if channel and channel.after(self.place) is not None:
+            self._lost = False
             return []
         found = await self.hub.page(self.answer_id, self.place)
+        self._lost = found is None
         if not channel and found is not None and len(found) < COUNT:
             self._channel = self.hub.join(self.answer_id, min(found[-1].id if found else self.place, self._top))
         elif not found:
@@ -147,9 +152,12 @@ class Viewer:
         channel = self._channel
         if not channel:
             return None
-        if self.place <= channel.top:
+        ahead = self.place > channel.top
+        if not ahead and channel.after(self.place) is not None:
             return channel.last.data if channel.last else None
-        if channel.last or now - self._began > self.hub.timing.patience:  # ahead of what is there
+        if self.hub.away or self._lost:
+            self._moved = now
+        if (ahead and channel.last) or now - self._moved > self.hub.timing.patience:  # Redis lacks what it waits for
             return _failure("Ahead", f"this answer has nothing at {self.place}: reload it from its beginning").data
         return None
 
@@ -204,9 +212,8 @@ class Hub:
         end = (record or {}).get("end")
         return EntryID.parse(end or "0-0"), bool(end)
 
-    async def stream(self, answer_id: str, after: EntryID, top: EntryID) -> AsyncIterator[bytes]:
+    async def stream(self, answer_id: str, after: EntryID, top: EntryID) -> AsyncGenerator[bytes]:
         """What to send to a viewer who has seen `after`, until the end. `top` is the last entry that `place` saw."""
-        self.viewers += 1
         viewer = Viewer(self, answer_id, after, top)
         try:
             yield HELLO
@@ -216,7 +223,6 @@ class Hub:
         except LLMStreamError as error:
             yield _failure(type(error).__name__, str(error)).data
         finally:
-            self.viewers -= 1
             viewer.leave()
 
     # What viewers use
@@ -271,6 +277,7 @@ class Hub:
             changed = now if news else changed
             self._channels = {key: one for key, one in self._channels.items() if one.viewers and not one.last}
             await asyncio.sleep(min(SLOWEST, pause + (now - changed) / 50) if pause == TICK else pause)
+        self._away = False  # nobody asks any more
 
     async def _round(self) -> bool:
         """Read once for each channel; whether there was news."""
@@ -300,7 +307,7 @@ class Hub:
 
     def _tell(self, channel: Channel, found: Any, signs: list[Any]) -> bool:
         """Give a channel what was read for it; whether there was news."""
-        follower, state = channel.follower, channel.follower.state
+        follower, state = channel.follower, channel.state
         try:
             for reply in (found, *signs):
                 if isinstance(reply, Exception):
@@ -314,7 +321,9 @@ class Hub:
         if dead and now - channel.dead_since > self.timing.patience:
             gone = "its producer died, and nobody took over: stop it to keep the text, or ask again"
             channel.last = _failure("Interrupted", gone, channel.top)
-        if events or follower.state != state or channel.last:
+        if not follower.done and (dead or not follower.suspect):
+            channel.state = follower.state
+        if events or channel.state != state or channel.last:
             channel.take(events)
         return bool(events)
 
