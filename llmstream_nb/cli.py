@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import time
+import webbrowser
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
@@ -25,6 +26,7 @@ examples:
   python3 -m llmstream_nb ask "Why streams, not Pub/Sub?"
   python3 -m llmstream_nb watch 7f3a                   join an answer, from any terminal, at any time
   python3 -m llmstream_nb worker                       answer the questions of the pool's queue
+  python3 -m llmstream_nb web                          ask and watch in a web page, without Jupyter
   python3 -m llmstream_nb doctor                       what works here, and what to do about the rest
 
 The first command sets the kit up in .venv (about 800 MB); later ones start at once. To set up without a
@@ -125,6 +127,11 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--within", type=float, default=30.0, metavar="SECONDS", help=within)
     one.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
 
+    one = command("web", _web, "serve a web page in which to ask and to watch answers, until Ctrl-C or SIGTERM")
+    one.add_argument("--port", type=int, default=8700, help="on 127.0.0.1 (8700; 0: any free one)")
+    one.add_argument("--no-browser", action="store_true", help="print the link instead of opening it")
+    one.add_argument("--pool", action="store_true", help="leave the answers to workers, as enqueue does")
+
     command("doctor", _doctor, "check this machine and say what to do")
 
     one = command("clear", _clear, "delete answers")
@@ -155,7 +162,7 @@ def _positive(kind: type) -> Any:
 
 def _join_running_lab(command: str) -> None:
     """Let a command in another terminal see the answers of the lab that runs here."""
-    if command in {"ask", "watch", "worker", "clear"} and not os.environ.get("REDIS_URL"):
+    if command in {"ask", "watch", "worker", "web", "clear"} and not os.environ.get("REDIS_URL"):
         from llmstream_nb.lab import running_redis
 
         url = running_redis()
@@ -212,6 +219,25 @@ def _worker(args: argparse.Namespace) -> int:
         serve(worker, args.within, with_parent=args.with_parent)
     except protocol.LLMStreamError as error:
         return _refused(error)
+    return 0
+
+
+def _web(args: argparse.Namespace) -> int:
+    from llmstream_nb import WebServer, connect, connection, protocol
+
+    if args.pool and not os.environ.get("REDIS_URL"):
+        say("llmstream-nb: there is no queue: no lab runs in this folder, and REDIS_URL is not set.")
+        return 2
+    try:
+        client = connect()
+        server = WebServer(args.port, client=client, pool=args.pool)
+    except protocol.LLMStreamError as error:
+        return _refused(error)
+    say(f"Answers are kept in {connection.where(client)}. Ctrl-C ends the server.")
+    print(server.link(), flush=True)  # the link holds the token: only who has it may ask
+    if not args.no_browser:
+        webbrowser.open(server.link())
+    server.run()
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import nbformat
 import pytest
@@ -19,6 +21,7 @@ from llmstream_nb import cli, connect
 from llmstream_nb.environment import ROOT
 
 from . import save_outputs, suites
+from .model import wait_for
 from .test_environment import checkout, wait_until  # noqa: F401 - a fixture
 
 QUESTION = "What is a Redis stream?"
@@ -112,6 +115,38 @@ def test_ctrl_c_stops_the_answer_and_keeps_its_text(fake_tcp):
     assert answer.text.startswith(first + rest.rstrip("\n"))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="sending Ctrl-C to one process is POSIX")
+def test_web_serves_until_ctrl_c_and_its_token_stands_in_the_link_alone(fake_tcp):
+    process = start(fake_tcp, "web", "--no-browser", "--port", "0")
+    link = process.stdout.readline().strip()
+    base, _, token = link.partition("?token=")
+    assert len(token) > 16
+
+    def call(method: str, path: str, **body: str) -> dict:
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        request = Request(base + path, json.dumps(body).encode() if body else None, headers, method=method)
+        with urlopen(request, timeout=20) as reply:
+            return json.load(reply)
+
+    asked = call("POST", "answers", question="Count!", model="scripted:long=9999,pace=20")
+    wait_for(lambda: call("GET", asked["answer"])["text"])
+    process.send_signal(signal.SIGINT)
+    printed, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert token not in printed + said
+    assert "Traceback" not in said
+    answer = llmstream_nb.Answer(asked["id"], client=connect(fake_tcp))
+    assert answer.record["reason"] == "cancelled"  # nobody else could go on with it
+    assert answer.text.startswith("0 1 2")
+
+
+def test_web_says_that_a_port_is_taken(fake_tcp):
+    port = fake_tcp.rpartition(":")[2].partition("/")[0]
+    code, printed, said = run(fake_tcp, "web", "--no-browser", "--port", port)
+    assert (code, printed) == (1, "")
+    assert f"port {port}" in said and said.count("\n") == 1
+
+
 def test_a_closed_pipe_ends_ask_quietly(fake_tcp):
     process = start(fake_tcp, "ask", "Why stream an LLM's answer instead of waiting?")
     process.stdout.read(5)
@@ -125,7 +160,7 @@ def test_help_names_every_command_and_variable(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     shown = capsys.readouterr().out
-    for word in ("lab", "test", "ask", "watch", "doctor", "clear", "restore", "save-outputs"):
+    for word in ("lab", "test", "ask", "watch", "worker", "web", "doctor", "clear", "restore", "save-outputs"):
         assert re.search(rf"^    {word}\b", shown, re.MULTILINE)
     for word in ("REDIS_URL", "LLMSTREAM_PREFIX", "LLMSTREAM_LLM", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
         assert word in shown
