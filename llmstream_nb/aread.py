@@ -66,9 +66,11 @@ async def aread_answer(
         await line.aclose()
 
 
-async def read_once(line: Any, keys: AnswerKeys, follower: Follower, block: int | None = None) -> list[Event]:
+async def read_once(
+    line: Any, keys: AnswerKeys, follower: Follower, block: int | None = None, count: int = COUNT
+) -> list[Event]:
     """One read for a follower, and a look where it brings nothing; `block` in milliseconds. Redis errors pass."""
-    reply = await line.xread({keys.chunks: str(follower.cursor.after)}, count=COUNT, block=block)
+    reply = await line.xread({keys.chunks: str(follower.cursor.after)}, count=count, block=block)
     entries = parse_entries(reply[0][1]) if reply else []
     if entries:
         return follower.feed(entries)

@@ -255,7 +255,8 @@ def test_a_cursor_ahead_of_the_stream_waits_until_redis_has_been_given_again_wha
 
 
 def test_a_cursor_ahead_does_not_wait_for_ever(client, serve):
-    server, writer = serve(timing=Timing(lease=1, tick=0.05, patience=0.5)), Writer(client, "a").say("a", "b")
+    timing, limits = Timing(lease=1, tick=0.05, patience=0.5), Limits(keep_alive=0.5)
+    server, writer = serve(timing=timing, limits=limits), Writer(client, "a").say("a", "b")
     ahead, ended, beside = Watcher(server, "a", "1-5"), Watcher(server, "a", "1-4"), Watcher(server, "a")
 
     async def main() -> None:

@@ -33,6 +33,7 @@ RETRY = 0.5  # seconds between tries to reach a lost Redis
 WINDOW = 256_000  # bytes of an answer's newest frames that are kept for its viewers
 PAGE = 64_000  # bytes written to a viewer at once; it has to take them before it gets more
 CATCH_UP = 3  # connections for all viewers who are behind
+FEW = 100  # entries in a viewer's first read; the next ones are as large as what it takes at once
 
 
 class Channel:
@@ -99,6 +100,7 @@ class Viewer:
         self.done = False
         self._channel: Channel | None = None
         self._state = ""  # the last one that was sent
+        self._count = FEW  # entries that it reads for itself
         self._lost = False  # Redis was out of reach when it read for itself
         self._sent = self._moved = time.monotonic()  # when it was given anything, and when it was given entries
 
@@ -139,9 +141,11 @@ class Viewer:
         if channel and channel.after(self.place) is not None:
             self._lost = False
             return []
-        found = await self.hub.page(self.answer_id, self.place)
+        found = await self.hub.page(self.answer_id, self.place, count := self._count)
         self._lost = found is None
-        if not channel and found is not None and len(found) < COUNT:
+        if found:
+            self._count = max(1, min(COUNT, PAGE * len(found) // sum(len(one.data) for one in found)))
+        if not channel and found is not None and len(found) < count:
             self._channel = self.hub.join(self.answer_id, min(found[-1].id if found else self.place, self._top))
         elif not found:
             await asyncio.sleep(RETRY)  # Redis is away, or this viewer waits for what Redis has lost
@@ -232,12 +236,12 @@ class Hub:
         """Whether Redis was out of reach at the last try."""
         return self._away
 
-    async def page(self, answer_id: str, place: EntryID) -> list[Frame] | None:
-        """The next entries after this place, at most COUNT, as frames; None while Redis is away."""
+    async def page(self, answer_id: str, place: EntryID, count: int) -> list[Frame] | None:
+        """The next entries after this place, at most `count`, as frames; None while Redis is away."""
         follower = Follower(answer_id, place)
         try:
             async with self._turn:
-                events = await read_once(self._pool, self.names.answer(answer_id), follower)
+                events = await read_once(self._pool, self.names.answer(answer_id), follower, count=count)
         except LOST as error:
             if is_passing(as_redis_error(error)):
                 return None
