@@ -10,7 +10,8 @@ function address({ port, query, hub }) {
 function render({ model, el }) {
   const frame = document.createElement("iframe");
   frame.title = "The kit's web page: ask, and watch answers";
-  frame.style.cssText = "box-sizing: border-box; width: 100%; border: 1px solid var(--jp-border-color1, #ccc); border-radius: 4px;";
+  frame.style.cssText = "width: 100%; border: 1px solid var(--jp-border-color1, #ccc); border-radius: 4px;";
+  frame.style.boxSizing = "border-box"; // else the right border lies outside of the cell
   frame.style.height = `${model.get("height")}px`;
   frame.referrerPolicy = "no-referrer";
   frame.allow = "clipboard-write";
