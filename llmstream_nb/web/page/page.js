@@ -299,11 +299,9 @@ function render() {
   ui.raw.hidden = !html;
   ui.raw.textContent = ui.text.classList.contains("markdown") ? "As text" : "As Markdown";
   ui.stop.hidden = !(state in LIVE);
-  ui.stop.disabled = stopping;
+  ui.stop.ariaDisabled = Boolean(stopping); // not `disabled`: that takes the keyboard away from it
   ui.stop.textContent = stopping ? "Stopping …" : "Stop";
-  ui.ask.disabled = busy || running || performance.now() < notBefore;
-  // A button that can't be pressed loses the keyboard: hand it on.
-  if (focused === ui.ask && running) ui.stop.focus({ preventScroll: true });
+  ui.ask.ariaDisabled = busy || running || performance.now() < notBefore;
   if (focused === ui.stop && ui.stop.hidden) ui.ask.focus({ preventScroll: true });
   count();
 }
@@ -346,7 +344,7 @@ function openFromAddress() {
 async function ask() {
   const question = ui.question.value.trim();
   const stream = !ui.whole.checked;
-  if (ui.ask.disabled) return;
+  if (ui.ask.ariaDisabled === "true") return;
   if (!question) return refuse({ message: "The question is empty: type one." });
   const body = { question, topic: ui.topic.value.trim() || null, source: ui.source.value || null, stream };
   const asking = new AbortController(); // once it is dropped, the server stops an answer without stream
@@ -371,6 +369,7 @@ async function ask() {
 
 async function stop() {
   const stopped = answer;
+  if (stopped.stopping) return;
   if (stopped.asking) return stopped.asking.abort();
   stopped.stopping = true;
   refuse();
