@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 OPEN = ("/page.js", "/page.css")
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
 POLICY += "base-uri 'none'; form-action 'none'; frame-ancestors "
+PAGE = Path(__file__).parent / "page" / "index.html"
 
 
 class Guard:
@@ -22,6 +24,8 @@ class Guard:
     The token comes in the address (`?token=…`), since an EventSource can't set headers, or as `Authorization: Bearer`.
     A request that changes something must come from a page of this server: its Origin must name the host that it was
     sent to. Only the host is compared, as TLS may end before it gets here.
+
+    People who come without the token are refused, too, but see the page: it can do nothing, and tells them why.
     """
 
     def __init__(self, app: ASGIApp, *, token: str, body: int, frame_ancestors: str) -> None:
@@ -59,7 +63,8 @@ class Guard:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
         if refusal:
-            await refuse(reply, *refusal)
+            visit = refusal[0] == 401 and scope["path"] == "/" and "text/html" in headers.get("accept", "")
+            await refuse(reply, *refusal, page=PAGE if visit else None)
         else:
             await self.app(scope, limited, reply)
 
@@ -84,9 +89,10 @@ class Guard:
         return secrets.compare_digest(given.encode(), self.token.encode())
 
 
-async def refuse(send: Send, status: int, error: str, message: str) -> None:
-    """Reply with an error as JSON, as the application does."""
-    body: Any = json.dumps({"error": error, "message": message}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+async def refuse(send: Send, status: int, error: str, message: str, page: Path | None = None) -> None:
+    """Reply with an error as JSON, as the application does, or with a page."""
+    body: Any = page.read_bytes() if page else json.dumps({"error": error, "message": message}).encode()
+    kind = b"text/html; charset=utf-8" if page else b"application/json"
+    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
