@@ -111,7 +111,7 @@ class Viewer:
 
     async def next(self) -> bytes:
         """Wait for what comes next, and return it; empty when it is time to look again."""
-        ready = (self._channel.after(self.place) if self._channel else None) or await self._read()
+        ready = self._waiting() or await self._read() or self._waiting()
         now = time.monotonic()
         if ready:
             count, size = 0, 0
@@ -131,14 +131,18 @@ class Viewer:
         if now - self._sent >= self.hub.keep_alive:
             self._sent = now
             return KEEP_ALIVE
-        if self._channel:
+        if self._channel and self._waiting() is not None:
             await self._channel.news()
         return b""
+
+    def _waiting(self) -> list[Frame] | None:
+        """What the channel has for it; None where it has to read for itself."""
+        return self._channel.after(self.place) if self._channel else None
 
     async def _read(self) -> list[Frame]:
         """Read for itself, where the channel can't serve it."""
         channel = self._channel
-        if channel and channel.after(self.place) is not None:
+        if self._waiting() is not None:
             self._lost = False
             return []
         found = await self.hub.page(self.answer_id, self.place, count := self._count)
@@ -157,7 +161,7 @@ class Viewer:
         if not channel:
             return None
         ahead = self.place > channel.top
-        if not ahead and channel.after(self.place) is not None:
+        if not ahead and self._waiting() is not None:
             return channel.last.data if channel.last else None
         if self.hub.away or self._lost:
             self._moved = now
