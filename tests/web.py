@@ -8,18 +8,30 @@ import http.client
 import json
 import re
 import socket
+import struct
 import time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
+import pytest
+
 from llmstream_nb.connection import names_of
 from llmstream_nb.produce import new_record
 from llmstream_nb.protocol import Entry, EntryID
-from llmstream_nb.web import WebServer
+from llmstream_nb.web import WebServer  # noqa: TC001
+
+from . import servers
 
 TOKEN = "a-token-of-the-tests"
 PATIENCE = 15.0  # seconds
+
+
+def available(backend: str) -> str:
+    """The backend's name; skips where it is not there."""
+    if backend.endswith("-server") and backend not in servers.available():
+        pytest.skip(f"{backend} is not on PATH")
+    return backend
 
 
 # ------------------------------------------------------------------------------------------------ one request
@@ -192,6 +204,39 @@ class Watcher:
                 if not self.end:
                     await asyncio.sleep(self.pause)
         return self
+
+
+class Slow:
+    """One who asks for an answer's events and reads only when told to; its system takes little for it meanwhile."""
+
+    def __init__(self, server: WebServer, answer_id: str) -> None:
+        self.watcher, self.done = Watcher(server, answer_id), False
+        self._parser, self._held = Parser(), b""
+        self.sock = socket.socket()
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.sock.settimeout(PATIENCE)
+        self.sock.connect(("127.0.0.1", server.port))
+        self.sock.sendall(self.watcher.request())
+
+    def read(self) -> None:
+        """Read some of it."""
+        self._held += self.sock.recv(1 << 20)
+        if not self.watcher.statuses and b"\r\n\r\n" in self._held:
+            head, _, self._held = self._held.partition(b"\r\n\r\n")
+            self.watcher.statuses.append(int(head.split(b" ", 2)[1]))
+        while self.watcher.statuses and b"\r\n" in self._held and not self.done:
+            size, _, rest = self._held.partition(b"\r\n")
+            count = int(size, 16)
+            if len(rest) < count + 2:
+                break
+            for event in self._parser.feed(rest[:count]):
+                self.watcher.take(event)
+            self._held, self.done = rest[count + 2 :], not count
+
+    def vanish(self) -> None:
+        """Go away as a machine does that is switched off: with a reset."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
 
 
 async def until(condition) -> None:
