@@ -13,6 +13,8 @@ function render({ model, el }) {
   frame.style.cssText = "width: 100%; border: 1px solid var(--jp-border-color1, #ccc); border-radius: 4px;";
   frame.style.boxSizing = "border-box"; // else the right border lies outside of the cell
   frame.style.height = `${model.get("height")}px`;
+  const light = document.body.dataset.jpThemeLight; // the page follows the notebook's theme, not the system's
+  if (light) frame.style.colorScheme = light === "true" ? "light" : "dark";
   frame.referrerPolicy = "no-referrer";
   frame.allow = "clipboard-write";
   el.append(frame);
