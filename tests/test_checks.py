@@ -163,8 +163,15 @@ def resumes_by_xrange(client, stream, after, text):
         time.sleep(0.02)
 
 
-def watcher(*, keep=lambda event, headers: {"Last-Event-ID": event["id"]} if "id" in event else headers, anew="",
-            final=("end", "failed"), kinds=("text",), text=lambda event: json.loads(event["data"])["text"], begin=None):  # fmt: skip
+def last_id(event, headers):
+    return {"Last-Event-ID": event["id"]} if "id" in event else headers
+
+
+def text_of(event):
+    return json.loads(event["data"])["text"]
+
+
+def watcher(*, keep=last_id, begin=None, anew="", final=("end", "failed"), kinds=("text",), text=text_of):
     """A viewer of the exercise of notebook 08, right by default."""
 
     def watch(get):
