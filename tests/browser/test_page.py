@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import uuid
@@ -171,7 +172,7 @@ def test_ask_and_watch_it_grow(site, client, visit) -> None:
     viewer.see("Complete")
     expect(viewer.text.locator("strong").first).to_be_visible()
     expect(viewer.text).to_have_attribute("aria-busy", "false")
-    expect(viewer.figures).to_have_text(re.compile(r"^\d+ chunks · first token\s\d+\.\d\d\ss · total\s\d+\.\d\ss$"))
+    expect(viewer.figures).to_have_text(re.compile(r"^\d+\schunks · first\stoken\s\d+\.\d\d\ss · total\s\d+\.\d\ss$"))
     expect(viewer.asked).to_have_text("What is a Redis stream?")
     expect(viewer.stop).to_be_hidden()
     expect(viewer.ask).to_be_enabled()
@@ -193,7 +194,7 @@ def test_without_stream_all_comes_at_once(site, client, visit) -> None:
     expect(viewer.text).to_be_hidden()
     viewer.see("Complete")
     expect(viewer.bar).to_be_hidden()
-    expect(viewer.figures).to_contain_text("1 chunk ·")
+    expect(viewer.figures).to_contain_text(re.compile(r"^1\schunk ·"))
     answer_id = viewer.page.url.partition("answer=")[2]
     assert viewer.ends() == Answer(answer_id, client=client).text != ""
     assert not [one for one in viewer.requests if "/events" in one]
@@ -348,6 +349,40 @@ def test_a_server_that_has_no_room_is_asked_again(client, writer, visit) -> None
         writer.say("two").end()
         assert second.ends() == writer.text
         first.open(small.link())
+
+
+def test_events_that_come_twice_count_once(site, writer, visit) -> None:
+    writer.say(*"abcdefghijkl")
+    viewer = visit(site.link())
+    ids = ["1-0", "1-1", "1-2", "1-2", "1-1", "1-0", *(f"1-{n}" for n in range(3, 13)), "1-12", "1-9", "1-13"]
+
+    def twice(route) -> None:
+        writer.end()
+        frames = []
+        for one in ids:
+            n = int(one[2:])
+            name, data = ("text", {"text": "abcdefghijkl"[n - 1], "ms": n}) if 0 < n < 13 else ("start", {"attempt": 1})
+            name, data = ("end", {"reason": "stop", "chunks": 12}) if n == 13 else (name, data)
+            frames.append(f"id: {one}\nevent: {name}\ndata: {json.dumps(data)}\n\n")
+        route.fulfill(content_type="text/event-stream", body="".join(frames))
+
+    viewer.page.route("**/events*", twice)
+    viewer.open(site.link(writer.id))
+    assert viewer.ends() == writer.text
+    expect(viewer.figures).to_contain_text(re.compile(r"^12\schunks"))
+
+
+def test_an_answer_whose_stream_has_expired_meanwhile(cuttable, client, writer, visit) -> None:
+    proxy, link = cuttable
+    writer.say("one ", "two ")
+    viewer = visit(link(writer.id)).has("one two")
+    proxy.refuse()
+    proxy.cut()
+    viewer.see("Reconnecting …")
+    writer.say("three").end()
+    client.delete(writer.keys.chunks)
+    proxy.heal()
+    assert viewer.ends() == writer.text
 
 
 def test_a_new_attempt_begins_the_text_anew(site, writer, visit) -> None:

@@ -1,0 +1,282 @@
+// One answer as the page follows it: over a connection that may break, from entry to entry, to its end and record.
+
+export const LIVE = { waiting: "Waiting", streaming: "Streaming", interrupted: "Interrupted" };
+export const LABELS = { ...LIVE, ended: "Complete", stopped: "Stopped", failed: "Failed", missing: "Not found" };
+const NOTES = {
+  queued: "Nobody has begun to answer yet.",
+  interrupted: "Its producer died. The text so far stands, and goes on if another producer takes over.",
+  away: "Redis is away, trying again.",
+  cancelled: "The text so far is kept.",
+  length: "Cut off: the answer reached the model's limit on length.",
+};
+const HELP = {
+  0: "The server can't be reached. If it was stopped, start it again.",
+  401: "The token in this page's address is missing or wrong. Open the whole link that the server gave; after each start it is a new one.",
+};
+const PASSING = [0, 429, 502, 503, 504]; // HTTP statuses that are worth another try; 0: no reply
+export const OVER = ["ended", "failed"]; // an answer of this status does not go on
+const LONGEST = 30; // seconds between two tries
+
+const areMissing = (count) => `${count.toLocaleString("en")} ${count === 1 ? "entry is" : "entries are"} missing`;
+
+// ---------------------------------------------------------------------------------------------- the server
+
+class Problem extends Error {
+  constructor(status, { error, message } = {}, wait = 0) {
+    super(HELP[status] ?? message ?? `The server's reply has the status ${status}.`);
+    Object.assign(this, { status, error, wait, passing: PASSING.includes(status) }); // wait: seconds, from Retry-After
+  }
+}
+
+// Relative, as behind a proxy the page lies in a folder; with the token, as an EventSource can't set headers.
+export function address(path, query) {
+  const token = new URLSearchParams(location.search).get("token");
+  const url = new URL(path, location.origin + location.pathname);
+  url.search = new URLSearchParams({ ...(token && { token }), ...query });
+  return url.href;
+}
+
+export async function call(method, path, { query, body, signal } = {}) {
+  const json = body && { body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
+  let reply, data;
+  try {
+    reply = await fetch(address(path, query), { method, signal, ...json });
+    if (reply.headers.get("Content-Type")?.includes("json")) data = await reply.json();
+    else await reply.body?.cancel(); // a stream of events, or some proxy's page
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new Problem(0);
+  }
+  if (!reply.ok) throw new Problem(reply.status, data, Number(reply.headers.get("Retry-After")) || 0);
+  return data;
+}
+
+// ------------------------------------------------------------------------------------------------ the text
+
+// Writes what a model said into `root`: as text nodes, whatever it looks like, at most once a frame. Only HTML that the
+// server has sanitised becomes elements.
+export class Paper {
+  parts = []; // pieces of text, and between them numbers: so many entries are missing there
+  drawn = 0; // so many of the parts are in the page
+  tail = null; // the text node that grows
+  frame = 0;
+
+  constructor(root, grown) {
+    Object.assign(this, { root, grown });
+  }
+
+  get holed() {
+    return this.parts.some((part) => typeof part === "number");
+  }
+
+  add(part) {
+    this.parts.push(part);
+    this.frame ||= requestAnimationFrame(() => this.draw());
+  }
+
+  show(parts, html = "") {
+    this.root.replaceChildren();
+    this.root.hidden = !html;
+    this.root.classList.toggle("markdown", Boolean(html));
+    Object.assign(this, { parts, drawn: 0, tail: null });
+    if (html) this.root.innerHTML = html;
+    else this.draw();
+  }
+
+  draw() {
+    cancelAnimationFrame(this.frame);
+    this.frame = 0;
+    for (const part of this.parts.slice(this.drawn)) {
+      if (typeof part === "number") {
+        this.append("mark", `[… ${areMissing(part)} here]`);
+        this.tail = null;
+      } else {
+        for (const line of part.match(/[^\n]*\n|[^\n]+/g) ?? []) this.write(line);
+      }
+    }
+    this.drawn = this.parts.length;
+    this.root.hidden = !this.drawn;
+    this.grown();
+  }
+
+  write(line) {
+    // Some lines per block: the browser lays out all of a block again when it grows.
+    if (!this.tail || (this.tail.length > 2000 && this.tail.data.endsWith("\n"))) this.tail = this.append("div");
+    this.tail.appendData(line);
+  }
+
+  append(tag, text = "") {
+    return this.root.appendChild(document.createElement(tag)).appendChild(new Text(text));
+  }
+}
+
+// -------------------------------------------------------------------------------------------- the answer
+
+// IDs are <attempt>-<seq>: two integers.
+function compare(id, other) {
+  const [a, b] = [id, other].map((each) => (each || "0-0").split("-").map(Number));
+  return a[0] - b[0] || a[1] - b[1];
+}
+
+export class Answer {
+  state = "waiting"; // one of LABELS
+  note = ""; // a sentence on it
+  message = ""; // what went wrong
+  html = ""; // the whole text as Markdown
+  lost = false; // no connection at the moment
+  tries = 0; // to get one, since something was last heard
+  again = false; // whether people may try, too
+  left = false; // nobody looks at it any more
+  chunks = 0;
+  first = null; // milliseconds to the first token
+  ms = 0; // milliseconds from the start, when something was last heard
+  heard = performance.now();
+  seen = ""; // ID of the last entry
+  anew = true; // no text has come since the start
+  gapAfter = null; // ID of the entry before the last gap
+
+  constructor(id, paper, changed, about = {}) {
+    Object.assign(this, { id, paper, changed, path: `answers/${encodeURIComponent(id)}`, ...about });
+    paper.show([]);
+  }
+
+  get live() {
+    return this.state in LIVE;
+  }
+
+  get running() {
+    return this.live && this.state !== "interrupted";
+  }
+
+  // Milliseconds from the start to now, or to what was last heard.
+  get clock() {
+    const ticks = this.running && !this.lost && this.note !== NOTES.away;
+    return ticks ? this.ms + performance.now() - this.heard : this.ms;
+  }
+
+  close() {
+    clearTimeout(this.timer);
+    this.source?.close();
+  }
+
+  leave() {
+    this.close();
+    this.left = true;
+  }
+
+  // Look at the record: an ended answer is shown at once, and not as a film; any other is watched.
+  async check() {
+    this.close();
+    try {
+      const shown = await call("GET", this.path);
+      if (this.left) return;
+      this.record = shown.record;
+      // Its producer writes the record after the end: without a reason it lacks the figures.
+      const written = shown.record.reason || shown.record.error || this.tries;
+      if (OVER.includes(shown.status) && written) return this.settle(shown);
+      // An EventSource keeps to itself why it was refused: ask again to learn it.
+      if (this.tries) await call("GET", `${this.path}/events`, { query: { after: this.seen } });
+      if (!this.left) this.watch();
+    } catch (problem) {
+      if (!this.left) this.fail(problem);
+    }
+  }
+
+  watch() {
+    this.close();
+    const source = new EventSource(address(`${this.path}/events`, this.seen && { after: this.seen }));
+    for (const kind of ["start", "text", "gap", "state", "end", "failed"]) {
+      source.addEventListener(kind, (event) => this.take(kind, event.lastEventId, JSON.parse(event.data)));
+    }
+    source.onerror = () => {
+      this.lost = true; // the browser comes back by itself, with Last-Event-ID, unless it was refused
+      if (source.readyState === EventSource.CLOSED) this.checkAfter(this.tries && 2 ** this.tries);
+      this.changed();
+    };
+    this.source = source;
+  }
+
+  checkAfter(seconds) {
+    this.close();
+    this.tries += 1;
+    this.timer = setTimeout(() => this.check(), Math.min(seconds, LONGEST) * 1000);
+  }
+
+  fail({ status, error, message, wait, passing }) {
+    if (["ForeignID", "BadEntryID"].includes(error)) return this.restart();
+    Object.assign(this, { message, lost: passing, again: status !== 404 });
+    if (passing) this.checkAfter(wait || 2 ** this.tries);
+    else this.state = status === 404 ? "missing" : "failed";
+    this.changed();
+  }
+
+  restart() {
+    Object.assign(this, { seen: "", anew: true, gapAfter: null });
+    this.paper.show([]);
+    this.watch();
+  }
+
+  // One event. Where several stand for one entry, only the last brings its ID, and the others that of the entry before.
+  take(kind, id, data) {
+    const news = id ? compare(id, this.seen) : 0;
+    const known = { start: news < 0, text: news <= 0 && !this.anew, gap: this.gapAfter === this.seen && !this.anew };
+    if (known[kind]) return;
+    Object.assign(this, { message: "", lost: false, again: false, tries: 0, heard: performance.now() });
+    if (kind !== "state") this.note = "";
+    if (kind === "start") {
+      Object.assign(this, { state: "waiting", anew: true, gapAfter: null, chunks: 0, first: null, ms: 0 });
+      this.paper.show([]);
+    } else if (kind === "text") {
+      this.chunks += 1;
+      Object.assign(this, { state: "streaming", anew: false, first: this.first ?? data.ms, ms: data.ms });
+      this.paper.add(data.text);
+    } else if (kind === "gap") {
+      this.gapAfter = this.seen;
+      this.paper.add(data.missing);
+    } else if (kind === "state") {
+      this.note = NOTES[data.state] ?? "";
+      if (data.state === "interrupted") this.state = data.state;
+      else if (data.state !== "away") this.state = this.chunks ? "streaming" : "waiting";
+    } else if (data.error === "Ahead") {
+      this.restart(); // Redis has lost what this page has seen
+    } else if (data.error === "Interrupted") {
+      this.close();
+      Object.assign(this, { state: "interrupted", message: data.message, again: true });
+    } else {
+      this.end(data);
+      this.complete();
+    }
+    if (news > 0) this.seen = id;
+    this.changed();
+  }
+
+  // The end, as its event or its record tells it.
+  end({ reason = "stop", error, message, first_token_ms: first, total_ms: ms, chunks }) {
+    this.close();
+    this.state = error ? "failed" : reason === "cancelled" ? "stopped" : "ended";
+    this.message = error ? message || error : "";
+    this.note = error || reason === "stop" ? "" : (NOTES[reason] ?? `The model gave the reason: ${reason}.`);
+    Object.assign(this, { lost: false, chunks: chunks ?? this.chunks, first: first ?? this.first, ms: ms ?? this.ms });
+    this.paper.draw();
+  }
+
+  // After the end, get the text as HTML, and what is missing here, once its producer has written the record.
+  async complete() {
+    for (let tries = 1; tries <= 6; tries++) {
+      const shown = await call("GET", this.path).catch(() => ({}));
+      if (this.left) return;
+      const last = tries === 6 || !(this.paper.holed && shown.missing);
+      if (OVER.includes(shown.status) && last) return this.settle(shown, true);
+      await new Promise((done) => setTimeout(done, 200 * tries));
+    }
+    this.again = true; // it was not the answer that failed
+    this.changed();
+  }
+
+  settle({ text, html, missing, record }, streamed = false) {
+    if (!streamed) this.end(record);
+    if (missing) this.note = `${areMissing(missing)}, lost or trimmed.`;
+    Object.assign(this, { html, record, again: false });
+    this.paper.show(streamed && (missing || !this.paper.holed) ? this.paper.parts : [text], html);
+    this.changed();
+  }
+}
