@@ -9,7 +9,6 @@ import random
 import re
 import socket
 import threading
-import time
 import uuid
 
 import jsonschema
@@ -326,6 +325,9 @@ def test_300_viewers_of_growing_answers_are_all_exact_on_few_connections(redis_s
         assert one.ids == [EntryID(1, seq) for seq in range(first.seq, writer.seq)]
     assert max(most) <= 8, most
     wait_for(lambda: hub_of(server).viewers == 0 and not hub_of(server)._channels)
+    server.stop()
+    serving.close()
+    wait_for(lambda: connections(writing) == 0)
 
 
 @BOTH
@@ -724,6 +726,27 @@ def test_an_asker_who_goes_away_stops_the_whole_answer(no_leftovers, client, ser
     assert Answer(answer_id, client=client).text == "half"
 
 
+def test_a_whole_answer_outlives_a_restart_of_redis(no_leftovers, redis_server, serve, says):
+    server, asks = serve(client=own_server_client(redis_server, "")), []
+    place = hub_of(server).place
+    hub_of(server).place = lambda answer_id: asks.append(answer_id) or place(answer_id)
+
+    async def main():
+        asked = {"question": "why?", "stream": False}
+        whole = asyncio.create_task(asyncio.to_thread(call, server, "POST", "answers", asked))
+        await until(lambda: asks)
+        redis_server.kill()
+        says[0].say("all ", "of it")
+        says[0].end()
+        asks.clear()
+        await until(lambda: len(asks) > 1)  # in vain
+        await asyncio.to_thread(redis_server.start)
+        return await whole
+
+    reply = asyncio.run(main())
+    assert reply.status == 200 and reply.json["text"] == "all of it" and reply.json["status"] == "ended"
+
+
 def test_a_whole_answer_that_takes_too_long_names_its_id(client, serve, says):
     server = serve(timing=Timing(lease=1, tick=0.05, patience=0.4))
     reply = call(server, "POST", "answers", {"question": "why?", "stream": False})
@@ -984,7 +1007,6 @@ def test_stopping_the_server_ends_everything(client, serve, says):
     says[0].say("half")
     watchers = [Watcher(server, answer_id) for _ in range(20)]
     stuck = Slow(server, answer_id)
-    went = []
 
     async def main() -> None:
         running = [asyncio.create_task(one.connect()) for one in watchers]
@@ -993,14 +1015,11 @@ def test_stopping_the_server_ends_everything(client, serve, says):
             asyncio.to_thread(call, server, "POST", "answers", {"question": "b", "stream": False})
         )
         await until(lambda: len(says) == 2)
-        went.append(time.monotonic())
-        await asyncio.to_thread(server.stop)
-        went.append(time.monotonic())
+        await asyncio.wait_for(asyncio.to_thread(server.stop), 15)
         assert problem(await whole, 504) == "StillWaiting"
         await asyncio.gather(*running)
 
     asyncio.run(main())
-    assert went[1] - went[0] < 10
     for one in watchers:
         assert one.statuses == [200] and one.clean and one.text == "half" and not one.end
     stuck.sock.close()
@@ -1015,14 +1034,13 @@ def test_stopping_the_server_ends_everything(client, serve, says):
 
 def test_stopping_the_server_without_redis(redis_server, says):
     client = own_server_client(redis_server, "")
-    server = WebServer(client=client, token=TOKEN, timing=Timing(lease=1, tick=0.05, give_up=2, patience=2)).start()
-    for n in range(6):
+    server = WebServer(client=client, token=TOKEN, timing=Timing(lease=1, tick=0.05, give_up=30)).start()
+    for n in range(10):
         assert call(server, "POST", "answers", {"question": f"q{n}"}).status == 201
     redis_server.kill()
-    began = time.monotonic()
-    server.stop()
-    assert time.monotonic() - began < 15
-    assert all(made.closed for made in says)
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    wait_for(lambda: not stopping.is_alive())  # a few leases, not as many as there are answers
 
 
 def test_a_port_that_is_taken(client, serve):

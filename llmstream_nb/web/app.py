@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -181,11 +181,12 @@ class Desk:
     async def whole(self, answer_id: str, request: Request) -> JSONResponse:
         """Wait for an answer's end, and return all of it; stop it when the asker goes away."""
         hub: Hub = request.app.state.hub
-        seen, moved = ORIGIN, time.monotonic()
+        top, seen, moved = ORIGIN, ORIGIN, time.monotonic()
         while True:
-            top, final = await hub.place(answer_id)
-            if final:
-                return JSONResponse((await self.show(answer_id)).model_dump())
+            with suppress(RedisUnusable):  # it may come back
+                top, final = await hub.place(answer_id)
+                if final:
+                    return JSONResponse((await self.show(answer_id)).model_dump())
             if await request.is_disconnected():
                 await self.stop(answer_id)
             now = time.monotonic()
@@ -195,9 +196,10 @@ class Desk:
             await asyncio.sleep(0.1)
 
     async def leave(self) -> None:
-        """End the answers that this process writes: nobody else can."""
-        for answer in self._own:
-            await anyio.to_thread.run_sync(answer.stop)
+        """End the answers that this process writes: nobody else can. All at once: each may have to wait for Redis."""
+        limiter = anyio.CapacityLimiter(len(self._own) + 1)
+        stops = (anyio.to_thread.run_sync(answer.stop, limiter=limiter) for answer in self._own if answer.at_work)
+        await asyncio.gather(*stops, return_exceptions=True)
 
 
 def create_app(
