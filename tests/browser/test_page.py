@@ -315,6 +315,7 @@ def test_offline_and_online_again(cuttable, writer, visit) -> None:
     writer.say("five").end()
     viewer.context.set_offline(False)
     assert viewer.ends() == writer.text
+    assert [one for one in viewer.requests if f"after={writer.attempt}-" in one]  # at once, and not from the beginning
     assert viewer.evaluate("window.__shrunk") == 0
 
 

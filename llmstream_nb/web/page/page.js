@@ -124,7 +124,7 @@ async function ask() {
     history.pushState(null, "", address("", { answer: asked.id }));
     const opened = open(asked.id, { question });
     if (stream) opened.watch();
-    else opened.settle(asked);
+    else opened.check(asked);
   } catch (problem) {
     if (problem.name !== "AbortError") refuse(problem);
     if (!stream) openFromAddress();
