@@ -13,7 +13,7 @@ const HELP = {
   0: "The server can't be reached. If it was stopped, start it again.",
   401: "The token in this page's address is missing or wrong. Open the whole link that the server gave; after each start it is a new one.",
 };
-const PASSING = [0, 429, 502, 503, 504]; // HTTP statuses that are worth another try; 0: no reply
+const isPassing = (status) => !status || status === 429 || status >= 500; // worth another try; 0: no reply
 export const OVER = ["ended", "failed"]; // an answer of this status does not go on
 const LONGEST = 30; // seconds between two tries
 
@@ -24,7 +24,7 @@ const areMissing = (count) => `${count.toLocaleString("en")} ${count === 1 ? "en
 class Problem extends Error {
   constructor(status, { error, message } = {}, wait = 0) {
     super(HELP[status] ?? message ?? `The server's reply has the status ${status}.`);
-    Object.assign(this, { status, error, wait, passing: PASSING.includes(status) }); // wait: seconds, from Retry-After
+    Object.assign(this, { status, error, wait, passing: isPassing(status) }); // wait: seconds, from Retry-After
   }
 }
 
