@@ -181,17 +181,18 @@ class Desk:
     async def whole(self, answer_id: str, request: Request) -> JSONResponse:
         """Wait for an answer's end, and return all of it; stop it when the asker goes away."""
         hub: Hub = request.app.state.hub
-        top, seen, moved = ORIGIN, ORIGIN, time.monotonic()
+        seen, alive = ORIGIN, time.monotonic()
         while True:
+            now = time.monotonic()
             with suppress(RedisUnusable):  # it may come back
-                top, final = await hub.place(answer_id)
-                if final:
+                place = await hub.place(answer_id, seen)
+                if place.final and (place.told or now - alive > 2 * self.timing.lease):
                     return JSONResponse((await self.show(answer_id)).model_dump())
+                if place.alive or place.top != seen:
+                    seen, alive = place.top, now
             if await request.is_disconnected():
                 await self.stop(answer_id)
-            now = time.monotonic()
-            seen, moved = top, (now if top != seen else moved)
-            if now - moved > self.timing.patience or hub.closing:
+            if now - alive > self.timing.patience or hub.closing:
                 return problem(504, "StillWaiting", f"{answer_id} has not ended in time; it may go on")
             await asyncio.sleep(0.1)
 
@@ -300,7 +301,7 @@ def _add_events(app: FastAPI, limits: Limits) -> None:
             seen = EntryID.parse(place)
         except BadEntryID as error:
             return problem(400, "BadEntryID", str(error))
-        top, final = await hub.place(answer_id)
+        top, final, *_ = await hub.place(answer_id)
         if seen.attempt > ATTEMPTS or (final and seen > top):
             return problem(409, "ForeignID", f"{seen} is no entry of {answer_id}: watch it without Last-Event-ID")
         if final and seen == top:

@@ -7,7 +7,7 @@ import time
 from bisect import bisect_right
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
@@ -34,6 +34,15 @@ WINDOW = 256_000  # bytes of an answer's newest frames that are kept for its vie
 PAGE = 64_000  # bytes written to a viewer at once; it has to take them before it gets more
 CATCH_UP = 3  # connections for all viewers who are behind
 FEW = 100  # entries in a viewer's first read; the next ones are as large as what it takes at once
+
+
+class Place(NamedTuple):
+    """Where an answer stands."""
+
+    top: EntryID  # its last entry
+    final: bool  # whether that is its end
+    alive: bool  # whether the lease of the attempt that was seen lives
+    told: bool  # whether the record tells the end, too
 
 
 class Channel:
@@ -203,22 +212,22 @@ class Hub:
 
     # For each viewer
 
-    async def place(self, answer_id: str) -> tuple[EntryID, bool]:
-        """The answer's last entry, and whether it is the end; raises AnswerNotFound, NotAnAnswer or RedisUnusable."""
+    async def place(self, answer_id: str, seen: EntryID = ORIGIN) -> Place:
+        """Where an answer stands, for one who has seen so much; raises AnswerNotFound, NotAnAnswer, RedisUnusable."""
         pipe = self._pool.pipeline(transaction=False)
-        queue_look(pipe, self.names.answer(answer_id), Follower(answer_id))
+        queue_look(pipe, self.names.answer(answer_id), Follower(answer_id, seen))
         try:
             async with self._turn:
-                newest, _, text, _ = await pipe.execute()
+                newest, leased, text, _ = await pipe.execute()
         except LOST as error:
             raise unusable(as_redis_error(error), self.client) from None
         record, top = parse_record(text), parse_entries(newest)
         if not top and record is None:
             raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
+        end = (record or {}).get("end") or ""
         if top:
-            return top[0].id, top[0].final
-        end = (record or {}).get("end")
-        return EntryID.parse(end or "0-0"), bool(end)
+            return Place(top[0].id, top[0].final, bool(leased), bool(end))
+        return Place(EntryID.parse(end or str(ORIGIN)), bool(end), bool(leased), bool(end))
 
     async def stream(self, answer_id: str, after: EntryID, top: EntryID) -> AsyncGenerator[bytes]:
         """What to send to a viewer who has seen `after`, until the end. `top` is the last entry that `place` saw."""
