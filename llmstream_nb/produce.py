@@ -14,7 +14,7 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, WatchError
 
-from .connection import Line, is_passing, names_of, said, unusable
+from .connection import Line, RedisUnusable, is_passing, names_of, said, unusable
 from .llm import ModelError
 from .protocol import (
     AnswerExists,
@@ -147,10 +147,11 @@ class Attempt:
                     self._line.reopen()
                     self.synchronise()
                 return action()
-            except (RedisError, OSError) as error:
+            except (RedisError, OSError, RedisUnusable) as problem:  # the last is what `look` makes of the others
+                error: Any = (isinstance(problem, RedisUnusable) and problem.__context__) or problem
                 unclear = isinstance(error, WatchError) or "equal or smaller" in said(error)
                 if not (unclear or is_passing(error)) or not retry.sleep():
-                    raise
+                    raise error from None
                 failed = True
 
     def open(self, opening: Callable[[Entry | None], tuple[str, dict[str, Any]]]) -> None:

@@ -141,6 +141,13 @@ def test_an_answer_that_is_deleted_while_its_producer_is_held_up_stays_deleted(l
         assert not client.exists(*names_of(client).answer("a")[:2])
 
 
+@REAL
+def test_who_completes_a_record_tries_again_when_its_look_is_lost(lab: Lab) -> None:
+    """Its producer has ended the answer, and died before the record said so."""
+    lost = step("drop_request", 1, "XREAD")
+    Run(lab, Schedule((*SPOKEN, step("freeze", "ended"), step("lapse"), lost, step("take_over", True)))).play()
+
+
 # --------------------------------------------------------------------------------------------- broken variants
 
 
