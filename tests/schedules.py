@@ -533,6 +533,10 @@ class Run:
             last = (attempt.number, len(attempt.entries) - 1)
             return bool(entries) and entries[-1].id == last and attempt.text == said
 
+        self.wait(
+            lambda: all(each.done.is_set() or each.attempt.sent for each in self.producers),
+            "each producer has begun or was refused",
+        )
         self.wait(lambda: producer.done.is_set() or settled(), "the last producer has written everything")
 
     # The end

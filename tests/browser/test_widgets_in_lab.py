@@ -160,10 +160,10 @@ def test_a_pooled_answer_goes_on_when_the_kernel_that_asked_restarts(browser, la
         for index in (2, 3):
             notebook.run(index)
         expect(view(notebook, 3).locator(".llmstream-body")).to_contain_text("0 1 2")
+        expect(label(notebook, 3)).to_have_text("Streaming")
         notebook.restart_kernel()
         for index in (0, 3):
             notebook.run(index)
-        expect(label(notebook, 3)).to_have_text("Streaming")
         assert text_at_end(notebook, 3) == WHOLE
     finally:
         worker.stop(0)
