@@ -537,7 +537,7 @@ class Run:
             return bool(entries) and entries[-1].id == last and attempt.text == said
 
         self.wait(
-            lambda: all(each.done.is_set() or each.attempt.sent for each in self.producers),
+            lambda: all(each.done.is_set() or each.attempt.sent or each in self.silent for each in self.producers),
             "each producer has begun or was refused",
         )
         self.wait(lambda: producer.done.is_set() or settled(), "the last producer has written everything")
