@@ -394,9 +394,10 @@ def test_a_broken_variant_is_found_out(lab: Lab, monkeypatch, variant) -> None:
     Run(lab, schedule).play()  # as the code is, all is well
     with monkeypatch.context() as patch:
         variant(patch)
-        run = Run(lab, schedule, bound=2.0)
         with pytest.raises(AssertionError, match=said):
-            run.play()
+            for _ in range(3):  # some are a matter of who comes first
+                run = Run(lab, schedule, bound=2.0)
+                run.play()
     lab.clean_up(run)
 
 
