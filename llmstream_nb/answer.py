@@ -162,7 +162,8 @@ def stop_answer(answer_id: str, *, client: redis.Redis | None = None, timing: Ti
     try:
         if now.status not in ("ended", "failed"):
             client.set(keys.cancel, "stop", px=milliseconds(timing.ttl))
-        while now.status in ("queued", "streaming", "interrupted") and time.monotonic() < deadline:
+        # Until the record tells the end, too: its producer writes that last, or has died before it could.
+        while now.status != "missing" and not _is_over(now) and time.monotonic() < deadline:
             attempt = max(1, now.top.attempt)
             if not client.exists(keys.lease(attempt)):
                 with suppress(Fenced):  # somebody has just taken over, and will see it
@@ -173,6 +174,10 @@ def stop_answer(answer_id: str, *, client: redis.Redis | None = None, timing: Ti
     except (RedisError, OSError) as error:
         raise unusable(error, client) from None
     return now.status
+
+
+def _is_over(now: Look) -> bool:
+    return now.status in ("ended", "failed") and ("end" in now.record or not now.record)
 
 
 def close_answer(client: redis.Redis, answer_id: str, timing: Timing, error: str = "", message: str = "") -> None:

@@ -90,7 +90,6 @@ def names_of(client: redis.Redis) -> Names:
 class _Named:
     """A client that says which server it talks to, in a repr that is the same at every run."""
 
-    names: Names
     where = ""
 
     def __repr__(self) -> str:
@@ -148,10 +147,8 @@ def _check_server(client: redis.Redis) -> dict[str, Any]:
 
 def where(client: redis.Redis) -> str:
     """The server's address, fit to show."""
-    if named := getattr(client, "where", ""):
-        return named
-    kwargs = client.connection_pool.connection_kwargs
-    return f"{kwargs.get('host', 'localhost')}:{kwargs.get('port', 6379)}"
+    usual = {"host": "localhost", "port": 6379}
+    return getattr(client, "where", "") or "{host}:{port}".format_map(usual | client.connection_pool.connection_kwargs)
 
 
 def unusable(error: Exception, client: redis.Redis) -> RedisUnusable:

@@ -147,14 +147,14 @@ def create_group(client: redis.Redis, answer_id: str, group: str, timing: Timing
     Raises AnswerNotFound, GroupGone where only the record is left, NotAnAnswer for a key of another type.
     """
     key, question = names_of(client).answer(answer_id)[:2]
-    kind = str(client.type(key))
-    if kind not in ("none", "stream"):
-        raise NotAnAnswer(f"{key!r} holds a {kind}, not a stream: use another id, or delete that key")
     try:
         with client.pipeline(transaction=True) as pipe:
+            # Watched, for what is seen must still hold when the group is made: an answer may begin just now, and a
+            # group must not bring back the key of one that is just deleted.
+            pipe.watch(key, question)
+            record = parse_record(pipe.get(question))  # type: ignore[arg-type]
+            kind = str(pipe.type(key))  # after the record: where that tells an end, entries were there before
             if kind == "none":
-                pipe.watch(key, question)  # else a group could bring back the key of an answer that is just deleted
-                record = parse_record(pipe.get(question))  # type: ignore[arg-type]
                 if record is None:
                     raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
                 if record.get("end"):
@@ -162,10 +162,14 @@ def create_group(client: redis.Redis, answer_id: str, group: str, timing: Timing
                         f"the entries of {answer_id!r} have expired; its text is in Answer({answer_id!r}).text"
                     )
                 pipe.multi()
-            pipe.xgroup_create(key, group, "0", mkstream=kind == "none")
-            if kind == "none":  # at once: a reply may be lost, and a key must not stay for ever
+                pipe.xgroup_create(key, group, "0", mkstream=True)
+                # At once: a reply may be lost, and a key must not stay for ever.
                 pipe.pexpire(key, milliseconds(timing.ttl))
-            pipe.execute()
+                pipe.execute()
+            elif kind == "stream":
+                pipe.xgroup_create(key, group, "0")  # no MULTI: it may grow meanwhile
+            else:
+                raise NotAnAnswer(f"{key!r} holds a {kind}, not a stream: use another id, or delete that key")
     except WatchError:  # it begins, or goes, just now: look again
         create_group(client, answer_id, group, timing)
     except ResponseError as error:

@@ -14,7 +14,7 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, WatchError
 
-from .connection import Line, is_passing, names_of, said, unusable
+from .connection import Line, RedisUnusable, is_passing, names_of, said, unusable
 from .llm import ModelError
 from .protocol import (
     AnswerExists,
@@ -29,8 +29,9 @@ from .protocol import (
     clean,
     parse_entries,
 )
-from .read import Backoff, look
+from .read import Backoff, look, parse_record
 
+Json = dict[str, Any]
 BATCH = 200  # entries in one MULTI: enough to be fast, small enough not to hold up other clients
 BACKLOG = 5_000  # unsent entries before the model has to wait
 KEPT_ANSWERS = 1_000  # ids in the index of answers
@@ -117,9 +118,8 @@ class Attempt:
         self.client, self.record, self.timing, self.maxlen = client, record, timing, maxlen
         self.keys = names_of(client).answer(record["id"])
         self.nonce = secrets.token_hex(8)
-        self.number = 0  # chosen when the attempt is opened
+        self.number = self.sent = 0  # the number is chosen when the attempt is opened
         self.entries: list[tuple[str, str, int]] = []  # kind, text, ms
-        self.sent = 0
         self.cancelled = False
         self.ended_before: Entry | None = None  # the end that someone else has written: nothing is left to answer
         self._line = Line(client, self.keys.chunks)
@@ -147,10 +147,11 @@ class Attempt:
                     self._line.reopen()
                     self.synchronise()
                 return action()
-            except (RedisError, OSError) as error:
+            except (RedisError, OSError, RedisUnusable) as problem:  # the last is what `look` makes of the others
+                error: Any = (isinstance(problem, RedisUnusable) and problem.__context__) or problem
                 unclear = isinstance(error, WatchError) or "equal or smaller" in said(error)
                 if not (unclear or is_passing(error)) or not retry.sleep():
-                    raise
+                    raise error from None
                 failed = True
 
     def open(self, opening: Callable[[Entry | None], tuple[str, dict[str, Any]]]) -> None:
@@ -242,16 +243,20 @@ class Attempt:
         now = look(self.record["id"], self._line.redis)
         if self.ended_before and not now.record.get("end"):
             closing = self.ended_before.data | ({"missing": now.missing} if now.missing else {})
-            self._save(now.record or self.record, closing, self.ended_before.id, now.text)
+            self._save(now.record or self.record, closing, self.ended_before.id, now.text, repair=True)
 
-    def _save(self, record: dict[str, Any], closing: dict[str, Any], end: EntryID, text: str) -> None:
+    def _save(self, record: Json, closing: Json, end: EntryID, text: str, repair: bool = False) -> None:
+        """Write the record, unless it has been deleted, belongs to a newer question, or needs no repair any more."""
         whole = record | closing | {"start": f"{end.attempt}-0", "end": str(end), "text": text}
         whole.pop("nonce", None)
         with self._line.redis.pipeline(transaction=True) as pipe:
-            pipe.watch(self.keys.cancel)
-            deleted = pipe.get(self.keys.cancel) == "clear"
+            pipe.watch(self.keys.cancel, self.keys.question)
+            found = parse_record(pipe.get(self.keys.question)) or {}  # type: ignore[arg-type]
+            if found.get("asked", record["asked"]) != record["asked"]:
+                return
+            keep = pipe.get(self.keys.cancel) == "clear" or (repair and "end" in found)
             pipe.multi()
-            if not deleted:  # else the record would come back
+            if not keep:
                 pipe.set(self.keys.question, json.dumps(whole), px=milliseconds(self.timing.ttl))
                 pipe.pexpire(self.keys.chunks, milliseconds(self.timing.ttl))
             pipe.delete(self.keys.lease(end.attempt))

@@ -335,6 +335,7 @@ class Run:
         self.group_readers: list[GroupReader] = []
         self.looks: list[Look] = []
         self.gates: list[threading.Event] = []  # each holds up a producer
+        self.silent: list[Producer] = []  # who has left, or is held up
         self.ending: Callable[[Model], None] | None = None
         self.kept = ""  # what was confirmed when Stop was pressed
         self.cleared = self.lossy = self.trimmed = self.stopped = False
@@ -481,12 +482,14 @@ class Run:
         clear("a", client=self.direct, timing=self.timing)
 
     def leave(self) -> None:
+        self.silent.append(self.producers[-1])
         self.producers[-1].leave()
 
     def freeze(self, point: str) -> None:
         """Hold up the last producer's thread: all is checked and a batch is about to be sent, or just was, or the end."""
         producer, gate, there = self.producers[-1], threading.Event(), threading.Event()
         self.gates.append(gate)
+        self.silent.append(producer)
         name = {"checked": "_queue_xadd", "sent": "flush", "ended": "finish"}[point]
         method = getattr(producer.attempt, name)
 
@@ -507,7 +510,7 @@ class Run:
 
     def lapse(self) -> None:
         """Wait until the lease of who has left or is held up is gone."""
-        attempts = [producer.attempt for producer in self.producers]
+        attempts = [producer.attempt for producer in self.silent]
 
         def gone() -> bool:
             return all(self.direct.get(self.keys.lease(a.number)) != a.nonce for a in attempts)
@@ -533,6 +536,10 @@ class Run:
             last = (attempt.number, len(attempt.entries) - 1)
             return bool(entries) and entries[-1].id == last and attempt.text == said
 
+        self.wait(
+            lambda: all(each.done.is_set() or each.attempt.sent or each in self.silent for each in self.producers),
+            "each producer has begun or was refused",
+        )
         self.wait(lambda: producer.done.is_set() or settled(), "the last producer has written everything")
 
     # The end

