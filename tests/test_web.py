@@ -9,6 +9,7 @@ import random
 import re
 import socket
 import threading
+import time
 import uuid
 
 import jsonschema
@@ -729,7 +730,7 @@ def test_an_asker_who_goes_away_stops_the_whole_answer(no_leftovers, client, ser
 def test_a_whole_answer_outlives_a_restart_of_redis(no_leftovers, redis_server, serve, says):
     server, asks = serve(client=own_server_client(redis_server, "")), []
     place = hub_of(server).place
-    hub_of(server).place = lambda answer_id: asks.append(answer_id) or place(answer_id)
+    hub_of(server).place = lambda answer_id, seen: asks.append(answer_id) or place(answer_id, seen)
 
     async def main():
         asked = {"question": "why?", "stream": False}
@@ -747,13 +748,30 @@ def test_a_whole_answer_outlives_a_restart_of_redis(no_leftovers, redis_server, 
     assert reply.status == 200 and reply.json["text"] == "all of it" and reply.json["status"] == "ended"
 
 
-def test_a_whole_answer_that_takes_too_long_names_its_id(client, serve, says):
-    server = serve(timing=Timing(lease=1, tick=0.05, patience=0.4))
+def test_a_whole_answer_that_nobody_writes_names_its_id(client, serve):
+    server = serve(pool=True, timing=Timing(lease=1, tick=0.05, patience=0.4))
     reply = call(server, "POST", "answers", {"question": "why?", "stream": False})
     assert problem(reply, 504) == "StillWaiting"
     answer_id = reply.json["message"].partition(" ")[0]
-    assert call(server, "GET", f"answers/{answer_id}").json["status"] == "streaming"
+    assert call(server, "GET", f"answers/{answer_id}").json["status"] == "queued"
     assert call(server, "DELETE", f"answers/{answer_id}").json["status"] == "ended"
+
+
+def test_a_whole_answer_is_waited_for_as_long_as_its_producer_lives(client, serve, says):
+    server = serve(timing=Timing(lease=0.3, tick=0.05, patience=0.2))
+    looks, place = [], hub_of(server).place
+    hub_of(server).place = lambda *args: looks.append(time.monotonic()) or place(*args)
+
+    async def main():
+        asked = {"question": "why?", "stream": False}
+        whole = asyncio.create_task(asyncio.to_thread(call, server, "POST", "answers", asked))
+        await until(lambda: looks and looks[-1] - looks[0] > 1.0)  # a silent model, far beyond all patience
+        says[0].say("at last")
+        says[0].end()
+        return await whole
+
+    reply = asyncio.run(main())
+    assert (reply.status, reply.json["text"], reply.json["record"]["reason"]) == (200, "at last", "stop")
 
 
 @BOTH
