@@ -41,7 +41,7 @@ async def gather(answer_id: str, after: str = "0-0", **options) -> list:
 
 
 def everything(answer_id: str, after: str = "0-0", **options) -> list:
-    return asyncio.run(gather(answer_id, after, **options))
+    return asyncio.run(asyncio.wait_for(gather(answer_id, after, **options), 20))
 
 
 def test_the_same_events_as_read_answer_from_every_cursor(client):

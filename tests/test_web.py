@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import random
 import re
 import socket
@@ -415,7 +416,7 @@ def test_what_viewers_have_in_common_is_no_more_than_the_window():
         assert sum(len(one.data) for one in channel._frames) == channel._size <= hub.WINDOW
     assert channel.after(ORIGIN) is None
     kept = channel.after(channel._base)
-    assert len(kept) % 2 == 0 and b"event: gap" in kept[0].data  # an entry's frames go together
+    assert b"event: gap" in kept[0].data  # an entry's frames go together
     assert kept[0].id == EntryID(1, channel._base.seq + 1)
     channel.take([Text(EntryID(1, 200), "x" * 2 * hub.WINDOW)])
     assert not channel._frames and channel._size == 0 and channel.after(EntryID(1, 199)) is None
@@ -427,6 +428,7 @@ def test_clients_that_vanish_leave_nothing_behind(backend, client, serve):
     server = serve(limits=Limits(viewers=150))
     size = 20_000 if backend == "redis-server" else 500  # a large reply is too much for the fake's TCP server
     big, small = Writer(client, "big").say(*["x" * size] * 400), Writer(client, "small").say("a", "b")
+    Writer(client, "left").say("it goes on, and nobody watches")
     faithful = [Watcher(server, "big"), Watcher(server, "small")]
     before = len(tasks_of(server))
 
@@ -439,7 +441,7 @@ def test_clients_that_vanish_leave_nothing_behind(backend, client, serve):
     async def main() -> None:
         running = [asyncio.create_task(one.run()) for one in faithful]
         for n in range(60):
-            await asyncio.to_thread(vanish, "big" if n % 2 else "small", n % 3 > 0)
+            await asyncio.to_thread(vanish, ("big", "small", "left")[n % 3], n % 2 > 0)
             small.say(f"{n} ")
             if n % 10 == 0:
                 big.say(f"{n} ")
@@ -1145,19 +1147,22 @@ JSONS = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
 )
-NEARLY = st.fixed_dictionaries(
-    {},
-    optional={
-        "question": st.sampled_from(["why?", "x" * 9_000]) | JSONS,
-        "topic": JSONS,
-        "source": st.sampled_from(["scripted", "local", "openai"]) | JSONS,
-        "model": JSONS,
-        "stream": st.booleans() | JSONS,
-        "id": JSONS,
-    },
+RIGHT = {
+    "question": st.sampled_from(["why?", "x" * 8_000, "x" * 9_000, "\0", " 💥"]),
+    "topic": st.none() | st.text(max_size=20),
+    "source": st.sampled_from(["scripted", "local", "openai", None]),
+    "model": st.none() | st.text(max_size=20),
+    "stream": st.booleans(),
+}
+ANY = st.fixed_dictionaries({}, optional=dict.fromkeys([*RIGHT, "id"], JSONS))
+NEARLY = st.builds(
+    lambda right, other, use: right | {name: other[name] for name in use & other.keys()},
+    st.fixed_dictionaries(RIGHT),
+    ANY,
+    st.sets(st.sampled_from([*RIGHT, "id"]), max_size=2),
 )
 BODIES = (
-    (NEARLY | JSONS).map(lambda made: json.dumps(made).encode())
+    (NEARLY | ANY | JSONS).map(lambda made: json.dumps(made).encode())
     | st.binary(max_size=60)
     | st.sampled_from(
         [
@@ -1170,20 +1175,10 @@ BODIES = (
         ]
     )
 )
-TYPES = st.sampled_from(
-    [
-        "application/json",
-        "text/plain",
-        "application/x-www-form-urlencoded",
-        "multipart/form-data",
-        "x",
-        "a/json; charset=utf-7",
-        "",
-    ]
+TYPES = ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "x", "a/json; charset=utf-7", ""]
+IDS = st.sampled_from(["a"] * 9 + ["zzz", "", "..", "%00", "%ff", "a%2fb", "~", "x" * 65, "$", "a%20b"]) | st.text(
+    st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="#?/"), max_size=10
 )
-IDS = st.sampled_from(
-    ["a", "b", "zzz", "", "..", "%00", "%ff", "a%2fb", "~", "x" * 65, "$", "a b".replace(" ", "%20")]
-) | st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="#?/"), max_size=10)
 CURSORS = st.sampled_from(["0-0", "1-1", "1-2", "1-3", "9-9", "1718000000000-0", "x", ""]) | st.text(
     st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=20
 ).map(str.strip)
@@ -1208,17 +1203,20 @@ def instant():
         yield
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=400, deadline=None, derandomize=bool(os.environ.get("CI")), suppress_health_check=list(HealthCheck)
+)
 @given(data=st.data())
 def test_no_request_makes_the_server_fail_or_say_what_it_has_not_described(standing, described, instant, data):
-    path, operations = data.draw(st.sampled_from(sorted(described["paths"].items())))
+    paths = sorted(described["paths"].items())
+    path, operations = data.draw(st.sampled_from([paths[0], *paths]))  # /answers, where most can go wrong, more often
     method = data.draw(st.sampled_from([*operations, *operations, *operations, "put", "post", "patch", "options"]))
     query = data.draw(st.sampled_from(["", "&after=" + "%41"])) if data.draw(st.booleans()) else ""
     place = path[1:].replace("{answer_id}", data.draw(IDS))
     body = data.draw(st.none() | BODIES) if method in ("post", "put", "delete") else None
     headers = {}
     if body is not None:
-        headers["content_type"] = data.draw(TYPES | st.just("application/json"))
+        headers["content_type"] = data.draw(st.sampled_from(["application/json"] * 9 + TYPES))
     if data.draw(st.booleans()):
         headers["last_event_id"] = data.draw(CURSORS)
     reply = call(standing, method.upper(), place + ("?" + query if query else ""), body, **headers)

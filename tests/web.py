@@ -220,7 +220,9 @@ class Slow:
 
     def read(self) -> None:
         """Read some of it."""
-        self._held += self.sock.recv(1 << 20)
+        data = self.sock.recv(1 << 20)
+        assert data, "the connection was closed"
+        self._held += data
         if not self.watcher.statuses and b"\r\n\r\n" in self._held:
             head, _, self._held = self._held.partition(b"\r\n\r\n")
             self.watcher.statuses.append(int(head.split(b" ", 2)[1]))
