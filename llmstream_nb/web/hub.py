@@ -76,8 +76,8 @@ class Channel:
             self._ids.append(made.id)
             self._size += len(made.data)
         drop = 0
-        while self._size > WINDOW or (0 < drop < len(self._ids) and self._ids[drop] == self._base):
-            self._base = self._ids[drop]  # an entry's frames go together
+        while self._size > WINDOW:
+            self._base = self._ids[drop]  # who has not seen it has to read for itself
             self._size -= len(self._frames[drop].data)
             drop += 1
         del self._frames[:drop], self._ids[:drop]
