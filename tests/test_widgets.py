@@ -418,7 +418,7 @@ def test_markdown_is_rendered() -> None:
 
 @pytest.mark.parametrize("second_wall", [True, False])
 def test_each_of_the_two_walls_holds_alone(monkeypatch, second_wall: bool) -> None:
-    from llmstream_nb.widgets import markdown
+    from llmstream_nb import markdown
 
     if second_wall:
         monkeypatch.setattr(markdown._markdown, "render", lambda text: text)
