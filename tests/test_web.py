@@ -1203,6 +1203,7 @@ def instant():
         yield
 
 
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # the server's threads do, while one is drawn
 @settings(
     max_examples=400, deadline=None, derandomize=bool(os.environ.get("CI")), suppress_health_check=list(HealthCheck)
 )
