@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import threading
+from contextlib import suppress
 from typing import Any
 
 from fakeredis import FakeRedis, TcpFakeServer
@@ -45,8 +46,11 @@ class Handler(TCPFakeRequestHandler):
     disable_nagle_algorithm = True
 
     def setup(self) -> None:
-        """Make an error a reply."""
+        """Make an error a reply, and let a large reply wait until the reader takes it."""
         super().setup()
+        self._sender = self.connection.dup()  # the other one is non-blocking: what its buffer can't hold would be lost
+        self._sender.settimeout(60)
+        self.writer.writer = self._sender.makefile("wb")
         read = self.current_client.read_response
 
         def read_response(**options: Any) -> Any:
@@ -56,6 +60,13 @@ class Handler(TCPFakeRequestHandler):
                 return error
 
         self.current_client.read_response = read_response
+
+    def finish(self) -> None:
+        """Close what `setup` has opened."""
+        with suppress(OSError):
+            self.writer.writer.close()
+        self._sender.close()
+        super().finish()
 
 
 def serve(port: int) -> TcpFakeServer:

@@ -424,10 +424,9 @@ def test_what_viewers_have_in_common_is_no_more_than_the_window():
 
 
 @BOTH
-def test_clients_that_vanish_leave_nothing_behind(backend, client, serve):
+def test_clients_that_vanish_leave_nothing_behind(client, serve):
     server = serve(limits=Limits(viewers=150))
-    size = 20_000 if backend == "redis-server" else 500  # a large reply is too much for the fake's TCP server
-    big, small = Writer(client, "big").say(*["x" * size] * 400), Writer(client, "small").say("a", "b")
+    big, small = Writer(client, "big").say(*["x" * 20_000] * 400), Writer(client, "small").say("a", "b")
     Writer(client, "left").say("it goes on, and nobody watches")
     faithful = [Watcher(server, "big"), Watcher(server, "small")]
     before = len(tasks_of(server))

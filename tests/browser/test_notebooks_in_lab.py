@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .lab import ROOT, Lab, chromium, lab
+from .lab import ROOT, Lab, lab
 
 pytestmark = [
     pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not on PATH"),
@@ -33,18 +33,18 @@ def running() -> Iterator[Lab]:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_run_all(running: Lab, path: Path) -> None:
+def test_run_all(browser, running: Lab, path: Path) -> None:
     copy = shutil.copy(path, running.folder)  # JupyterLab saves by itself, and these must stay as they are
-    with chromium() as browser:
-        notebook = running.open(browser, Path(copy).relative_to(ROOT).as_posix())
-        asked: list[str] = []
-        notebook.page.on("request", lambda request: asked.append(request.url))
-        notebook.page.evaluate(RUN_ALL)
-        cells = notebook.page.evaluate(STATE_OF_CELLS)
-        assert [cell["count"] for cell in cells] == list(range(1, len(cells) + 1))
-        assert not [cell["text"] for cell in cells if "error" in cell["kinds"]]
-        views = notebook.page.locator(".llmstream-answer")
-        for at in range(views.count()):
-            views.nth(at).filter(has_text=SETTLED).wait_for()
-        assert notebook.page.get_by_text("Not started yet").count() >= 1  # the exercise waits for the learner
-        assert not [url for url in asked if not url.startswith((running.base, "data:", "blob:"))]
+    notebook = running.open(browser, Path(copy).relative_to(ROOT).as_posix())
+    asked: list[str] = []
+    notebook.page.on("request", lambda request: asked.append(request.url))
+    notebook.page.evaluate(RUN_ALL)
+    cells = notebook.page.evaluate(STATE_OF_CELLS)
+    assert [cell["count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [cell["text"] for cell in cells if "error" in cell["kinds"]]
+    views = notebook.page.locator(".llmstream-answer")
+    for at in range(views.count()):
+        views.nth(at).filter(has_text=SETTLED).wait_for()
+    assert notebook.page.get_by_text("Not started yet").count() >= 1  # the exercise waits for the learner
+    assert not [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))]
+    notebook.page.context.close()
