@@ -233,6 +233,7 @@ def _web(args: argparse.Namespace) -> int:
         server = WebServer(args.port, client=client, pool=args.pool)
     except protocol.LLMStreamError as error:
         return _refused(error)
+    environment.allow_open_files(8_192)  # each viewer is one
     say(f"Answers are kept in {connection.where(client)}. Ctrl-C ends the server.")
     print(server.link(), flush=True)  # the link holds the token: only who has it may ask
     if not args.no_browser:

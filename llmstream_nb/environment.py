@@ -284,6 +284,19 @@ def _save_pristine() -> None:
 # --------------------------------------------------------------------------------- running and showing it
 
 
+def allow_open_files(count: int) -> None:
+    """Let this process and its children open so many files and sockets; some systems begin with 256."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def say(text: str) -> None:
     """Tell the user something; on standard error, so that `ask` can be piped."""
     print(text, file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from llmstream_nb.environment import ROOT, say
+from llmstream_nb.environment import ROOT, allow_open_files, say
 from llmstream_nb.guard import end
 from llmstream_nb.lab import StartError, child_environment, start_redis
 
@@ -55,6 +55,7 @@ def suites() -> list[Suite]:
 
 def run(part: str | None = None, expression: str | None = None) -> int:
     """Run the suites, or one part of them; print a summary and return 0 if all is well."""
+    allow_open_files(4_096)  # one process serves hundreds of viewers, and is all of them
     began, total, lines = time.monotonic(), Counter[str](), []
     for suite in suites():
         if part in (None, suite.part):
