@@ -306,14 +306,17 @@ class Producer:
 
     def stop(self) -> None:
         """Ask for the end, from any thread: the text so far is kept, and the model's request is closed."""
-        with self._changed:
-            self._stop = True
-            self._changed.notify_all()
+        self._note(_stop=True)
+        self._close_model()  # now, not when Redis has confirmed the end: it costs money
 
     def leave(self) -> None:
         """Stop writing, from any thread, and leave the answer open for another producer."""
+        self._note(_left=True)
+
+    def _note(self, **flags: bool) -> None:
+        """Set these, and wake both threads."""
         with self._changed:
-            self._left = True
+            vars(self).update(flags)
             self._changed.notify_all()
 
     # The model's thread
@@ -354,9 +357,9 @@ class Producer:
             self._changed.notify_all()
 
     def _close(self, kind: str, **data: Any) -> None:
-        """Append the end or error entry, once."""
+        """Append the end or error entry, once; an error after a stop is but the request that was closed."""
         with self._changed:
-            if self._closed:
+            if self._closed or (self._stop and kind == "error"):
                 return
             self._release(now=True)
             self._closed, ms = True, self._elapsed()
@@ -390,11 +393,10 @@ class Producer:
                         return
                 if self._stop:
                     self._close("end", reason="cancelled")
-                    self._close_model()  # now, not when Redis has confirmed the end: it costs money
                 attempt.insist(attempt.flush)
-                with self._changed:
-                    self._stop = self._stop or attempt.cancelled
-                    self._changed.notify_all()
+                if attempt.cancelled:
+                    self.stop()
+                self._note()  # there is room for more
             attempt.insist(attempt.finish)
             self.open = False
         except LLMStreamError as error:
@@ -404,9 +406,7 @@ class Producer:
         except Exception as error:  # noqa: BLE001 - whoever waits must learn of it, whatever it is
             self.error = LLMStreamError(f"the producer broke down: {type(error).__name__}: {error}")
         finally:
-            with self._changed:
-                self._closed = True
-                self._changed.notify_all()
+            self._note(_closed=True)
             self._close_model()
             attempt.close()
             self.done.set()

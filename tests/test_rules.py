@@ -246,12 +246,14 @@ def stop_ends_the_models_request_though_redis_is_away(lab: Lab) -> None:
     wait_for(lambda: text_in(lab.direct) == "one ")
     lab.proxy.refuse()
     lab.proxy.cut()
+    says.say("two ")
+    wait_for(lambda: producer.attempt._line._again)  # it tries to get through, and does nothing else
     producer.stop()
     wait_for(lambda: says.closed)
     assert not producer.done.is_set()  # the end is not written yet …
     lab.proxy.heal()
     wait_for(producer.done.is_set)  # … and is, once Redis is back
-    assert_whole(lab.direct, ["one "])
+    assert_whole(lab.direct, ["one ", "two "])
 
 
 # ---------------------------------------------------------------------------------------- rule 4: the end
