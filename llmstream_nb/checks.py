@@ -12,15 +12,16 @@ import secrets
 import textwrap
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
 from llmstream_nb import tables
-from llmstream_nb.answer import Answer
+from llmstream_nb.answer import Answer, ask, clear
 from llmstream_nb.connection import current, names_of
 from llmstream_nb.protocol import LLMStreamError
 from llmstream_nb.read import look
@@ -55,6 +56,16 @@ HINTS = {
         "XAUTOCLAIM gives `consumer` what is pending in its group; XACK takes an entry off the pending list.",
         "XAUTOCLAIM claims 100 entries a call: go on from the cursor that it returns, until that is `0-0`.",
         "Loop: `cursor, entries, *_ = client.xautoclaim(stream, group, consumer, 0, cursor)`, XACK, keep the texts.",
+    ),
+    "source": (
+        "`question.upper().split()` gives the words; `yield` each of them, one after another.",
+        "A function with `yield` in its body is a generator: it returns at once, and is run piece by piece.",
+        "`for n, word in enumerate(question.upper().split()):` and in it `yield f' {word}' if n else word`.",
+    ),
+    "poll": (
+        "XRANGE with `(` before the first ID begins after it: `redis.xrange(key, f'({last}')`.",
+        "Only text is added; any other `kind` ends the answer. Where nothing is new, `last` stays as it was.",
+        "`for last, entry in client.xrange(key, f'({last}'):` add the text or set `over`; return all three.",
     ),
     "resume": (
         "XREAD gives what comes after an ID: begin with `after`, then go on from the ID of each entry you saw.",
@@ -327,6 +338,64 @@ def _judge_claimed(result: Any, right: list[str], about: str) -> None:
     done = any(text.startswith("done") for text in result)
     _require(not done, f"{got}: some of these had been acknowledged; take only what is pending.")
     _require(result == right, f"{got}, not {_show(right)}.")
+
+
+def source(function: Callable[..., Iterator[str]], *, client: redis.Redis | None = None) -> Verdict:
+    """Exercise of notebook 05: `shout(question, topic)`, a source that yields the question's words in capitals.
+
+    The pieces, joined, are the question in capitals with one space between words; each holds one word.
+    """
+
+    def examine(case: _Case) -> str:
+        for question in ("Why streams?", "Who is “Ada”, then?", "Go!"):
+            about, words = f"asked {_show(question)}", question.upper().split()
+            made = case.call(function, about, question, None)
+            _require(not isinstance(made, str), "your function returns a whole text: `yield` it word by word.")
+            given = isinstance(made, Iterable)
+            _require(given, f"your function returns {_show(made)}, and nothing can be taken from that: use `yield`.")
+            pieces = case.call(lambda made=made: list(islice(made, 100)), about)
+            got = f"{about}, your function yields {_show(pieces)}"
+            _require(all(isinstance(piece, str) for piece in pieces), f"{got}: only text can be streamed.")
+            _require("".join("".join(pieces).split()) == "".join(words), f"{got}, not the words {_show(words)}.")
+            _require("".join(pieces) == " ".join(words), f"{got}: one space between two words, and no other.")
+            _require(len(pieces) == len(words), f"{got}: that is not a word at a time.")
+        answer = ask("so be it", source=function, client=case.client)
+        try:
+            _require(answer.wait(TIMEOUT / 2).text == "SO BE IT", f"through `ask`, its text is {_show(answer.text)}.")
+            return f"{sum(tables.entries(answer)['kind'] == 'text')} words in the stream, an entry each."
+        finally:
+            clear(answer.id, client=case.client)
+
+    return _check("source", function, examine, client)
+
+
+def poll(
+    function: Callable[[redis.Redis, str, str], tuple[str, str, bool]], *, client: redis.Redis | None = None
+) -> Verdict:
+    """Exercise of notebook 05: `poll(client, stream, last)`: new text, last ID and whether it is over, at once."""
+
+    def examine(case: _Case) -> str:
+        words = [(f"1-{n}", "text", word) for n, word in enumerate(["One", "two", "end", "error"], 1)]
+        for entries, last, right, about in (
+            ([], "0-0", ("", "0-0", False), "where the stream does not exist yet"),
+            (words[:2], "0-0", ("Onetwo", "1-2", False), "at the first look"),
+            (words[:2], "1-2", ("", "1-2", False), "where nothing is new"),
+            (words, "1-1", ("twoenderror", "1-4", False), "in the middle, after 1-1"),
+            ([*words, ("1-5", "end", "stop")], "1-3", ("error", "1-5", True), "at the end, after 1-3"),
+            ([*words[:1], ("1-2", "error", "Stalled")], "0-0", ("One", "1-2", True), "where the model failed"),
+            ([*words, ("1-5", "end", "stop")], "1-5", ("", "1-5", False), "after the end, where nothing is new"),
+            ([(f"1-{n}", "text", "x") for n in range(1, 1_201)], "0-0", ("x" * 1_200, "1-1200", False), "far behind"),
+        ):
+            case.client.delete(case.stream)
+            case.write(entries)
+            result = case.call(function, about, case.client, case.stream, last)
+            got = f"{about}, your function returns {_show(result)}"
+            _require(isinstance(result, (tuple, list)) and len(result) == 3, f"{got}: return three things.")
+            for name, one, wanted in zip(("the text", "the last ID", "whether it is over"), result, right, strict=True):
+                _require(one == wanted, f"{got}: {name} is {_show(wanted)}.")
+        return "new text, once, and where to go on from."
+
+    return _check("poll", function, examine, client)
 
 
 def resume(function: Callable[..., str], *, client: redis.Redis | None = None) -> Verdict:

@@ -56,6 +56,24 @@ def right_produce(client, stream, question_id, chunks):
         client.xadd(stream, item(question_id, f";END:{question_id}"))
 
 
+def shouts(question, topic):
+    for number, word in enumerate(question.upper().split()):
+        yield f" {word}" if number else word
+
+
+def poller(read=lambda client, stream, last: client.xrange(stream, f"({last}"), final=("end", "error")):
+    def poll(client, stream, last):
+        entries = read(client, stream, last)
+        text = "".join(entry["text"] for _, entry in entries if entry["kind"] == "text")
+        return text, entries[-1][0] if entries else last, any(entry["kind"] in final for _, entry in entries)
+
+    return poll
+
+
+def by_xread(client, stream, last):
+    return [entry for _, entries in client.xread({stream: last}) for entry in entries]
+
+
 def produce_with_start(client, stream, question_id, chunks):
     client.xadd(stream, item(question_id, f"START:{question_id};"))
     right_produce(client, stream, question_id, chunks)
@@ -210,6 +228,11 @@ def watcher(*, keep=last_id, begin=None, anew="", final=("end", "failed"), kinds
         (checks.resume, resumer(count=1)),
         (checks.resume, resumer(block=20)),
         (checks.resume, resumes_by_xrange),
+        (checks.source, shouts),
+        (checks.source, lambda question, topic: list(shouts(question, topic))),
+        (checks.poll, poller()),
+        (checks.poll, poller(by_xread)),
+        (checks.poll, lambda *args: list(poller()(*args))),
         (checks.last_event_id, watcher()),
         (checks.last_event_id, watcher(begin={"last-event-id": "0-0"})),
         (
@@ -676,6 +699,69 @@ def test_resumers_that_never_return(client, monkeypatch):
         wait_for(lambda resume=resume: not running(resume.__code__))
 
 
+# ------------------------------------------------------------------------------------------ source and poll
+
+
+def shouts_endlessly(question, topic):
+    while True:
+        yield from shouts(question, topic)
+
+
+def breaks_off(question, topic):
+    yield "WHY"
+    raise ValueError("no more")
+
+
+@pytest.mark.parametrize(
+    ("solution", "word"),
+    [
+        (lambda question, topic: question.upper(), "returns a whole text: `yield` it"),
+        (lambda question, topic: None, "returns None, and nothing can be taken from that"),
+        (lambda question, topic: [question.upper()], "that is not a word at a time"),
+        (lambda question, topic: iter(question.upper()), "that is not a word at a time"),
+        (lambda question, topic: question.upper().split(), "one space between two words"),
+        (lambda question, topic: (f"{word} " for word in question.upper().split()), "one space between two words"),
+        (lambda question, topic: question.split(), "not the words ['WHY', 'STREAMS?']"),
+        (lambda question, topic: question.upper().encode().split(), "only text can be streamed"),
+        (shouts_endlessly, "not the words"),
+        (breaks_off, "asked 'Why streams?', your function raises ValueError: no more"),
+        (lambda question: None, "raises TypeError"),
+    ],
+)
+def test_wrong_sources(client, solution, word):
+    assert explained(checks.source(solution), word)
+    assert not client.zcard(client.names.answers)
+
+
+def poll_that_takes_every_text(client, stream, last):
+    entries = client.xrange(stream, f"({last}")
+    return "".join(e["text"] for _, e in entries), entries[-1][0] if entries else last, bool(entries[-1:])
+
+
+@pytest.mark.parametrize(
+    ("solution", "word"),
+    [
+        (poller(lambda c, s, last: c.xrange(s, last)), "where nothing is new, your function returns ('two'"),
+        (poller(lambda c, s, last: c.xrange(s, f"({last}", count=100)), "far behind, your function returns ('xxx"),
+        (poller(final=("end",)), "where the model failed, your function returns ('One', '1-2', False)"),
+        (poller(final=()), "whether it is over is True"),
+        (poll_that_takes_every_text, "whether it is over is False"),
+        (lambda *args: poller()(*args)[:2], "return three things"),
+        (lambda c, s, last: poller()(c, s, "0-0"), "where nothing is new"),
+        (lambda c, s, last: c.xread({s: last})[0], "raises IndexError"),
+    ],
+)
+def test_wrong_pollers(client, solution, word):
+    assert explained(checks.poll(solution), word)
+
+
+def test_a_poller_that_waits(client, monkeypatch):
+    monkeypatch.setattr(checks, "TIMEOUT", 0.5)
+    waits = poller(lambda c, s, last: [e for _, entries in c.xread({s: last}, block=0) for e in entries])
+    assert explained(checks.poll(waits), "where the stream does not exist yet, your function does not return")
+    wait_for(lambda: not running(waits.__code__))
+
+
 # ------------------------------------------------------------------------------------------- last_event_id
 
 
@@ -919,7 +1005,16 @@ HOSTILE = [
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "check",
-    [checks.get_last_id, checks.produce, checks.read, checks.claim, checks.resume, checks.last_event_id],
+    [
+        checks.get_last_id,
+        checks.produce,
+        checks.read,
+        checks.claim,
+        checks.source,
+        checks.poll,
+        checks.resume,
+        checks.last_event_id,
+    ],
 )
 def test_hostile_functions(client, check):
     for function in HOSTILE:

@@ -23,6 +23,7 @@ MAY_DIFFER = {
     "02-produce": 3,
     "03-read-live": 2,
     "04-groups": 3,
+    "05-take-home": 1,
     "06-break-it": 3,
     "07-fast-and-slow": 7,
     "08-to-the-browser": 6,
