@@ -1,4 +1,4 @@
-"""Stream an LLM's answer through a Redis stream: produce, read, resume, end. It needs redis and openai."""
+"""Stream an LLM's answer through a Redis stream; it needs redis and openai, and nothing else."""
 
 import os
 import sys
@@ -25,9 +25,9 @@ def answer(llm, model, question):
 
 
 def produce(redis, key, pieces, ttl=86_400):
-    """Write each (kind, text) as an entry into the stream `key`, a new one that lives `ttl` seconds."""
+    """Write each (kind, text) into the stream `key`, a new one; it lives for `ttl` seconds."""
     for number, (kind, text) in enumerate(pieces, 1):
-        try:  # under an ID of our own: sent again after a lost reply, an entry is refused and not doubled
+        try:  # an ID of our own: sent again after a lost reply, an entry is refused, not doubled
             redis.xadd(key, {"kind": kind, "text": text}, id=f"1-{number}")
         except ResponseError as error:
             if "equal or smaller" not in str(error):
@@ -36,7 +36,7 @@ def produce(redis, key, pieces, ttl=86_400):
 
 
 def read(redis, key, last="0-0", patience=30):
-    """Yield (ID, kind, text) of each entry after the ID `last`, up to the end; give up after a silence."""
+    """Yield (ID, kind, text) of each entry after `last`, up to the end, or to a silence."""
     heard = time.monotonic()
     while time.monotonic() - heard < patience:
         for _, entries in redis.xread({key: last}, count=500, block=1000):
@@ -50,10 +50,10 @@ def read(redis, key, last="0-0", patience=30):
     raise TimeoutError(f"nothing came after {last} for {patience} s: is its producer dead?")
 
 
-if __name__ == "__main__":  # recipe.py ask KEY QUESTION; elsewhere, at any time: recipe.py read KEY [LAST-ID]
+if __name__ == "__main__":  # recipe.py ask KEY QUESTION, or: recipe.py read KEY [LAST-ID]
     url, retry = os.environ["REDIS_URL"], Retry(ExponentialWithJitterBackoff(2, 0.1), 8)
-    redis, (command, key, *rest) = Redis.from_url(url, decode_responses=True, retry=retry), sys.argv[1:]
-    if command == "ask":
+    redis, (job, key, *rest) = Redis.from_url(url, decode_responses=True, retry=retry), sys.argv[1:]
+    if job == "ask":
         produce(redis, key, answer(OpenAI(timeout=30), os.environ["OPENAI_MODEL"], rest[0]))
     else:
         for _, kind, text in read(redis, key, *rest):

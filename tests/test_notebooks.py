@@ -182,3 +182,15 @@ def test_the_template_is_what_the_notebooks_follow() -> None:
 def test_the_glossary_is_in_order_and_knows_every_linked_term() -> None:
     terms = [line[4:] for line in prose(FOLDER / "glossary.ipynb").splitlines() if line.startswith("### ")]
     assert terms == sorted(terms, key=str.lower) and len(terms) == len(set(terms)) > 20
+
+
+def test_every_notebook_has_a_badge_that_opens_it_on_binder() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    links = dict(
+        re.findall(
+            r"(?m)^\[(\w+)\]: https://mybinder\.org/v2/gh/OWNER/llmstream-nb/main\?urlpath=lab/tree/(\S+)$", readme
+        )
+    )
+    assert links.pop("binder") == f"notebooks/{NOTEBOOKS[0].name}"
+    assert links == {path.stem[:2]: f"notebooks/{path.name}" for path in NOTEBOOKS}
+    assert all(readme.count(f"[![{number} on Binder][badge]][{number}]") == 1 for number in links)
