@@ -30,6 +30,7 @@ NBVAL = [
     "--nbval-cell-timeout=120",
 ]
 NBVAL += ["--nbval-kernel-startup-timeout=120", f"--nbval-sanitize-with={ROOT}/tests/nbval_sanitize.cfg"]
+SHARED_OUT = ["-n3", "--dist=loadfile"]  # tests wait more than they work; those of a file, or a notebook, stay together
 
 
 class Suite(NamedTuple):
@@ -45,10 +46,9 @@ class Suite(NamedTuple):
 def suites() -> list[Suite]:
     """All suites, in the order in which they run."""
     return [
-        # They wait more than they work, so three processes serve even two cores; a file's tests stay together.
-        Suite("core", "tests", 540, ["tests", "--ignore=tests/browser", "-n3", "--dist=loadfile"]),
-        Suite("notebooks", "notebooks on fakeredis", 240, NBVAL),
-        Suite("notebooks", "notebooks on redis-server", 240, NBVAL, redis=True),
+        Suite("core", "tests", 540, ["tests", "--ignore=tests/browser", *SHARED_OUT]),
+        Suite("notebooks", "notebooks on fakeredis", 240, [*NBVAL, *SHARED_OUT]),
+        Suite("notebooks", "notebooks on redis-server", 240, [*NBVAL, *SHARED_OUT], redis=True),
         Suite("browser", "notebooks in a browser", 540, ["tests/browser"]),
     ]
 
