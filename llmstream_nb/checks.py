@@ -71,11 +71,11 @@ HINTS = {
         "Keep `headers` outside of your loop, and set them anew at each event that has an `id`; some have none.",
         "`while True:` and in it `for event in get(headers):`, with `headers = {'Last-Event-ID': event['id']}`.",
     ),
-}  # each from a pointer to almost the solution
+}  # by the check's name: three each, from a pointer to the essential line
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80
-_tries: Counter[str] = Counter()  # failed tries of each exercise
+_tries: Counter[str] = Counter()  # failed tries of each exercise, since it was last solved
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,7 +91,7 @@ class Verdict:
 
     def __repr__(self) -> str:
         head = {True: "✓ Right:", False: "✗ Not yet:", None: "○"}[self.passed]
-        return f"{head} {self.text}" + (f"\n  {self.hint}" if self.hint else "")
+        return "\n  ".join([f"{head} {self.text}", *self.hint.splitlines()])
 
     def _repr_html_(self) -> str:
         lines = "<br>".join(html.escape(line) for line in repr(self).splitlines())
@@ -609,6 +609,7 @@ def _examine(name: str, mine: Any, examine: Callable[[_Case], str], case: _Case,
             verdicts.append(Verdict(None, "Not started yet: replace the `...`"))
         else:
             verdicts.append(Verdict(True, examine(case)))
+            _tries.pop(name, None)
     except _WrongError as wrong:
         verdicts.append(_failed(name, str(wrong)))
     except _Interrupted:
@@ -648,7 +649,8 @@ def _failed(name: str, text: str) -> Verdict:
     hints = HINTS[name]
     step = min(_tries[name], len(hints) - 1)
     _tries[name] += 1
-    return Verdict(False, text, f"Hint {step + 1} of {len(hints)}: {hints[step]}")
+    more = "\nThe whole of it is below, under *Solution*." if step == len(hints) - 1 else ""
+    return Verdict(False, text, f"Hint {step + 1} of {len(hints)}: {hints[step]}{more}")
 
 
 def _show(value: Any, how: Callable[[Any], str] = _short.repr) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import threading
@@ -826,18 +827,40 @@ def test_the_placeholder(client, answer):
 # --------------------------------------------------------------------------------------------------- hints
 
 
-def test_hints_grow_more_concrete(client):
-    hints = [checks.get_last_id(lambda *_: None).hint for _ in range(5)]
-    assert [hint[:12] for hint in hints] == [
-        "Hint 1 of 3:",
-        "Hint 2 of 3:",
-        "Hint 3 of 3:",
-        "Hint 3 of 3:",
-        "Hint 3 of 3:",
-    ]
-    assert len(set(hints)) == 3
-    assert checks.produce(lambda *_: None).hint.startswith("Hint 1 of 3:")  # each exercise counts for itself
+def hint_of(verdict):
+    return verdict.hint[:12]
+
+
+def test_hints_grow_more_concrete_until_the_solution(client):
+    verdicts = [checks.get_last_id(lambda *_: None) for _ in range(5)]
+    assert [hint_of(v) for v in verdicts] == [f"Hint {n} of 3:" for n in (1, 2, 3, 3, 3)]
+    assert len({verdict.hint for verdict in verdicts}) == 3
+    for verdict in verdicts:  # whatever the hint, first stands what came, and what was to come
+        assert "your function returns None, not '5-0'" in repr(verdict).splitlines()[0]
+        assert ("Solution" in repr(verdict)) == (hint_of(verdict) == "Hint 3 of 3:")
+    assert hint_of(checks.produce(lambda *_: None)) == "Hint 1 of 3:"  # each exercise counts for itself
+
+
+def test_hints_begin_anew_after_success(client):
+    checks.get_last_id(lambda *_: None)
+    checks.get_last_id(lambda *_: None)
     assert checks.get_last_id(right_get_last_id).hint == ""
+    assert hint_of(checks.get_last_id(lambda *_: None)) == "Hint 1 of 3:"
+
+
+def test_what_is_not_started_costs_no_hint(client):
+    checks.count_entries(..., ..., ...)
+    assert hint_of(checks.count_entries(None, "k", 1)) == "Hint 1 of 3:"
+
+
+def test_every_check_has_three_hints_in_short_lines():
+    functions = [thing for _, thing in inspect.getmembers(checks, inspect.isfunction)]
+    own = {function.__name__ for function in functions if function.__module__ == checks.__name__}
+    assert {name for name in own if not name.startswith("_")} == set(checks.HINTS)
+    for name, hints in checks.HINTS.items():
+        assert len(hints) == len(set(hints)) == 3, name
+        assert all(20 < len(hint) < 130 and "\n" not in hint for hint in hints), name
+        assert "`" in hints[2], f"{name}: the last hint shows the essential line"
 
 
 # ------------------------------------------------------------------------------------------------- hostile
