@@ -81,10 +81,10 @@ HINTS = {
         "Begin with the least that both promises need: what can be kept beyond that depends on the memory.",
         "`maxlen = behind`, `ttl = back_within`: the least of both. Is there room for more?",
     ),
-    "page": (
-        "XREVRANGE reads backwards: from `max` down, at most `count` entries.",
-        "An ID with a round bracket before it, such as `(1-20`, is left out itself.",
-        "`client.xrevrange(stream, max=f'({before}', count=count)`; turn the list round before you return it.",
+    "lag": (
+        "XINFO GROUPS tells each group's place, its `last-delivered-id`. What comes after it was not given yet.",
+        "A round bracket before an ID leaves that entry out: `(1-3` is everything after 1-3.",
+        "`len(client.xrange(stream, min=f'({place}'))`, where `place` is the `last-delivered-id` of this group.",
     ),
     "last_event_id": (
         "Only `end` and `failed` are the end. When the events stop without one, come back with the last `id` you saw.",
@@ -553,40 +553,41 @@ def budget(
     return _check("budget", (maxlen, ttl), examine, client)
 
 
-def page(function: Callable[..., list[Any]], *, client: redis.Redis | None = None) -> Verdict:
-    """Exercise of notebook 07: `page(client, stream, before, count)`, the entries before an ID, oldest first."""
+def lag(function: Callable[..., int], *, client: redis.Redis | None = None) -> Verdict:
+    """Exercise of notebook 07: `lag(client, stream, group)`, how many entries the group was not given yet."""
 
     def examine(case: _Case) -> str:
-        numbers = [*range(1, 16), *range(21, 41)]  # some were deleted
-        case.write([(f"1-{number}", "text", f"{number} ") for number in numbers])
-        for before, count, about in (
-            (31, 5, "asked for the 5 entries before 1-31"),
-            (23, 4, "asked for the 4 before 1-23, where some were deleted"),
-            (18, 3, "asked for the 3 before 1-18, which was deleted itself"),
-            (4, 10, "asked for the 10 before 1-4, where there are only 3"),
-            (1, 5, "asked for the 5 before the first entry"),
+        for length, given, deleted, about in (
+            (5, 0, [], "when the group was given nothing of 5 entries"),
+            (12, 9, [], "when the group was given 9 of 12 entries"),
+            (5, 5, [], "when the group was given all 5 entries"),
+            (9, 3, [2, 6], "when entries were deleted, one before the group's place and one after it"),
+            (10, 2, [1, 2, 3, 4, 5], "when the stream was trimmed beyond the group's place"),
         ):
-            right = [f"1-{number}" for number in numbers if number < before][-count:]
-            lay = case.entries()
-            result = case.call(function, about, case.client, case.stream, f"1-{before}", count)
-            _require(case.entries() == lay, f"{about}, your function changes the stream: reading takes nothing away.")
-            _require(result is not None, "your function returns None: return the list of entries.")
-            pairs = isinstance(result, list) and all(isinstance(entry, (tuple, list)) for entry in result)
-            _require(
-                pairs, f"{about}, your function returns {_show(result)}: return the entries as redis-py gives them."
-            )
-            ids = [entry[0] if entry else None for entry in result]
-            turned = ids != right[::-1] or len(right) < 2
-            _require(turned, f"{about}, your function returns the newest first: turn the list round.")
-            _require(
-                f"1-{before}" not in ids, f"{about}, your function returns 1-{before} too: only what is before it."
-            )
-            _require(ids == right, f"{about}, your function returns {_show(ids)}, not {_show(right)}.")
-            whole = result == [entry for entry in lay if entry[0] in right]
-            _require(whole, f"{about}, the entries are not whole: return them as redis-py gives them.")
-        return "the page before, oldest first."
+            with case.client.pipeline() as pipe:
+                pipe.delete(case.stream)
+                for number in range(1, length + 1):
+                    pipe.xadd(case.stream, {"text": f"text {number}"}, id=f"1-{number}")
+                for group, count in (("others", 4), ("workers", given)):
+                    pipe.xgroup_create(case.stream, group, "0")
+                    if count:
+                        pipe.xreadgroup(group, "worker-1", {case.stream: ">"}, count=count)
+                if given:
+                    pipe.xack(case.stream, "workers", "1-1")
+                if deleted:
+                    pipe.xdel(case.stream, *(f"1-{number}" for number in deleted))
+                pipe.execute()
+            right = len({*range(given + 1, length + 1)} - {*deleted})
+            before = case.groups()
+            result = case.call(function, about, case.client, case.stream, "workers")
+            same = case.groups()["workers"]["last-delivered-id"] == before["workers"]["last-delivered-id"]
+            _require(same, f"{about}, your function reads in the group's name: that moves its place. Only look.")
+            got = f"{about}, your function returns {_show(result)}"
+            _require(isinstance(result, int) and not isinstance(result, bool), f"{got}: return a whole number.")
+            _require(result == right, f"{got}, not {right}.")
+        return "as many as come after the group's place."
 
-    return _check("page", function, examine, client)
+    return _check("lag", function, examine, client)
 
 
 def last_event_id(function: Callable[..., str], *, client: redis.Redis | None = None) -> Verdict:
