@@ -69,7 +69,7 @@ HINTS = {
     "state": (
         "Two questions: what kind is the newest entry, and if that is no end, does its attempt still have a lease?",
         "XREVRANGE with `count=1` gives the newest entry; the attempt is its ID's part before the hyphen.",
-        "`client.exists(f'{answer}:lease:{attempt}')` is 1 while that attempt's producer lives.",
+        "`redis.exists(f'{answer}:lease:{attempt}')` is 1 while that attempt's producer lives.",
     ),
     "missing": (
         "Go through the IDs, and remember at each which number is due next.",
@@ -84,7 +84,7 @@ HINTS = {
     "lag": (
         "XINFO GROUPS tells each group's place, its `last-delivered-id`. What comes after it was not given yet.",
         "A round bracket before an ID leaves that entry out: `(1-3` is everything after 1-3.",
-        "`len(client.xrange(stream, min=f'({place}'))`, where `place` is the `last-delivered-id` of this group.",
+        "`len(redis.xrange(stream, min=f'({place}'))`, where `place` is the `last-delivered-id` of this group.",
     ),
     "last_event_id": (
         "Only `end` and `failed` are the end. When the events stop without one, come back with the last `id` you saw.",
