@@ -93,20 +93,45 @@ HINTS = {
         "Only text is added; any other `kind` ends the answer. Where nothing is new, `last` stays as it was.",
         "`for last, entry in client.xrange(key, f'({last}'):` add the text or set `over`; return all three.",
     ),
+    "work": (
+        "Two reads by XREADGROUP: `0` gives what is pending with `consumer`, `>` what nobody was given yet.",
+        "For each entry first `do(fields['text'])`, then XACK: if `do` raises, the XACK is never reached.",
+        "`for begin in ('0', '>'):` and in it `client.xreadgroup(group, consumer, {stream: begin})`.",
+    ),
     "resume": (
         "XREAD gives what comes after an ID: begin with `after`, then go on from the ID of each entry you saw.",
         "Look at the field `kind`: `text` is added, `start` empties the text, `end` and `error` return it.",
         "`while True:` XREAD `{stream: after}`, `block=1000`; `for after, entry in entries:` and then by `kind`.",
+    ),
+    "state": (
+        "Two questions: what kind is the newest entry, and if that is no end, does its attempt still have a lease?",
+        "XREVRANGE with `count=1` gives the newest entry; the attempt is its ID's part before the hyphen.",
+        "`redis.exists(f'{answer}:lease:{attempt}')` is 1 while that attempt's producer lives.",
+    ),
+    "missing": (
+        "Go through the IDs, and remember at each which number is due next.",
+        "The two parts are numbers: `attempt, seq = map(int, entry_id.split('-'))`. A new attempt is due at 0.",
+        "Between what is due and `seq`: `gaps += [f'{attempt}-{n}' for n in range(due, seq)]`, then `due = seq + 1`.",
     ),
     "budget": (
         "Alive at a time are the answers of one `ttl`; each takes `maxlen` entries and a record.",
         "Begin with the least that both promises need: what can be kept beyond that depends on the memory.",
         "`maxlen = behind`, `ttl = back_within`: the least of both. Is there room for more?",
     ),
+    "lag": (
+        "XINFO GROUPS tells each group's place, its `last-delivered-id`. What comes after it was not given yet.",
+        "A round bracket before an ID leaves that entry out: `(1-3` is everything after 1-3.",
+        "`len(redis.xrange(stream, min=f'({place}'))`, where `place` is the `last-delivered-id` of this group.",
+    ),
     "last_event_id": (
         "Only `end` and `failed` are the end. When the events stop without one, come back with the last `id` you saw.",
         "Keep `headers` outside of your loop, and set them anew at each event that has an `id`; some have none.",
         "`while True:` and in it `for event in get(headers):`, with `headers = {'Last-Event-ID': event['id']}`.",
+    ),
+    "parse": (
+        "Keep what the event so far has: its `event`, its list of `data`. An empty line ends it and begins the next.",
+        "`line.partition(':')` gives name and value; one space before the value is not part of it.",
+        "At an empty line: `if data: events.append({'id': last_id, 'event': event, 'data': '\\n'.join(data)})`.",
     ),
 }  # by the check's name: three each, from a pointer to the essential line
 
@@ -575,6 +600,64 @@ def poll(
     return _check("poll", function, examine, client)
 
 
+def work(function: Callable[..., object], *, client: redis.Redis | None = None) -> Verdict:
+    """Exercise of notebook 04: `work(client, stream, group, consumer, do)`, acknowledged after the work.
+
+    It takes what is pending with `consumer`, then what is new, calls `do(text)` for each entry, and acknowledges
+    that entry once `do` has returned. What `do` raises passes, and its entry stays pending.
+    """
+
+    def examine(case: _Case) -> str:
+        for left, new, about in (
+            (0, 3, "when three entries are new"),
+            (2, 2, "when two entries are left over, and two are new"),
+            (2, 0, "when two entries are left over"),
+            (0, 0, "when there is nothing to do"),
+        ):
+            case.hand_out(left, new)
+            _judge_work(case, function, [f"left {n}" for n in range(left)] + [f"new {n}" for n in range(new)], about)
+        case.hand_out(1, 3)
+        first, again = ["left 0", "new 0", "new 1"], ["new 1", "new 2"]
+        _judge_work(case, function, first, "when `do` raises at the third of four entries", breaks_at="new 1")
+        _judge_work(case, function, again, "when it is called again, after `do` had raised")
+        return "each entry is done, and acknowledged after that; what broke off comes again."
+
+    return _check("work", function, examine, client)
+
+
+def _judge_work(case: _Case, function: Any, right: list[str], about: str, breaks_at: str = "") -> None:
+    did: list[str] = []
+    early: list[str] = []
+    raised = False
+
+    def do(text: str) -> None:
+        did.append(text)
+        if text not in case.pending("worker-1"):
+            early.append(text)
+        if text == breaks_at:
+            raise _BrokenModelError
+
+    def call(*args: Any) -> Any:
+        nonlocal raised
+        try:
+            return function(*args)
+        except _BrokenModelError:
+            raised = True
+
+    _require(callable(function), f"give the function itself, without calling it; this is {_show(function)}.")
+    case.call(call, about, case.client, case.stream, "workers", "worker-1", do)
+    foreign = case.pending("worker-2") == ["theirs"] and "theirs" not in did
+    _require(foreign, f"{about}, your function takes what another consumer is busy with: read, don't claim.")
+    _require(did == right, f"{about}, your function does {_show(did)}, not {_show(right)}.")
+    _require(not early, f"{about}, {_show(early[:1])} is acknowledged before `do` has returned: a crash would lose it.")
+    left = case.pending("worker-1")
+    if breaks_at:
+        kept = breaks_at in left
+        _require(kept, f"{about}, that entry is acknowledged all the same: it would never be done.")
+        _require(raised, f"{about}, your function hides the error: let it pass.")
+    _require(not set(left) & set(did) - {breaks_at}, f"{about}, these are done and still pending: {_show(left)}.")
+
+
 def resume(function: Callable[..., str], *, client: redis.Redis | None = None) -> Verdict:
     """Exercise of notebook 06: `resume(client, stream, after, text)`, an answer of the kit from a saved ID on.
 
@@ -624,6 +707,61 @@ def _judge_resumed(case: _Case, function: Any, after: str, text: str, right: str
     _require(result == right, f"{got}, not {_show(right)}.")
 
 
+def state(function: Callable[..., str], *, client: redis.Redis | None = None) -> Verdict:
+    """Exercise of notebook 06: `state(client, answer)`, an answer's state from its newest entry and its lease.
+
+    `answer` is what the answer's keys begin with. The states: queued, streaming, interrupted, ended, failed.
+    """
+
+    def examine(case: _Case) -> str:
+        chunks, leases = f"{case.stream}:chunks", [f"{case.stream}:lease:{attempt}" for attempt in (1, 10)]
+        case.keys |= {chunks, *leases}
+        first = [("1-0", "start", "{}"), ("1-1", "text", "the end")]
+        anew = [*first, ("10-0", "start", "{}")]
+        for entries, lease, right, about in (
+            ([], None, "queued", "without an entry"),
+            (first, leases[0], "streaming", "with text, and the lease of attempt 1"),
+            (first, None, "interrupted", "with text, and without a lease"),
+            ([*first, ("1-2", "end", "{}")], leases[0], "ended", "with an `end`, while the lease runs on"),
+            ([*first, ("1-2", "error", "{}")], None, "failed", "with an `error`"),
+            (anew, leases[1], "streaming", "in its tenth attempt, with the lease of attempt 10"),
+            (anew, leases[0], "interrupted", "in its tenth attempt, with the lease of attempt 1 alone"),
+            ([*first, ("10-0", "end", "{}")], None, "ended", "that was interrupted, and stopped"),
+        ):
+            case.client.delete(chunks, *leases)
+            case.write(entries, chunks)
+            if lease:
+                case.client.set(lease, "alive")
+            result = case.call(function, f"asked for an answer {about}", case.client, case.stream)
+            right_one = isinstance(result, str) and result == right
+            _require(right_one, f"{case.about}, your function returns {_show(result)}, not '{right}'.")
+        return "the newest entry and its attempt's lease tell the state."
+
+    return _check("state", function, examine, client)
+
+
+def missing(function: Callable[[list[str]], list[str]], *, client: redis.Redis | None = None) -> Verdict:
+    """Exercise of notebook 06: `missing(ids)`, the IDs that are missing between those that a reader saw."""
+
+    def examine(case: _Case) -> str:
+        for ids, right in (
+            (["1-0", "1-1", "1-2"], []),
+            (["1-0", "1-1", "1-4"], ["1-2", "1-3"]),
+            (["1-8", "1-9", "1-12", "1-13", "1-15"], ["1-10", "1-11", "1-14"]),
+            (["1-0", "1-1", "2-0", "2-1"], []),
+            (["1-0", "1-7", "2-2"], ["1-1", "1-2", "1-3", "1-4", "1-5", "1-6", "2-0", "2-1"]),
+            ([], []),
+        ):
+            result = case.call(function, f"given {ids}", list(ids))
+            _require(result is not None, "your function returns None: return the list of what is missing.")
+            listed = isinstance(result, list) and all(isinstance(entry_id, str) for entry_id in result)
+            _require(listed, f"{case.about}, your function returns {_show(result)}: return a list of IDs.")
+            _require(result == right, f"{case.about}, your function returns {_show(result)}, not {_show(right)}.")
+        return "every hole is found, and a new attempt is none."
+
+    return _check("missing", function, examine, client)
+
+
 def budget(
     maxlen: int | None,
     ttl: float,
@@ -659,6 +797,43 @@ def budget(
         return f"{need} of {memory / 1e6:,.1f} MB."
 
     return _check("budget", (maxlen, ttl), examine, client)
+
+
+def lag(function: Callable[..., int], *, client: redis.Redis | None = None) -> Verdict:
+    """Exercise of notebook 07: `lag(client, stream, group)`, how many entries the group was not given yet."""
+
+    def examine(case: _Case) -> str:
+        for length, given, deleted, about in (
+            (5, 0, [], "when the group was given nothing of 5 entries"),
+            (12, 9, [], "when the group was given 9 of 12 entries"),
+            (5, 5, [], "when the group was given all 5 entries"),
+            (9, 3, [2, 6], "when entries were deleted, one before the group's place and one after it"),
+            (10, 2, [1, 2, 3, 4, 5], "when the stream was trimmed beyond the group's place"),
+        ):
+            with case.client.pipeline() as pipe:
+                pipe.delete(case.stream)
+                for number in range(1, length + 1):
+                    pipe.xadd(case.stream, {"text": f"text {number}"}, id=f"1-{number}")
+                for group, count in (("others", 4), ("workers", given)):
+                    pipe.xgroup_create(case.stream, group, "0")
+                    if count:
+                        pipe.xreadgroup(group, "worker-1", {case.stream: ">"}, count=count)
+                if given:
+                    pipe.xack(case.stream, "workers", "1-1")
+                if deleted:
+                    pipe.xdel(case.stream, *(f"1-{number}" for number in deleted))
+                pipe.execute()
+            right = len({*range(given + 1, length + 1)} - {*deleted})
+            before = case.groups()
+            result = case.call(function, about, case.client, case.stream, "workers")
+            same = case.groups()["workers"]["last-delivered-id"] == before["workers"]["last-delivered-id"]
+            _require(same, f"{about}, your function reads in the group's name: that moves its place. Only look.")
+            got = f"{about}, your function returns {_show(result)}"
+            _require(isinstance(result, int) and not isinstance(result, bool), f"{got}: return a whole number.")
+            _require(result == right, f"{got}, not {right}.")
+        return "as many as come after the group's place."
+
+    return _check("lag", function, examine, client)
 
 
 def last_event_id(function: Callable[..., str], *, client: redis.Redis | None = None) -> Verdict:
@@ -704,6 +879,52 @@ def _judge_watched(case: _Case, function: Any, wire: _Wire, right: str, about: s
     _require(result == right, f"{got}, not {_show(right)}.")
 
 
+def parse(function: Callable[[list[str]], list[dict[str, str]]], *, client: redis.Redis | None = None) -> Verdict:
+    """Exercise of notebook 08: `parse(lines)`, the server-sent events in these lines, as the standard reads them.
+
+    Each event is a dictionary with `id` (the last one that came, also with an earlier event; "" before), `event`
+    ("message" without one) and `data`. Source: HTML standard, section 9.2.6.
+    """
+
+    def examine(case: _Case) -> str:
+        one = ["id: 1-0", "event: text", "data: Hi", ""]
+        hi = {"id": "1-0", "event": "text", "data": "Hi"}
+        for lines, right, about in (
+            (one, [hi], "one event"),
+            (
+                [*one, "id: 1-1", "event: end", "data: {}", ""],
+                [hi, hi | {"id": "1-1", "event": "end", "data": "{}"}],
+                "two",
+            ),
+            (["data: Hi", ""], [{"id": "", "event": "message", "data": "Hi"}], "an event of `data` alone"),
+            (
+                [*one, "data: there", ""],
+                [hi, hi | {"event": "message", "data": "there"}],
+                "an `id` only at the first event",
+            ),
+            (
+                ["event: text", "data: a", "data:", "data: b", "id: 1-0", ""],
+                [hi | {"data": "a\n\nb"}],
+                "three lines of data",
+            ),
+            ([": still here", "", *one], [hi], "a comment"),
+            (["id:1-0", "event:text", "data:  a: b", ""], [hi | {"data": " a: b"}], "spaces and colons"),
+            (["retry: 1000", "", "event: state", "", *one], [hi], "lines without data"),
+            ([*one, "id: 1-1", "event: text", "data: cut o"], [hi], "an event that was cut off"),
+        ):
+            result = case.call(function, f"given {about}", list(lines))
+            _require(result is not None, "your function returns None: return the list of events.")
+            listed = isinstance(result, list) and all(isinstance(event, dict) for event in result)
+            _require(listed, f"{case.about}, your function returns {_show(result)}: return a list of dictionaries.")
+            got = f"{case.about}, {_show(lines)}, your function returns"
+            _require(len(result) == len(right), f"{got} {len(result)} events, not {len(right)}.")
+            for event, wanted in zip(result, right, strict=True):
+                _require(event == wanted, f"{got} {_show(event, repr)}, not {wanted}.")
+        return "events, and nothing else."
+
+    return _check("parse", function, examine, client)
+
+
 def _require(condition: bool, otherwise: str) -> None:
     if not condition:
         raise _WrongError(otherwise)
@@ -718,8 +939,8 @@ class _Case:
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         self.stream = f"{names_of(client).prefix}:check:{secrets.token_hex(6)}"
+        self.keys = {self.stream}  # to be deleted
         self.about = "here"  # what the learner's function is busy with
-        self._others: set[str] = set()
         self._closed = threading.Event()
         self._writer = threading.Thread()
 
@@ -740,7 +961,7 @@ class _Case:
     def other(self, name: str) -> str:
         """One more key of the check's own."""
         key = f"{self.stream}:{name}"
-        self._others.add(key)
+        self.keys.add(key)
         return key
 
     def entries(self) -> list[tuple[str, dict[str, str]]]:
@@ -754,11 +975,11 @@ class _Case:
                 pipe.xadd(self.stream, {"questionId": question_id, "chunkOutput": text})
             return (pipe.execute() or ["0-0"])[-1]
 
-    def write(self, entries: list[tuple[str, str, str]]) -> None:
+    def write(self, entries: list[tuple[str, str, str]], stream: str = "") -> None:
         """Add entries of (id, kind, text) at once, as an answer of the kit has them."""
         with self.client.pipeline() as pipe:
             for entry_id, kind, text in entries:
-                pipe.xadd(self.stream, {"kind": kind, "text": text, "ms": 0}, id=entry_id)
+                pipe.xadd(stream or self.stream, {"kind": kind, "text": text, "ms": 0}, id=entry_id)
             pipe.execute()
 
     def words(self, words: Iterable[str], before: int = 0) -> None:
@@ -784,6 +1005,25 @@ class _Case:
             pipe.xack(self.stream, "workers", *(f"{number}-0" for number in numbers if number not in pending))
             pipe.execute()
 
+    def hand_out(self, left: int, new: int) -> None:
+        """Make a stream with so many entries pending with `worker-1`, one with `worker-2`, and so many new ones."""
+        with self.client.pipeline() as pipe:
+            pipe.delete(self.stream)
+            texts = [*(f"left {n}" for n in range(left)), "theirs", *(f"new {n}" for n in range(new))]
+            for number, text in enumerate(texts, 1):
+                pipe.xadd(self.stream, {"text": text}, id=f"{number}-0")
+            pipe.xgroup_create(self.stream, "workers", "0")
+            if left:
+                pipe.xreadgroup("workers", "worker-1", {self.stream: ">"}, count=left)
+            pipe.xreadgroup("workers", "worker-2", {self.stream: ">"}, count=1)
+            pipe.execute()
+
+    def pending(self, consumer: str) -> list[str]:
+        """The texts of the entries that are pending with this consumer of the group `workers`."""
+        ids = self.client.xpending_range(self.stream, "workers", "-", "+", 100, consumername=consumer)
+        texts = {entry_id: fields["text"] for entry_id, fields in self.entries()}
+        return [texts.get(entry["message_id"], "") for entry in ids]  # type: ignore[union-attr]
+
     def groups(self) -> dict[str, Any]:
         """The stream's groups, by name."""
         return {group["name"]: group for group in self.client.xinfo_groups(self.stream)}  # type: ignore[union-attr]
@@ -804,7 +1044,7 @@ class _Case:
         self._closed.set()
         if self._writer.ident:
             self._writer.join()
-        self.client.delete(self.stream, *self._others)
+        self.client.delete(*self.keys)
 
 
 class _Noting:

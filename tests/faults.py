@@ -20,8 +20,12 @@ import socket
 import threading
 from dataclasses import dataclass, field
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import hiredis
+from redis import Redis
+
+from llmstream_nb.connection import environment_of
 
 HANDSHAKE = {b"HELLO", b"AUTH", b"CLIENT", b"SELECT"}
 QUIET = 0.02  # seconds without a byte after which a whole request has no more to come
@@ -87,6 +91,15 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"
         threading.Thread(target=self._accept, daemon=True).start()
+
+    @classmethod
+    def before(cls, client: Redis) -> Self:
+        """A proxy before the server of this client of the kit's, which its own `connect` reaches by `url`."""
+        server = urlsplit(environment_of(client)["REDIS_URL"])  # the embedded fakeredis has an address too
+        proxy = cls(server.hostname or "127.0.0.1", server.port or 6379)
+        login, at, _ = server.netloc.rpartition("@")
+        proxy.url = server._replace(netloc=f"{login}{at}127.0.0.1:{proxy.port}").geturl()
+        return proxy
 
     # Faults on cue
 

@@ -1308,3 +1308,262 @@ def test_a_budget_not_begun(client):
 def test_a_budget_for_short_answers(client):
     """Nobody can be further behind than the answer is long."""
     assert checks.budget(5, 600, **LOAD | {"entries": 5}, **PROMISES)
+
+
+# ------------------------------------------------------------------------- optional exercises, notebooks 04-08
+
+
+def worker(*, begins=("0", ">"), count=None, order="do ack", hide=False, twice=False):
+    """A consumer of the exercise, right by default."""
+
+    def work(client, stream, group, consumer, do):
+        for begin in begins:
+            while entries := (client.xreadgroup(group, consumer, {stream: begin}, count=count) or [[0, []]])[0][1]:
+                for entry_id, fields in entries:
+                    for step in order.split():
+                        try:
+                            (do(fields["text"]) if step == "do" else client.xack(stream, group, entry_id))
+                        except Exception:
+                            if not hide:
+                                raise
+                if begin != ">" and "ack" not in order:
+                    break
+
+    return work
+
+
+def works_batch_by_batch(client, stream, group, consumer, do):
+    """All of a batch, and then one XACK for it: when `do` raises, what was done comes again."""
+    for begin in ("0", ">"):
+        for _, entries in client.xreadgroup(group, consumer, {stream: begin}):
+            for _, fields in entries:
+                do(fields["text"])
+            if entries:
+                client.xack(stream, group, *[entry_id for entry_id, _ in entries])
+
+
+def works_as_the_solution(client, stream, group, consumer, do):
+    for begin in ("0", ">"):
+        for _, entries in client.xreadgroup(group, consumer, {stream: begin}):
+            for entry_id, fields in entries:
+                do(fields["text"])
+                client.xack(stream, group, entry_id)
+
+
+def acks_in_a_finally(client, stream, group, consumer, do):
+    for begin in ("0", ">"):
+        for _, entries in client.xreadgroup(group, consumer, {stream: begin}):
+            for entry_id, fields in entries:
+                try:
+                    do(fields["text"])
+                finally:
+                    client.xack(stream, group, entry_id)
+
+
+def claims_from_the_living(client, stream, group, consumer, do):
+    client.xautoclaim(stream, group, consumer, 0)
+    worker()(client, stream, group, consumer, do)
+
+
+def state_by(*, lease=lambda answer, attempt: f"{answer}:lease:{attempt}", final=None, none="queued", alive=True):
+    """A teller of the exercise, right by default."""
+
+    def state(client, answer):
+        newest = client.xrevrange(f"{answer}:chunks", count=1)
+        if not newest:
+            return none
+        [(entry_id, fields)] = newest
+        ends = {"end": "ended", "error": "failed"} if final is None else final
+        if fields["kind"] in ends:
+            return ends[fields["kind"]]
+        if alive and client.exists(lease(answer, entry_id.split("-")[0])):
+            return "streaming"
+        return "interrupted"
+
+    return state
+
+
+def state_by_the_lease_first(client, answer):
+    if client.keys(f"{answer}:lease:*"):
+        return "streaming"
+    return state_by()(client, answer)
+
+
+def misses(*, split=lambda entry_id: map(int, entry_id.split("-")), anew=0):
+    """A finder of holes, right by default."""
+
+    def missing(ids):
+        gaps, last, due = [], None, 0
+        for entry_id in ids:
+            attempt, seq = split(entry_id)
+            if attempt != last:
+                due = seq if last is None or anew is None else anew
+            gaps += [f"{attempt}-{number}" for number in range(due, seq)]
+            last, due = attempt, seq + 1
+        return gaps
+
+    return missing
+
+
+def misses_from_the_start(ids):
+    return [f"1-{n}" for n in range(int(ids[-1].split("-")[1]) if ids else 0) if f"1-{n}" not in ids]
+
+
+def lags(client, stream, group):
+    place = next(info["last-delivered-id"] for info in client.xinfo_groups(stream) if info["name"] == group)
+    return len(client.xrange(stream, min=f"({place}"))
+
+
+def lags_by_length(client, stream, group):
+    given = next(info for info in client.xinfo_groups(stream) if info["name"] == group)["last-delivered-id"]
+    return client.xlen(stream) - len(client.xrange(stream, max=given))
+
+
+def lags_by_the_newest_id(client, stream, group):
+    given = next(info for info in client.xinfo_groups(stream) if info["name"] == group)["last-delivered-id"]
+    return int(client.xinfo_stream(stream)["last-generated-id"][2:]) - int(given.split("-")[1])
+
+
+def lags_of_the_first_group(client, stream, group):
+    return len(client.xrange(stream, min="(" + client.xinfo_groups(stream)[0]["last-delivered-id"]))
+
+
+def lags_with_its_place(client, stream, group):
+    place = next(info["last-delivered-id"] for info in client.xinfo_groups(stream) if info["name"] == group)
+    return len(client.xrange(stream, min=place))
+
+
+def lags_by_reading(client, stream, group):
+    found = client.xreadgroup(group, "me", {stream: ">"})
+    return len(found[0][1]) if found else 0
+
+
+def lags_as_pending(client, stream, group):
+    return client.xpending(stream, group)["pending"]
+
+
+def parser(*, space=True, comment=True, default="message", join="\n", rest=False, keep=True, empty=False):
+    """A parser of server-sent events, right by default."""
+
+    def parse(lines):
+        events, last_id, event, data = [], "", default, []
+        for line in [*lines, ""] if rest else lines:
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ") if space else value.strip()
+            if not line:
+                if data or empty:
+                    events.append({"id": last_id, "event": event, "data": join.join(data)})
+                event, data, last_id = default, [], last_id if keep else ""
+            elif name == "data":
+                data.append(value)
+            elif name == "event":
+                event = value
+            elif name == "id":
+                last_id = value
+            elif not name and not comment:
+                data.append(line)
+        return events
+
+    return parse
+
+
+@pytest.mark.parametrize(
+    ("check", "solution"),
+    [
+        (checks.work, works_as_the_solution),
+        (checks.work, worker()),
+        (checks.work, worker(count=1)),
+        (checks.state, state_by()),
+        (checks.missing, misses()),
+        (checks.lag, lags),
+        (checks.lag, lags_by_length),
+        (checks.parse, parser()),
+    ],
+)
+def test_right_solutions_of_optional_exercises(client, check, solution):
+    verdict = check(solution)
+    assert verdict.passed, verdict
+    assert verdict.hint == ""
+
+
+@pytest.mark.parametrize(
+    ("check", "solution", "word"),
+    [
+        (checks.work, lambda *args: None, "when three entries are new, your function does [], not ['new 0', 'new"),
+        (checks.work, worker(begins=(">",)), "left over, and two are new, your function does ['new 0', 'new 1'], not"),
+        (checks.work, worker(begins=("0",)), "when three entries are new, your function does [], not"),
+        (checks.work, worker(begins=(">", "0")), "left over, and two are new, your function does ['new 0', 'new 1',"),
+        (checks.work, worker(order="ack do"), "['new 0'] is acknowledged before `do` has returned"),
+        (checks.work, worker(order="do do ack"), "your function does ['new 0', 'new 0', 'new 1', "),
+        (checks.work, worker(begins=("0", ">"), order="do"), "these are done and still pending: ['new 0', 'new 1'"),
+        (
+            checks.work,
+            works_batch_by_batch,
+            "do` raises at the third of four entries, these are done and still pending",
+        ),
+        (checks.work, acks_in_a_finally, "that entry is acknowledged all the same"),
+        (checks.work, worker(hide=True), "when `do` raises at the third of four entries"),
+        (checks.work, claims_from_the_living, "takes what another consumer is busy with"),
+        (checks.state, state_by(none="streaming"), "answer without an entry, your function returns 'streaming', not"),
+        (checks.state, state_by(alive=False), "the lease of attempt 1, your function returns 'interrupted', not"),
+        (checks.state, state_by(lease=lambda answer, _: f"{answer}:lease:1"), "in its tenth attempt, with the lease"),
+        (checks.state, state_by(lease=lambda answer, n: f"{answer}:lease:{n[0]}"), "in its tenth attempt, with"),
+        (checks.state, state_by(final={"end": "ended"}), "with an `error`, your function returns 'interrupted', not"),
+        (checks.state, state_by_the_lease_first, "while the lease runs on, your function returns 'streaming', not"),
+        (checks.missing, misses(split=lambda i: (i[0], int(i[2:3]))), "given ['1-8', '1-9', '1-12', '1-13', '1-15']"),
+        (checks.missing, misses(anew=None), "given ['1-0', '1-7', '2-2'], your function returns ['1-1', '1-2', "),
+        (checks.missing, misses_from_the_start, "your function returns ['1-0', '1-1', '1-2', '1-3', '1-4', '1-5',"),
+        (checks.missing, lambda ids: None, "returns None"),
+        (checks.missing, lambda ids: [1], "return a list of IDs"),
+        (
+            checks.lag,
+            lags_by_the_newest_id,
+            "one before the group's place and one after it, your function returns 6, not 5",
+        ),
+        (checks.lag, lags_of_the_first_group, "nothing of 5 entries, your function returns 1, not 5"),
+        (checks.lag, lags_with_its_place, "given 9 of 12 entries, your function returns 4, not 3"),
+        (checks.lag, lags_by_reading, "reads in the group's name"),
+        (checks.lag, lags_as_pending, "when the group was given nothing of 5 entries, your function returns 0, not 5"),
+        (checks.lag, lambda *args: str(lags(*args)), "return a whole number"),
+        (checks.parse, parser(space=False), "given spaces and colons"),
+        (checks.parse, parser(comment=False), "given a comment"),
+        (checks.parse, parser(default="text"), "an event of `data` alone"),
+        (checks.parse, parser(join=""), "given three lines of data"),
+        (checks.parse, parser(rest=True), "given an event that was cut off"),
+        (checks.parse, parser(keep=False), "an `id` only at the first event"),
+        (checks.parse, parser(empty=True), "your function returns 2 events, not 1"),
+        (checks.parse, lambda lines: parser()(lines)[0], "return a list of dictionaries"),
+        (checks.parse, print, "returns None"),
+        (checks.parse, lambda lines: [], "given one event, ['id: 1-0', 'event: text', 'data: Hi', ''], your function"),
+    ],
+)
+def test_wrong_solutions_of_optional_exercises(client, check, solution, word):
+    assert explained(check(solution), word)
+
+
+OPTIONAL = [checks.work, checks.state, checks.missing, checks.lag, checks.parse]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("check", OPTIONAL)
+@pytest.mark.parametrize("backend", ["fake"])  # what they raise comes from no server
+def test_optional_exercises_and_silly_functions(client, check, monkeypatch):
+    def untouched(*args): ...  # your code
+
+    verdict = check(untouched)
+    assert verdict.passed is None
+    for function in HOSTILE:
+        checks._tries.clear()
+        verdict = check(function)
+        assert explained(verdict)
+        assert len(repr(verdict)) < 800
+        assert "<b>" not in verdict._repr_html_()
+
+    def endless(*args):
+        while True:
+            pass
+
+    monkeypatch.setattr(checks, "TIMEOUT", 0.5)
+    checks._tries.clear()
+    assert explained(check(endless), "your function does not return")
+    wait_for(lambda: not running(endless.__code__))

@@ -31,7 +31,7 @@ MAY_DIFFER = {
     "04-groups": 3,
     "05-take-home": 1,
     "06-break-it": 3,
-    "07-fast-and-slow": 7,
+    "07-fast-and-slow": 8,
     "08-to-the-browser": 6,
 }
 # Terms that a notebook links to the glossary where it first uses them, or before; each with its plural.
