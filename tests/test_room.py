@@ -66,7 +66,7 @@ def empty(room) -> None:
 
 
 def name_on(slip: str) -> str:
-    return slip.split("//")[1].split(":")[0]
+    return slip.split("//")[1].split(":", maxsplit=1)[0]
 
 
 def test_thirty_people_watch_the_host_and_ask_questions_of_their_own(room) -> None:
