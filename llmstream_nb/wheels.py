@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
 from llmstream_nb.environment import LOCKED, LOCKED_MODEL, ROOT, SetupError, explain, run, say
 
-KIT = "llmstream-nb.zip"  # the checkout itself, beside the wheels
+KIT = "llmstream-nb"  # the folder of the kit itself, beside the wheels
 USUAL = ("windows", "macos", "linux")
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
@@ -117,11 +118,11 @@ def fill(folder: Path, platforms: Sequence[str] | None, pythons: Sequence[str] |
     if lacking:
         raise SetupError(f"there is no wheel of {'; '.join(lacking)}. Leave those out with --for and --python.")
     _add_kit(folder)
-    files = list(folder.iterdir())
+    sizes = [file.stat().st_size for file in folder.glob("*.whl")]
     say(
-        f"{folder} has all it needs: {len(files)} files, {sum(file.stat().st_size for file in files) / 1e6:.0f} MB.\n"
-        f"On the other machine unpack {KIT}, and in the folder that comes out of it, with that machine's Python:\n"
-        "  python3 -m llmstream_nb lab --wheels DIR"
+        f"{folder} has all that is needed: {len(sizes)} wheels, {sum(sizes) / 1e6:.0f} MB, and the kit. Copy it to the "
+        f"other machine, and in its folder {KIT}, with the Python there:\n"
+        "  python3 -m llmstream_nb lab --wheels .."
     )
     return 0
 
@@ -144,8 +145,10 @@ def _download(folder: Path, target: Target, pins: list[str], title: str) -> list
 
 def _add_kit(folder: Path) -> None:
     """Put the kit as it was last committed beside the wheels."""
-    command = ["git", "archive", "--format=zip", "--prefix=llmstream-nb/", "-o", str(folder.resolve() / KIT), "HEAD"]
     try:
-        subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+        done = subprocess.run(["git", "archive", "--format=zip", "HEAD"], cwd=ROOT, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        say(f"This folder is no git checkout: put the ZIP it came from beside the wheels, as {KIT}.")
+        say(f"This folder is no git checkout: copy a fresh download of it to {folder / KIT}.")
+        return
+    with zipfile.ZipFile(io.BytesIO(done.stdout)) as archive:
+        archive.extractall(folder / KIT)
