@@ -133,9 +133,21 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("wheels", _wheels, "fill a folder with all that lab --wheels needs, for other machines too")
     one.add_argument("folder", type=Path, metavar="DIR")
-    where = "so many times as you like: windows, macos, macos-intel, linux or linux-arm (windows, macos and linux)"
-    one.add_argument("--for", action="append", dest="platforms", metavar="PLATFORM", help=where)
-    one.add_argument("--python", action="append", dest="pythons", metavar="X.Y", help="likewise (3.11 to 3.14)")
+    one.add_argument(
+        "--for",
+        action="append",
+        dest="platforms",
+        choices=environment.PLATFORMS,
+        help="for which system; repeat it for several (default: windows, macos and linux)",
+    )
+    one.add_argument(
+        "--python",
+        action="append",
+        dest="pythons",
+        metavar="X.Y",
+        type=_version,
+        help="for which Python; repeat it for several (default: 3.11 to 3.14)",
+    )
 
     command("doctor", _doctor, "check this machine and say what to do")
 
@@ -163,6 +175,13 @@ def _positive(kind: type) -> Any:
 
     number.__name__ = "number"  # argparse says: invalid number value
     return number
+
+
+def _version(text: str) -> str:
+    """A type of argument: a Python that the kit runs on."""
+    if not re.fullmatch(r"3\.(1[1-9]|[2-9]\d)", text):
+        raise argparse.ArgumentTypeError(f"{text!r} should look like 3.13, and be 3.11 or newer")
+    return text
 
 
 def _join_running_lab(command: str) -> None:

@@ -36,6 +36,7 @@ LOCKED_MODEL = ROOT / "requirements-model.txt"
 PRISTINE = STATE / "pristine"  # what `restore` uses where there is no git
 
 SPACE = 1_500_000_000  # bytes: about 800 MB installed, the rest is for downloads being unpacked
+PLATFORMS = ("windows", "macos", "macos-intel", "linux", "linux-arm")  # what `wheels` knows
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 AGAIN = "Then run the same command again."
 PATIENCE = 900.0  # seconds to wait for another set-up of the same checkout

@@ -134,8 +134,10 @@ def _download(folder: Path, target: Target, pins: list[str], title: str) -> list
     while todo := [pin for pin in missing(folder, target, pins) if pin not in gone]:
         lines = [""]
         if run(f"{title}: {len(todo)} wheels", [*command, *target.options(), *todo], None, lines):
-            named = re.search(r"No matching distribution found for (\S+)", "\n".join(lines))
-            if not named or named[1] not in todo:
+            output = "\n".join(lines)
+            named = re.search(r"No matching distribution found for (\S+)", output)
+            # To pip, an index that it can't reach has nothing either.
+            if not named or named[1] not in todo or re.search("connection broken by|SSLError", output):
                 raise SetupError(explain(lines, "downloading failed"))
             gone.append(named[1])  # pip names one at a time, and then downloads nothing
         elif left := missing(folder, target, todo):
