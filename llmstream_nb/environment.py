@@ -266,8 +266,8 @@ def explain(lines: Sequence[str], what: str, wheels: Path | None = None) -> str:
     missing = re.search(r"No matching distribution found for (\S+)", output)
     if wheels and missing:
         return (
-            f"{what}: {wheels} has no wheel of {missing[1]} for this Python {VERSION} and system. Where there is a "
-            f"network: python3 -m llmstream_nb wheels {wheels} --for {this_platform()} --python {VERSION}. {AGAIN}"
+            f"{what}: {wheels.resolve()} has no wheel of {missing[1]} for Python {VERSION} on this system. Where there "
+            f"is a network: python3 -m llmstream_nb wheels DIR --for {this_platform()} --python {VERSION}. {AGAIN}"
         )
     if re.search(r"No space left on device|Errno 28|WinError 112|Disk quota exceeded", output):
         return f"{what}: the disk is full. Make room, for temporary files too. {AGAIN}"

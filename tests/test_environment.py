@@ -192,7 +192,7 @@ def test_each_failure_says_what_to_do_and_the_next_run_goes_on(checkout):
     tiny.rename(checkout / "aside")
     code, output = run(checkout, *WATCH)
     assert code == 1
-    again = f"python3 -m llmstream_nb wheels wheels --for {environment.this_platform()} --python {environment.VERSION}"
+    again = f"python3 -m llmstream_nb wheels DIR --for {environment.this_platform()} --python {environment.VERSION}"
     assert_one_line(output, "wheels has no wheel of tiny==1.0", again, "set-up.log")
     (checkout / "aside").rename(tiny)
 
