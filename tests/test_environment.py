@@ -192,7 +192,8 @@ def test_each_failure_says_what_to_do_and_the_next_run_goes_on(checkout):
     tiny.rename(checkout / "aside")
     code, output = run(checkout, *WATCH)
     assert code == 1
-    assert_one_line(output, "tiny==1.0", "set-up.log")
+    again = f"python3 -m llmstream_nb wheels DIR --for {environment.this_platform()} --python {environment.VERSION}"
+    assert_one_line(output, "wheels has no wheel of tiny==1.0", again, "set-up.log")
     (checkout / "aside").rename(tiny)
 
     next(checkout.glob("wheels/tinymodel-*")).unlink()
@@ -235,7 +236,7 @@ def test_no_room_on_the_disk(monkeypatch):
     monkeypatch.setattr(environment.shutil, "disk_usage", lambda _: full)
     with pytest.raises(environment.SetupError, match=r"0\.0 GB free in .*1\.5 GB needed"):
         environment._check_machine()
-    assert "the disk is full" in environment._explain(["OSError: [Errno 28] No space left on device"], "x")
+    assert "the disk is full" in environment.explain(["OSError: [Errno 28] No space left on device"], "x")
 
 
 # ------------------------------------------------------------------------------------ old Pythons, locks

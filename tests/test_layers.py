@@ -32,7 +32,16 @@ FLOORS = [
 ]
 CORE = ["protocol", "connection", "read", "produce"]
 CORE_BUDGET = 900  # lines of code; docstrings, comments and blank lines are free
-SET_UP = ["guard", "environment", "notebooks", "lab", "doctor", "cli", "__main__"]  # before anything is installed
+SET_UP = [
+    "guard",
+    "environment",
+    "wheels",
+    "notebooks",
+    "lab",
+    "doctor",
+    "cli",
+    "__main__",
+]  # before anything is installed
 THIRD_PARTY = {"redis", "openai", "pandas", "fakeredis", "anywidget", "ipywidgets", "matplotlib", "nh3", "jupyterlab"}
 
 
