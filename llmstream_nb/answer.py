@@ -43,7 +43,9 @@ def ask(
     writing: Writing | None = None,
     timeout: float = 30.0,
 ) -> Answer:
-    """Ask a model, and return at once; a background thread writes the answer into its stream.
+    """Ask a model, and return at once; a background thread writes the answer into its stream (XADD).
+
+    For example `ask("What is XADD?", source="scripted").wait().text`.
 
     Args:
         question: 1 to 20,000 characters.
@@ -52,7 +54,7 @@ def ask(
             (question, topic) that returns an iterable of text deltas.
         model: a model's name, where the source has several.
         stream: False asks for the whole answer in one piece.
-        id: the answer's id, if you want to choose it: see `check_answer_id`.
+        id: the answer's id, if you want to choose it: 1 to 64 letters, digits, `.`, `_`, `~` or `-`.
         client: a Redis client; else that of the last `connect()`.
         timing: leases and limits in seconds, the answer's time to live among them.
         writing: how to write it, as `Writing(coalesce_ms=100, maxlen=1000)`.
@@ -78,12 +80,20 @@ def ask(
 
 
 def ask_without_stream(question: str, **options: Any) -> Answer:
-    """`ask` for comparison: the model answers in one piece, so nothing is seen before all is there."""
+    """`ask` for comparison: the model answers in one piece, so nothing is seen before all is there.
+
+    Options and errors are those of `ask`.
+    """
     return ask(question, stream=False, **options)
 
 
 class Answer:
-    """A handle on an answer, from any process; all it tells is read from Redis."""
+    """A handle on an answer, from any process: `Answer("tour").text`. All it tells is read from Redis.
+
+    `ask` and `enqueue` return one. To make it of an id asks nobody, so it never fails for want of an answer: its
+    `status` is `missing` then. Raises BadAnswerId for an id that can't be one, RedisUnusable if Redis can't be
+    reached, and NotAnAnswer if the key holds something else.
+    """
 
     def __init__(
         self,
@@ -102,12 +112,12 @@ class Answer:
         return f"<Answer {self.id}>"
 
     def look(self) -> Look:
-        """Status, text and record at this moment."""
+        """What there is at this moment, by one look: `status`, `text`, `record`, the last ID and what is missing."""
         return look(self.id, self.client)
 
     @property
     def status(self) -> str:
-        """queued, streaming, interrupted, ended, failed, or missing."""
+        """How it stands: `queued`, `streaming`, `interrupted`, `ended`, `failed`, or `missing`."""
         return self.look().status
 
     @property
@@ -129,7 +139,10 @@ class Answer:
         return self._producer is not None and not self._producer.done.is_set()
 
     def wait(self, timeout: float | None = None) -> Answer:
-        """Wait for the end and return self; raises TimeoutError after `timeout` seconds, or the producer's error."""
+        """Wait for the end and return the answer itself.
+
+        Raises StillWaiting, a TimeoutError, after `timeout` seconds; else what kept its producer from writing.
+        """
         if self._producer is None:
             for _ in read_answer(self.id, client=self.client, timing=self.timing, timeout=timeout):
                 pass
@@ -206,7 +219,7 @@ def clear(*answer_ids: str, client: redis.Redis | None = None, timing: Timing | 
     """Delete these answers, or without arguments all of this prefix; return how many there were.
 
     Live producers are stopped first, so that nothing comes back. The cancel key stays for a while: a producer
-    that sleeps through all of this finds it when it wakes.
+    that sleeps through all of this finds it when it wakes. Raises BadAnswerId or RedisUnusable.
     """
     client, timing = client or current(), timing or Timing()
     names, deadline = names_of(client), time.monotonic() + 2 * timing.lease

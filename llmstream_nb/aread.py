@@ -30,6 +30,8 @@ async def aread_answer(
 ) -> AsyncIterator[Event]:
     """Yield an answer's events from entry `after` on, and wait for more until it ends: `read_answer` for asyncio.
 
+    `async for event in aread_answer("tour"): …` reads without holding up the other tasks of the event loop.
+
     `client` is one of `connect`; this reader opens a connection of its own to the same Redis, and closes it at the
     end. Arguments, events and errors are those of `read_answer`.
     """

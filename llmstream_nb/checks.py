@@ -11,8 +11,9 @@ import reprlib
 import secrets
 import textwrap
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,20 +37,45 @@ HINTS = {
         "XLEN counts entries: not only those with text, but also the start and the end.",
         "`count = client.xlen(key)`",
     ),
+    "stopped": (
+        "`ask` returns at once, while the answer is still written: `half.text` grows, and `half.stop()` ends it.",
+        "Give the model time to begin: look at `half.text` again and again, with pauses, until there is something.",
+        "`while len(half.text) < 100: time.sleep(0.05)`, and then `half.stop()`",
+    ),
     "get_last_id": (
         "XREVRANGE reads a stream backwards, from `+` to `-`; with COUNT 1 it gives only the newest entry.",
         "`client.xrevrange(stream, count=1)` is a list: empty, or with one pair of an ID and a dictionary.",
         '`return entries[0][0] if entries else "0-0"`',
+    ),
+    "pages": (
+        "XRANGE with `count=size` gives one page. The next one begins after the last ID of this one, not with it.",
+        "A `(` before an ID leaves that entry out: `(1-3` is everything after 1-3. An empty page is the end.",
+        "`while page := redis.xrange(key, after, '+', count=size):` append it, then `after = '(' + page[-1][0]`",
+    ),
+    "collect": (
+        "Note when it has to be over before the first read: `time.monotonic() + seconds`. Each read has only the rest.",
+        "`block=0` waits for ever: at least 1. And `count` is what is still wanted, so that you never get too many.",
+        "`left = deadline - time.monotonic()`, `block=max(1, int(left * 1000))`; the end is when `left` is 0 or less.",
     ),
     "produce": (
         "One XADD for each chunk, inside the loop; and one more after the loop, for the end.",
         "Each entry has the fields `questionId` and `chunkOutput`; at the end that is `;END:` plus the id.",
         "`try:` the loop, `finally:` the end. What stands under `finally` also runs when the loop raises.",
     ),
+    "rebuild": (
+        "GET gives the record as JSON text; `json.loads` makes a dictionary of it, which says where the answer lies.",
+        "XRANGE from the record's start to its end. Others have written in between: look at each `questionId`.",
+        "`redis.xrange(record['streamName'], record['streamStartMessageId'], record['streamEndMessageId'])[1:-1]`",
+    ),
     "read": (
         "Look at every entry once: go on from the ID of the last one you saw, whoever it belongs to.",
         "Skip what has another `questionId`; stop at yours whose `chunkOutput` is the end, and nothing else.",
         "`while True:` XREAD `{stream: last_id}`, `block=1000`; at each entry `last_id = entry_id` first.",
+    ),
+    "read_many": (
+        "XREAD takes a dictionary: for each stream the last ID that you saw there. All of them go into one call.",
+        "Begin with `0-0` for each. The reply names the stream of each list of entries: note the ID under that name.",
+        "`while last_ids: for key, entries in redis.xread(last_ids, block=1000):` and at an end `del last_ids[key]`",
     ),
     "claim": (
         "XAUTOCLAIM gives `consumer` what is pending in its group; XACK takes an entry off the pending list.",
@@ -159,6 +185,24 @@ def count_entries(answer: Answer, key: str, count: int, *, client: redis.Redis |
     return _check("count_entries", (key, count), examine, client)
 
 
+def stopped(answer: Answer, *, client: redis.Redis | None = None) -> Verdict:
+    """Optional exercise of notebook 00: an answer that was stopped when part of it was there."""
+
+    def examine(_: _Case) -> str:
+        given = isinstance(answer, Answer)
+        _require(given, f"the argument is what `ask` gave you; this is {_show(answer)}.")
+        now = look(answer.id, answer.client)
+        _require(now.status not in ("queued", "streaming"), f"{_show(answer.id)} is still being written: stop it.")
+        _require(now.status == "ended", f"{_show(answer.id)} is {now.status}, not ended.")
+        reason = now.record.get("reason")
+        cut = reason == "cancelled"
+        _require(cut, f"{_show(answer.id)} ended with the reason {_show(reason)}, not 'cancelled': stop it earlier.")
+        _require(bool(now.text), "it was stopped before the first piece: wait until there is some text.")
+        return f"stopped after {len(now.text)} characters, and they are kept."
+
+    return _check("stopped", answer, examine, client)
+
+
 def get_last_id(function: Callable[[redis.Redis, str], str], *, client: redis.Redis | None = None) -> Verdict:
     """Exercise of notebook 01: `get_last_id(client, stream)`, the newest entry's ID, or "0-0" without one."""
 
@@ -180,6 +224,70 @@ def get_last_id(function: Callable[[redis.Redis, str], str], *, client: redis.Re
         return "the newest ID, and 0-0 where there is none."
 
     return _check("get_last_id", function, examine, client)
+
+
+def pages(function: Callable[..., Any], *, client: redis.Redis | None = None) -> Verdict:
+    """Optional exercise of notebook 01: `pages(client, stream, size)`, all entries, in lists of at most `size`."""
+
+    def examine(case: _Case) -> str:
+        for count, size, about in (
+            (7, 3, "of 7 entries, 3 a page"),
+            (6, 3, "of 6 entries, 3 a page"),
+            (3, 1, "of 3 entries, 1 a page"),
+            (0, 3, "of a stream that does not exist"),
+        ):
+            case.client.delete(case.stream)
+            ids = [f"{9 + number // 3}-{number % 3}" for number in range(count)]
+            for entry_id in ids:
+                case.client.xadd(case.stream, {"word": entry_id}, id=entry_id)
+            lay, noting = case.entries(), _Noting(case.client)
+            result = case.call(lambda *args: list(function(*args)), about, noting, case.stream, size)
+            most = max((len(reply) for name, _, reply in noting.calls if name != "xread"), default=0)
+            _require(most <= size, f"{about}, your function fetches {most} entries at once: ask for {size}.")
+            right = [lay[at : at + size] for at in range(0, count, size)]
+            got = [[entry[0] for entry in page] for page in result]
+            wanted = [[entry_id for entry_id, _ in page] for page in right]
+            _require(got == wanted, f"{about}, the pages hold {_show(got)}, not {_show(wanted)}.")
+            _require(
+                result == right, f"{about}, the pages hold no entries: pairs of an ID and fields, as XRANGE gives."
+            )
+        return "every entry once, a page at a time."
+
+    return _check("pages", function, examine, client)
+
+
+def collect(function: Callable[..., list[str]], *, client: redis.Redis | None = None) -> Verdict:
+    """Optional exercise of notebook 01: `collect(client, stream, last_id, wanted, seconds)`, a reader that gives up.
+
+    It returns the field `word` of the next `wanted` entries after `last_id`, as soon as they are there; and after
+    `seconds` those that have come.
+    """
+
+    def examine(case: _Case) -> str:
+        alphabet = "abcdefghijklmnopqrstuvwxyz"
+        for there, later, last_id, wanted, seconds, least, about in (
+            ("abcde", "", "1-1", 3, 2.0, "bcd", "when more lies there than is wanted"),
+            ("a", "bc", "0-0", 3, 5.0, "abc", "when words come while it reads"),
+            ("a", "", "0-0", 2, 0.3, "a", "when too few words come"),
+            ("", "", "0-0", 2, 0.0, "", "when nothing is there and `seconds` is 0"),
+            ("ab", alphabet[2:], "0-0", 99, 0.3, "ab", "when words keep coming, but too few in time"),
+        ):
+            case.client.delete(case.stream)
+            case.words(there)
+            case.trickle(*later, add=lambda word: case.words(word, alphabet.index(word)))
+            began = time.monotonic()
+            result = case.call(function, about, case.client, case.stream, last_id, wanted, seconds)
+            took = time.monotonic() - began
+            whole = [*there, *later][int(last_id[2:]) :][:wanted]
+            right = isinstance(result, list) and result[: len(least)] == [*least] and result == whole[: len(result)]
+            _require(right, f"{about}, your function returns {_show(result)}, not {[*least]}.")
+            late = (
+                f"{about}, your function takes {took:.0f} s; `seconds` is {seconds:g}, for all of its reads together."
+            )
+            _require(took < min(3, seconds + 1.5), late)
+        return "what was wanted, or what came in time."
+
+    return _check("collect", function, examine, client)
 
 
 def produce(function: Callable[..., object], *, client: redis.Redis | None = None) -> Verdict:
@@ -252,6 +360,35 @@ def _judge_produced(entries: list[tuple[str, dict[str, str]]], chunks: list[str]
     _require(texts[:-1] == chunks, f"given the chunks {_show(chunks)}, the entries hold {_show(texts[:-1])}.")
 
 
+def rebuild(function: Callable[[redis.Redis, str], str], *, client: redis.Redis | None = None) -> Verdict:
+    """Optional exercise of notebook 02: `rebuild(client, key)`, an answer's text by the question record under `key`."""
+
+    def examine(case: _Case) -> str:
+        before, between = [("a", "START:a;"), ("a", "an older try"), ("b", "START:b;")], [("b", "another's")]
+        for pieces, about in (
+            (["Redis ", "keeps ", "order."], "of an answer of three chunks, with another's between them"),
+            (["START:", "b; and ", ";END:b"], "of an answer that speaks of START and END"),
+            ([], "of an answer without a chunk"),
+        ):
+            case.client.delete(case.stream)
+            case.add(before)
+            start = case.add([("a", "START:a;")])
+            for piece in pieces:
+                case.add([*between, ("a", piece)])
+            end = case.add([*between, ("a", ";END:a")])
+            case.add([*between, ("a", "a later one")])
+            record = {"topic": "Redis", "topicQuestion": "What is Redis?", "questionId": "a", "streamName": case.stream}
+            record |= {"streamStartMessageId": start, "streamEndMessageId": end}
+            case.client.set(case.other("record"), json.dumps(record))
+            result = case.call(function, about, case.client, case.other("record"))
+            _require(result is not None, "your function returns None: return the text.")
+            right = "".join(pieces)
+            _require(result == right, f"{about}, your function returns {_show(result)}, not {_show(right)}.")
+        return "the text, by nothing but its record."
+
+    return _check("rebuild", function, examine, client)
+
+
 def read(function: Callable[..., str], *, client: redis.Redis | None = None) -> Verdict:
     """Exercise of notebook 03: `read(client, stream, last_id, question_id)`, one answer's text among others.
 
@@ -297,6 +434,46 @@ def _judge_read(case: _Case, function: Any, last_id: str, right: str, about: str
     marked = "START:a;" in result or result.endswith(";END:a")
     _require(not marked, "your text holds START or END: they only mark where an answer lies; leave them out.")
     _require(result == right, f"{about}, your function returns {_show(result)}, not {_show(right)}.")
+
+
+def read_many(function: Callable[..., dict[str, str]], *, client: redis.Redis | None = None) -> Verdict:
+    """Optional exercise of notebook 03: `read_many(client, keys)`, several answers of the kit by one XREAD at a time.
+
+    It reads the streams under `keys` from their beginnings until each has its entry of the kind `end`, and returns
+    a dictionary: for each key the text.
+    """
+
+    def examine(case: _Case) -> str:
+        names = ["one", "two", "three"]
+        texts = {"one": ["red ", "green "], "two": ["end", " it"], "three": [" "]}
+        keys = {name: case.other(name) for name in names}
+
+        def write(entries: list[tuple[str, int, str, str]]) -> None:
+            for name, number, kind, text in entries:
+                case.client.xadd(keys[name], {"kind": kind, "text": text, "ms": 0}, id=f"1-{number}")
+
+        begin, rest = [(name, 0, "start", '{"model": "m"}') for name in names], []
+        for name in ["two", "three", "one"]:
+            rest.append([(name, number, "text", text) for number, text in enumerate(texts[name], 1)])
+            rest.append([(name, len(texts[name]) + 1, "end", '{"reason": "stop"}')])
+        for later, about in ((False, "when three answers lie there"), (True, "when three answers are being written")):
+            case.client.delete(*keys.values())
+            write(begin)
+            if later:
+                case.trickle(*rest, add=write)
+            else:
+                write([entry for burst in rest for entry in burst])
+            noting = _Noting(case.client)
+            result = case.call(function, about, noting, list(keys.values()))
+            together = any(name == "xread" and len(streams) == 3 for name, streams, _ in noting.calls)
+            _require(isinstance(result, dict), f"{about}, your function returns {_show(result)}: return a dictionary.")
+            named = {name: result.get(key) for name, key in keys.items()}
+            right = {name: "".join(texts[name]) for name in names}
+            _require(named == right, f"{about}, the texts of your function are {_show(named)}, not {_show(right)}.")
+            _require(together, f"{about}, your function reads one stream at a time: give all of them to one XREAD.")
+        return "all of them, with one read at a time."
+
+    return _check("read_many", function, examine, client)
 
 
 def claim(function: Callable[..., list[str]], *, client: redis.Redis | None = None) -> Verdict:
@@ -468,8 +645,7 @@ def state(function: Callable[..., str], *, client: redis.Redis | None = None) ->
     """
 
     def examine(case: _Case) -> str:
-        chunks, leases = f"{case.stream}:chunks", [f"{case.stream}:lease:{attempt}" for attempt in (1, 10)]
-        case.keys += [chunks, *leases]
+        chunks, *leases = [case.other(name) for name in ("chunks", "lease:1", "lease:10")]
         first = [("1-0", "start", "{}"), ("1-1", "text", "the end")]
         anew = [*first, ("10-0", "start", "{}")]
         for entries, lease, right, about in (
@@ -693,8 +869,8 @@ class _Case:
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         self.stream = f"{names_of(client).prefix}:check:{secrets.token_hex(6)}"
-        self.keys = [self.stream]  # to be deleted
         self.about = "here"  # what the learner's function is busy with
+        self._others: set[str] = set()
         self._closed = threading.Event()
         self._writer = threading.Thread()
 
@@ -711,6 +887,12 @@ class _Case:
             result.close()
             raise _WrongError("your function is asynchronous: write `def`, not `async def`.")
         return result
+
+    def other(self, name: str) -> str:
+        """One more key of the check's own."""
+        key = f"{self.stream}:{name}"
+        self._others.add(key)
+        return key
 
     def entries(self) -> list[tuple[str, dict[str, str]]]:
         """What lies in the stream."""
@@ -729,6 +911,11 @@ class _Case:
             for entry_id, kind, text in entries:
                 pipe.xadd(stream or self.stream, {"kind": kind, "text": text, "ms": 0}, id=entry_id)
             pipe.execute()
+
+    def words(self, words: Iterable[str], before: int = 0) -> None:
+        """Add entries with the field `word`, under the IDs 1-1, 1-2, … or from behind `before` of them on."""
+        for number, word in enumerate(words, before + 1):
+            self.client.xadd(self.stream, {"word": word}, id=f"1-{number}")
 
     def leave_pending(self, pending: list[int]) -> None:
         """Make a stream whose entries of these numbers a dead consumer of the group `workers` left pending.
@@ -783,11 +970,33 @@ class _Case:
         self._writer.start()
 
     def close(self) -> None:
-        """Delete the stream."""
+        """Delete the stream, and what else was used."""
         self._closed.set()
         if self._writer.ident:
             self._writer.join()
-        self.client.delete(*self.keys)
+        self.client.delete(self.stream, *self._others)
+
+
+class _Noting:
+    """A Redis client that notes what the learner's function reads."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self.calls: list[tuple[str, Any, Any]] = []  # command, first argument, reply
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        if name not in ("xread", "xrange", "xrevrange"):
+            return method
+
+        def call(*args: Any, **options: Any) -> Any:
+            first = args[0] if args else options.get("streams")
+            first = dict(first) if isinstance(first, dict) else first  # which the loop goes on changing
+            reply = method(*args, **options)
+            self.calls.append((name, first, reply))
+            return reply
+
+        return call
 
 
 class _Wire:

@@ -34,7 +34,9 @@ _current: redis.Redis | None = None
 
 
 def connect(url: str | None = None, *, prefix: str | None = None, **options: Any) -> redis.Redis:
-    """Connect to Redis and make this the connection that the rest of the kit uses when none is given.
+    """Connect to Redis, make this the connection that the kit uses where none is given, and return it.
+
+    What comes back is redis-py's client, set so that replies are text, not bytes: `connect().xlen("a-stream")`.
 
     Args:
         url: `redis://[user:password@]host:port/db`, `rediss://…` for TLS, `unix://…`; else REDIS_URL;
@@ -43,6 +45,7 @@ def connect(url: str | None = None, *, prefix: str | None = None, **options: Any
         options: passed on to `redis.Redis`, e.g. `socket_timeout` in seconds.
 
     Raises:
+        ValueError: the prefix is empty, or holds white space, braces or one of `*?[]`.
         RedisUnusable: the URL is malformed, nobody answers, the password is wrong, the server is older than
             Redis 6.2 or a read-only replica. The message never holds the password.
     """

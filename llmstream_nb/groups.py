@@ -41,6 +41,8 @@ def read_answer_group(
 ) -> Iterator[list[Entry]]:
     """Yield the entries that this consumer of the group is given, in batches, until the answer has ended.
 
+    A batch is a list of at most `count` entries, each with an `id`, a `kind` and a `text`; `timeout` is in seconds.
+
     Reads with XREADGROUP on a connection of its own: first what this consumer took earlier and never
     acknowledged, then new entries. A batch is acknowledged (XACK) when the caller asks for the next one, so
     what a crash interrupts comes again: at least once, not exactly once.

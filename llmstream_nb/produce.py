@@ -96,8 +96,11 @@ def add_to_index(client: redis.Redis, record: dict[str, Any], timing: Timing) ->
 class Writing:
     """How an answer is written; raises ValueError for a number that makes no sense.
 
-    A small `coalesce_ms` saves entries, memory and round trips, and costs smoothness; the first entry is never held
-    back. A `maxlen` bounds the memory of a long answer, and costs latecomers its beginning until the record has it.
+    `coalesce_ms` is the least time between two entries, in milliseconds; what the model says meanwhile goes into one.
+    A little saves entries, memory and round trips, and costs smoothness. The first entry is never held back.
+
+    `maxlen` is how many of the newest entries the stream keeps (XADD … MAXLEN); None keeps all. It bounds the memory
+    of a long answer, and costs latecomers its beginning until the answer has ended and the record has it.
     """
 
     coalesce_ms: float = 0  # at least so long between two text entries; what comes meanwhile goes into one

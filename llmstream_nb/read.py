@@ -43,6 +43,10 @@ def read_answer(
 ) -> Iterator[Event]:
     """Yield the events of an answer from the entry after `after` on, waiting for new ones, until its end.
 
+    `for event in read_answer("tour"): print(event)` shows `Started`, a `Text` for each piece, and `Ended`. Each has
+    an `id`, and the last one you saw is the `after` with which to go on later. `Restarted` says that another attempt
+    begins, so the text so far is void; `Gap` says how many entries are missing.
+
     Reads with XREAD … BLOCK on a connection of its own. The last event tells how it went: `Ended`, `Failed`, or
     `Interrupted` if the producer died and nobody took over within `timing.patience` seconds.
 

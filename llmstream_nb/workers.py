@@ -60,6 +60,8 @@ def enqueue(
     """Put a question into the pool's queue (XADD), and return the same handle as `ask`.
 
     Some worker will answer it, also after this process has ended; if that worker dies, another begins anew.
+    Without a worker it waits: `Worker().start()`, or `python3 -m llmstream_nb worker` in a terminal.
+
     Arguments and errors are those of `ask`; what `source` needs must be where the workers are.
     """
     client, timing = client or current(), timing or Timing()

@@ -190,10 +190,100 @@ def watcher(*, keep=last_id, begin=None, anew="", final=("end", "failed"), kinds
     return watch
 
 
+def pager(*, size=None, after=lambda last: f"({last}", pages=lambda found: found):
+    """A solution of the pages, and with other values of what is easily got wrong the wrong ones."""
+
+    def all_pages(client, stream, count):
+        found, begin = [], "-"
+        while page := client.xrange(stream, begin, "+", count=size or count):
+            found.append(page)
+            begin = after(page[-1][0])
+            if len(found) > 20:
+                break
+        return pages(found)
+
+    return all_pages
+
+
+def pages_by_xread(client, stream, size):
+    last_id = "0-0"
+    while reply := client.xread({stream: last_id}, count=size):
+        yield reply[0][1]
+        last_id = reply[0][1][-1][0]
+
+
+def collector(*, least=1, per_read=False, limit=True, first=None, patient=False):
+    """A solution of the reader that gives up, and with other values of what is easily got wrong the wrong ones."""
+
+    def collect(client, stream, last_id, wanted, seconds):
+        deadline, last_id, found = time.monotonic() + seconds, first or last_id, []
+        while True:
+            left = seconds if per_read else deadline - time.monotonic()
+            count = wanted - len(found) if limit else None
+            for _, entries in client.xread({stream: last_id}, count=count, block=max(least, int(left * 1000))):
+                found += [fields["word"] for _, fields in entries]
+                last_id = entries[-1][0]
+                break
+            else:
+                if per_read:
+                    return found
+            if (len(found) >= wanted and not patient) or (time.monotonic() >= deadline and not per_read):
+                return found
+
+    return collect
+
+
+def rebuilder(*, mine=True, whole=False, ends=slice(1, -1)):
+    """A solution of the text by its record, and with other values of what is easily got wrong the wrong ones."""
+
+    def rebuild(client, key):
+        record = json.loads(client.get(key))
+        start, end = record["streamStartMessageId"], record["streamEndMessageId"]
+        entries = client.xrange(record["streamName"], *(() if whole else (start, end)))
+        me = record["questionId"]
+        return "".join([f["chunkOutput"] for _, f in entries if not mine or f["questionId"] == me][ends])
+
+    return rebuild
+
+
+def rebuilds_by_words(client, key):
+    return rebuilder(ends=slice(None))(client, key).replace("START:a;", "").replace(";END:a", "")
+
+
+def many_reader(*, together=True, kinds=("text",), final="end", of="kind"):
+    """A solution of the several answers, and with other values of what is easily got wrong the wrong ones."""
+
+    def read(client, last_ids):
+        texts = dict.fromkeys(last_ids, "")
+        while last_ids:
+            for key, entries in client.xread(last_ids, block=1000):
+                for entry_id, fields in entries:
+                    last_ids[key] = entry_id
+                    if fields["kind"] in kinds:
+                        texts[key] += fields["text"]
+                    if fields[of] == final:
+                        del last_ids[key]
+                        break
+        return texts
+
+    def read_many(client, keys):
+        if together:
+            return read(client, dict.fromkeys(keys, "0-0"))
+        return {key: read(client, {key: "0-0"})[key] for key in keys}
+
+    return read_many
+
+
 @pytest.mark.parametrize(
     ("check", "solution"),
     [
         (checks.get_last_id, right_get_last_id),
+        (checks.pages, pager()),
+        (checks.pages, pages_by_xread),
+        (checks.collect, collector()),
+        (checks.rebuild, rebuilder()),
+        (checks.rebuild, rebuilds_by_words),
+        (checks.read_many, many_reader()),
         (checks.produce, right_produce),
         (checks.produce, produce_with_start),
         (checks.read, reader()),
@@ -229,6 +319,74 @@ def test_right_solutions(client, check, solution):
     assert "✓ Right: " in verdict._repr_html_()
     assert "Hint" not in repr(verdict)
     assert repr(check(solution)) == repr(verdict)
+
+
+# ------------------------------------------------------------------------------------ the optional exercises
+
+
+def test_stopped(client):
+    def slowly(question, topic):
+        for _ in range(2000):
+            yield "word "
+            time.sleep(0.005)
+
+    def cut(answer, least):
+        wait_for(lambda: len(answer.text) >= least)
+        answer.stop()
+        return checks.stopped(answer)
+
+    half = ask("?", source=slowly, id="half", timing=FAST)
+    wait_for(lambda: half.status == "streaming")
+    assert explained(checks.stopped(half), "'half'", "still being written")
+    checks._tries.clear()
+    assert cut(half, 10).passed
+    quick = ask("?", source=lambda *_: ["one"], id="quick", timing=FAST).wait(20)
+    assert explained(checks.stopped(quick), "'quick'", "'stop'", "not 'cancelled'")
+    checks._tries.clear()
+    silent = ask("?", source=lambda *_: (time.sleep(0.3) or "" for _ in range(9)), id="silent", timing=FAST)
+    assert explained(cut(silent, 0), "before the first piece")
+    checks._tries.clear()
+    assert explained(checks.stopped("half"), "what `ask` gave you", "'half'")
+
+
+@pytest.mark.parametrize(
+    ("check", "solution", "words"),
+    [
+        (checks.pages, pager(size=1000), ["fetches 7 entries at once", "ask for 3"]),
+        (checks.pages, pager(after=lambda last: last), ["9-2", "not"]),
+        (checks.pages, pager(after=lambda last: f"({last.partition('-')[0]}"), ["not"]),
+        (checks.pages, pager(pages=lambda found: found[:-1]), ["not"]),
+        (checks.pages, pager(pages=lambda found: [*found, []]), ["[]]"]),
+        (checks.pages, pager(pages=lambda found: [[(i,) for i, _ in page] for page in found]), ["pairs of an ID"]),
+        (checks.pages, lambda *_: None, ["TypeError"]),
+        (checks.collect, lambda *_: None, ["returns None, not ['b', 'c', 'd']"]),
+        (checks.collect, collector(first="0-0"), ["returns ['a', 'b', 'c'], not ['b', 'c', 'd']"]),
+        (checks.collect, collector(limit=False), ["returns ['b', 'c', 'd', 'e'], not ['b', 'c', 'd']"]),
+        (
+            checks.collect,
+            lambda c, s, last, n, _: collector()(c, s, last, n, 0),
+            ["returns ['a'], not ['a', 'b', 'c']"],
+        ),
+        (checks.collect, collector(per_read=True), ["words keep coming", "all of its reads together"]),
+        (checks.collect, collector(patient=True, limit=None), ["not"]),
+        (checks.collect, collector(least=0), ["does not return"]),
+        (checks.rebuild, lambda *_: None, ["returns None"]),
+        (checks.rebuild, rebuilder(mine=False), ["another's", "not 'Redis keeps order.'"]),
+        (checks.rebuild, rebuilder(whole=True), ["an older try"]),
+        (checks.rebuild, rebuilder(ends=slice(None)), ["START:a;"]),
+        (checks.rebuild, rebuilder(ends=slice(1, None)), [";END:a"]),
+        (checks.read_many, lambda *_: None, ["return a dictionary"]),
+        (checks.read_many, lambda *_: {}, ["not {'one': 'red green '"]),
+        (checks.read_many, many_reader(together=False), ["one stream at a time"]),
+        (checks.read_many, many_reader(kinds=("start", "text")), ["model"]),
+        (checks.read_many, many_reader(final="stop"), ["does not return"]),
+    ],
+)
+@pytest.mark.parametrize("backend", ["fake"], indirect=True)  # the judge is tried here, not Redis
+def test_wrong_solutions_of_the_optional_exercises(client, monkeypatch, check, solution, words):
+    # A reader that never ends is to be given up soon, one that ends late is to be let end.
+    monkeypatch.setattr(checks, "TIMEOUT", 1.5 if "does not return" in words else 6.0)
+    assert explained(check(solution), *words)
 
 
 # -------------------------------------------------------------------------------------------- count_entries
@@ -815,6 +973,11 @@ def test_the_placeholder(client, answer):
         checks.claim(untouched_take_over),
         checks.resume(untouched_resume),
         checks.last_event_id(untouched_watch),
+        checks.stopped(...),
+        checks.pages(untouched_read),
+        checks.collect(untouched_read),
+        checks.rebuild(untouched_read),
+        checks.read_many(untouched_read),
     ):
         assert verdict.passed is None
         assert not verdict

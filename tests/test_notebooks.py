@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import llmstream_nb
+from llmstream_nb import tables
 from llmstream_nb.lab import child_environment
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]-*.ipynb"))
+GLOSSARY, REFERENCE = FOLDER / "glossary.ipynb", FOLDER / "reference.ipynb"
 TEMPLATE = ROOT / "tests" / "template.ipynb"
+SVG = "{http://www.w3.org/2000/svg}"
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 # Cells whose output may differ from run to run: the connection line, IDs by the clock, timings, a plot, a race.
 MAY_DIFFER = {
@@ -27,6 +33,19 @@ MAY_DIFFER = {
     "07-fast-and-slow": 8,
     "08-to-the-browser": 6,
 }
+# Terms that a notebook links to the glossary where it first uses them, or before; each with its plural.
+TERMS = [
+    "chunk",
+    "consumer group",
+    "cursor",
+    "delta",
+    "entry",
+    "producer",
+    "question record",
+    "stream",
+    "viewer",
+    "widget",
+]
 SKIPPING = ("NBVAL_", "nbval-skip", "nbval-raises-exception", "raises-exception")
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -46,6 +65,10 @@ def prose(path: Path) -> str:
     return "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
 
 
+def text_of(path: Path) -> str:
+    return prose(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+
+
 def tags(cell: nbformat.NotebookNode) -> list[str]:
     return list(cell.metadata.get("tags", []))
 
@@ -54,7 +77,7 @@ def test_all_notebooks_are_known() -> None:
     assert [path.stem for path in NOTEBOOKS] == list(MAY_DIFFER)
 
 
-@every_notebook
+@pytest.mark.parametrize("path", [*NOTEBOOKS, REFERENCE], ids=lambda path: path.stem)
 def test_every_code_cell_is_saved_executed_and_without_error(path: Path) -> None:
     counts = [cell.execution_count for cell in code_cells(path)]
     assert counts == list(range(1, len(counts) + 1))
@@ -89,11 +112,9 @@ def test_neighbours_link_to_each_other(path: Path) -> None:
         assert neighbour.name in targets, f"no link to {neighbour.name}"
 
 
-@pytest.mark.parametrize(
-    "path", [*NOTEBOOKS, FOLDER / "glossary.ipynb", ROOT / "README.md"], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, GLOSSARY, REFERENCE, ROOT / "README.md"], ids=lambda path: path.stem)
 def test_links_and_pictures_lead_somewhere(path: Path) -> None:
-    text = prose(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+    text = text_of(path)
     found = LINK.findall(text)
     assert found
     for picture, label, target in found:
@@ -105,7 +126,7 @@ def test_links_and_pictures_lead_somewhere(path: Path) -> None:
         there = path.parent / file if file else path
         assert there.exists(), f"{target} does not exist"
         if anchor:
-            lines = (prose(there) if there.suffix == ".ipynb" else there.read_text(encoding="utf-8")).splitlines()
+            lines = text_of(there).splitlines()
             # JupyterLab keeps the case of a heading in its anchor, GitHub doesn't: headings are in lower case.
             headings = [
                 re.sub(r"[^\w -]", "", line.lstrip("#")).strip().replace(" ", "-")
@@ -179,5 +200,85 @@ def test_the_template_is_what_the_notebooks_follow() -> None:
 
 
 def test_the_glossary_is_in_order_and_knows_every_linked_term() -> None:
-    terms = [line[4:] for line in prose(FOLDER / "glossary.ipynb").splitlines() if line.startswith("### ")]
+    terms = glossary()
     assert terms == sorted(terms, key=str.lower) and len(terms) == len(set(terms)) > 20
+    assert set(TERMS) <= set(terms)
+
+
+def glossary() -> list[str]:
+    return [line[4:] for line in prose(GLOSSARY).splitlines() if line.startswith("### ")]
+
+
+def words_of(text: str) -> str:
+    """The prose of a Markdown cell: without headings, labels, code, solutions, pictures, and names of notebooks."""
+    text = re.sub(
+        r"<details>.*?</details>|```.*?```|`[^`]*`|\*\*.*?\*\*|!\[[^\]]*\]\([^)]*\)", "", text, flags=re.DOTALL
+    )
+    text = re.sub(r"\[[^\]]*\]\(\d\d-[^)]*\)|\]\([^)]*\)", "", text)
+    return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+
+
+@every_notebook
+def test_a_term_is_linked_to_the_glossary_where_it_first_appears(path: Path) -> None:
+    texts = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
+    late = {}
+    for term in TERMS:
+        plural = f"{term[:-1]}ies" if term.endswith("y") else f"{term}s"
+        used = re.compile(rf"(?<![\w-])(?:{term}|{plural})(?![\w-])", re.IGNORECASE)
+        link = f"(glossary.ipynb#{term.replace(' ', '-')})"
+        first = next((at for at, text in enumerate(texts) if at and used.search(words_of(text))), None)
+        if first is not None and not any(link in text for text in texts[: first + 1]):
+            late[term] = texts[first]
+    assert not late
+
+
+def test_the_reference_shows_every_public_name() -> None:
+    code = "\n".join(cell.source for cell in code_cells(REFERENCE))
+    shown: dict[str, set[str]] = {}
+    for name, members in re.findall(r"^show\((\w+)(.*)\)$", code, re.MULTILINE):
+        shown.setdefault(name, set()).update(re.findall(r"\w+", members))
+    assert sorted(shown) == llmstream_nb.__all__
+    functions = inspect.getmembers(tables, inspect.isfunction)
+    public = {n for n, function in functions if function.__module__ == tables.__name__ and not n.startswith("_")}
+    assert shown["tables"] == public
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def luminance(colour: str) -> float:
+    """The relative luminance of a colour such as #1f2328, as WCAG defines it."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    darker, lighter = sorted([luminance(one), luminance(other)])
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "images").glob("*.svg")), ids=lambda path: path.stem)
+def test_a_picture_can_be_read_in_a_light_and_in_a_dark_notebook(path: Path) -> None:
+    """An image knows nothing of the notebook's theme: it brings a ground of its own, and writes legibly on that."""
+    picture = ET.parse(path).getroot()
+    ground = picture[0]
+    assert ground.tag == f"{SVG}rect" and ground.get("fill", "").startswith("#") and not ground.get("opacity")
+    assert [ground.get(name) for name in ("width", "height")] == picture.get("viewBox", "").split()[2:]
+    assert picture.get("role") == "img" and len(picture.get("aria-label", "")) > 40
+    grounds = {rect.get("fill") for rect in picture.iter(f"{SVG}rect")} - {"none"}
+    for text in picture.iter(f"{SVG}text"):
+        assert float(text.get("font-size") or picture.get("font-size")) >= 11, text.text
+        assert min(contrast(text.get("fill"), each) for each in grounds) >= 4.5, text.text
+
+
+@every_notebook
+def test_a_notebook_has_a_picture(path: Path) -> None:
+    assert re.search(r"!\[[^\]]+\]\(images/" + path.stem[:2] + r"-[\w-]+\.svg\)", prose(path))
+
+
+def test_every_picture_is_used() -> None:
+    used = {target for path in [*NOTEBOOKS, ROOT / "README.md"] for _, _, target in LINK.findall(text_of(path))}
+    assert {path.name for path in (FOLDER / "images").iterdir()} == {
+        Path(target).name for target in used if "images/" in target
+    }

@@ -39,12 +39,15 @@ class _Server(uvicorn.Server):
 class WebServer:
     """The web page and its server, on 127.0.0.1, in a thread of this process until `stop`.
 
+    `server = WebServer().start()`, then open `server.link()` in a browser, or `server.frame()` in the notebook.
+
     Args:
-        port: a free one if 0.
+        port: where it listens; a free one if 0.
         client: of `connect`; else that of the last `connect()`.
         token: what the link holds; else a random one.
         pool: leave the answers to workers elsewhere, as `enqueue` does.
-        limits, timing: how much it takes on, and how long things may take.
+        limits: how much it takes on, as `web.app.Limits(viewers=100)`.
+        timing: leases and limits in seconds, as for `ask`.
 
     Raises:
         NotServed: the port is taken, or the server did not start.

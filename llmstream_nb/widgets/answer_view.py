@@ -26,7 +26,9 @@ FOLDER = pathlib.Path(__file__).parent
 
 
 class AnswerView(Watched, anywidget.AnyWidget):
-    """Shows an answer as it grows. Its state in the kernel is always complete: reload, or open it twice.
+    """Shows an answer as it grows: `AnswerView(ask("…"))` at the end of a cell.
+
+    Its state in the kernel is always complete: reload the page, or open it twice.
 
     Args:
         answer: an `Answer`, or the id of one, from any process.
@@ -34,7 +36,7 @@ class AnswerView(Watched, anywidget.AnyWidget):
         client: the Redis where the id is to be found; else that of the last `connect()`.
         group: read through this consumer group, as its only consumer `view`; it is created when it is absent. Redis
             then keeps account of what was shown, and each batch is acknowledged.
-        replay: show its stream again at the pace at which it was written, times this; 1 is as it was.
+        replay: show its stream again at the pace at which it was written, times this; 1 is as it was, 2 twice as fast.
 
     Raises:
         BadAnswerId, BadName: the id or the group's name holds odd characters.
