@@ -1099,7 +1099,7 @@ def _failed(name: str, text: str) -> Verdict:
     hints = HINTS[name]
     step = min(_tries[name], len(hints) - 1)
     _tries[name] += 1
-    more = "\nThe whole of it is below, under *Solution*." if step == len(hints) - 1 else ""
+    more = "\nThe whole of it stands below, under Solution." if step == len(hints) - 1 else ""
     return Verdict(False, text, f"Hint {step + 1} of {len(hints)}: {hints[step]}{more}")
 
 
