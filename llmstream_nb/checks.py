@@ -714,8 +714,7 @@ def state(function: Callable[..., str], *, client: redis.Redis | None = None) ->
     """
 
     def examine(case: _Case) -> str:
-        chunks, leases = f"{case.stream}:chunks", [f"{case.stream}:lease:{attempt}" for attempt in (1, 10)]
-        case.keys |= {chunks, *leases}
+        chunks, *leases = [case.other(name) for name in ("chunks", "lease:1", "lease:10")]
         first = [("1-0", "start", "{}"), ("1-1", "text", "the end")]
         anew = [*first, ("10-0", "start", "{}")]
         for entries, lease, right, about in (
@@ -939,8 +938,8 @@ class _Case:
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         self.stream = f"{names_of(client).prefix}:check:{secrets.token_hex(6)}"
-        self.keys = {self.stream}  # to be deleted
         self.about = "here"  # what the learner's function is busy with
+        self._others: set[str] = set()
         self._closed = threading.Event()
         self._writer = threading.Thread()
 
@@ -961,7 +960,7 @@ class _Case:
     def other(self, name: str) -> str:
         """One more key of the check's own."""
         key = f"{self.stream}:{name}"
-        self.keys.add(key)
+        self._others.add(key)
         return key
 
     def entries(self) -> list[tuple[str, dict[str, str]]]:
@@ -1044,7 +1043,7 @@ class _Case:
         self._closed.set()
         if self._writer.ident:
             self._writer.join()
-        self.client.delete(*self.keys)
+        self.client.delete(self.stream, *self._others)
 
 
 class _Noting:
@@ -1169,7 +1168,7 @@ def _failed(name: str, text: str) -> Verdict:
     hints = HINTS[name]
     step = min(_tries[name], len(hints) - 1)
     _tries[name] += 1
-    more = "\nThe whole of it is below, under *Solution*." if step == len(hints) - 1 else ""
+    more = "\nThe whole of it stands below, under Solution." if step == len(hints) - 1 else ""
     return Verdict(False, text, f"Hint {step + 1} of {len(hints)}: {hints[step]}{more}")
 
 

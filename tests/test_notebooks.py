@@ -160,29 +160,34 @@ def test_an_exercise_waits_for_the_learner_and_has_a_solution(path: Path) -> Non
         assert re.search(r"= \.\.\.|^    \.\.\.$", cells[at].source, re.MULTILINE), "no placeholder"
         assert "Not started" in str(cells[at].outputs[0])
         assert cells[at - 1].source.startswith("## Exercise: ")
+        heading = cells[at - 1].source.splitlines()[0]
+        assert heading.endswith(" (optional)") == (at != exercises[0]), "the first is for all, the others are extras"
         assert "solution" in tags(cells[at + 1]) and cells[at + 1].source.startswith(
             "<details><summary>Solution</summary>"
         )
 
 
-def run_in_kernel(sources: list[str], prefix_of: str) -> list[nbformat.NotebookNode]:
-    """Run these cells in a kernel as a notebook of that name would; return the outputs of the last one."""
+def run_in_kernel(sources: list[str]) -> list[list[nbformat.NotebookNode]]:
+    """Run these cells in a kernel as a notebook would; return the outputs of each."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     client = NotebookClient(notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}})
     client.execute(env=child_environment(LLMSTREAM_LLM="scripted", REDIS_URL=None, LLMSTREAM_PREFIX=None))
-    return notebook.cells[-1].outputs
+    return [cell.outputs for cell in notebook.cells]
 
 
 @every_notebook
-def test_the_solution_solves_the_exercise(path: Path) -> None:
+def test_the_solutions_solve_the_exercises(path: Path) -> None:
     cells = read(path).cells
     before = [cell.source for cell in code_cells(path) if "tour = ask(" in cell.source or "tour.wait" in cell.source]
+    solved = []
     for at in (n for n, cell in enumerate(cells) if "exercise" in tags(cell)):
         solution = re.search(r"```python\n(.*?)```", cells[at + 1].source, re.DOTALL)
         assert solution
         imports = "\n".join(re.findall(r"^(?:from|import) .*$", cells[at].source, re.MULTILINE))
-        outputs = run_in_kernel([code_cells(path)[0].source, *before, f"{imports}\n{solution[1]}"], path.stem)
-        shown = str([output.get("data", {}).get("text/plain", output.get("text")) for output in outputs])
+        solved.append(f"{imports}\n{solution[1]}")
+    outputs = run_in_kernel([code_cells(path)[0].source, *before, *solved])
+    for output in outputs[-len(solved) :]:
+        shown = str([part.get("data", {}).get("text/plain", part.get("text")) for part in output])
         assert "✓" in shown, shown
 
 
@@ -190,7 +195,7 @@ def test_the_moderated_stream_lets_no_masked_word_through() -> None:
     path = FOLDER / "04-groups.ipynb"
     own = re.search(r"One way to do it</summary>\n\n```python\n(.*?)```", prose(path), re.DOTALL)
     assert own
-    outputs = run_in_kernel([code_cells(path)[0].source, own[1], "print(clean.wait(60).text)"], path.stem)
+    outputs = run_in_kernel([code_cells(path)[0].source, own[1], "print(clean.wait(60).text)"])[-1]
     assert "█████" in outputs[0].text and "Redis" not in outputs[0].text
 
 
