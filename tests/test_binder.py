@@ -149,7 +149,6 @@ class Session:
             f"--{app}.{name}" for app in ("NotebookApp", "ServerApp") for name in (f"base_url={BASE}", f"token={TOKEN}")
         ]
         command = [image.home / "binder" / "start", *COMMAND, "--ip=127.0.0.1", f"--port={self.port}", *settings]
-        self.log = tempfile.TemporaryFile("w+")
         self.process = image.start(command, **changes)
         self.processes: list[psutil.Process] = []
         try:
