@@ -70,6 +70,7 @@ class Image:
             "PATH": f"{self.home}/.local/bin:{self.env}/bin:{os.environ['PATH']}",
             "SHELL": "/bin/bash",
             "PYTHONUNBUFFERED": "1",
+            "JUPYTERHUB_SERVICE_PREFIX": BASE,
             "BINDER_LAUNCH_HOST": "https://mybinder.org/",
             "CPU_LIMIT": "2.0",
             "MEM_LIMIT": "2147483648",
@@ -168,6 +169,12 @@ class Session:
         with urllib.request.urlopen(request, timeout=30) as reply:
             return json.load(reply)
 
+    def browse(self, *paths: str) -> str:
+        """Go to one page after the other, with cookies; return the last one."""
+        browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        pages = [browser.open(f"http://127.0.0.1:{self.port}{BASE}{path}", timeout=30).read() for path in paths]
+        return pages[-1].decode()
+
     def connect(self, path: str) -> Any:
         where = f"ws://127.0.0.1:{self.port}{BASE}{path}"
         return create_connection(where, timeout=60, header=[f"Authorization: token {TOKEN}"])
@@ -196,12 +203,12 @@ class Session:
                 text += got["content"].get("text", "") if got["msg_type"] == "stream" else ""
         return text
 
-    def type_in_terminal(self, *lines: str) -> str:
-        """Type into a new terminal; return all that it shows."""
+    def type_in_terminal(self, *lines: str, until: str) -> str:
+        """Type into a new terminal; return what it shows, once the pattern `until` is there."""
         socket = self.connect(f"terminals/websocket/{self.call('api/terminals', cwd='')['name']}")
-        socket.send(json.dumps(["stdin", "".join(f"{line}\r" for line in [*lines, "echo the 'e''n''d'"])]))
+        socket.send(json.dumps(["stdin", "".join(f"{line}\r" for line in lines)]))
         shown = ""
-        while "the end" not in shown:
+        while not re.search(until, shown):
             kind, *rest = json.loads(socket.recv())
             shown += rest[0] if kind == "stdout" else ""
         socket.close()
@@ -250,12 +257,20 @@ def test_a_notebook_runs_on_binder_and_terminals_share_its_redis_and_its_model(i
         assert "redis" in program
 
         shown = binder.type_in_terminal(
-            "LLMSTREAM_PREFIX=nb00 python3 -m llmstream_nb watch tour 2>&1 | cut -c -200",
-            "python3 -m llmstream_nb doctor 2>&1 | cut -c -200",
+            "kit='python3 -m llmstream_nb'",
+            "LLMSTREAM_PREFIX=nb00 $kit watch tour",
+            "$kit worker & $kit ask --pool --model scripted:pace=300 'What is a Redis stream?'; kill %1; wait",
+            "$kit doctor",
+            "echo lines' 'typed",
+            until="lines typed",
         )
-        assert "[stop: " in shown
+        assert shown.count("[stop: ") == 2, shown
         assert "All that is needed works." in shown, shown
         assert "2.1 GB of memory at most, and ends after ten idle minutes" in shown
+
+        shown = binder.type_in_terminal("python3 -m llmstream_nb web --port 0", until=r"token=\S+\r")
+        path = re.search(rf"{BASE}(proxy/\d+/\?token=\S+)", shown)[1]
+        assert "<!doctype html>" in binder.browse(f"lab?token={TOKEN}", path).lower()
 
         def models() -> Any:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{model_url}/models", timeout=10) as reply:
@@ -284,8 +299,7 @@ def test_without_a_redis_jupyterlab_opens_all_the_same_and_the_first_cell_says_s
         assert first.startswith("This Binder has no Redis: ")
         assert first.count("\n") == 1
         assert found == "<Redis: fakeredis in this process>\n"
-        shown = binder.type_in_terminal("python3 -m llmstream_nb doctor")
-        assert re.search(r"note +start +This Binder has no Redis", shown)
+        binder.type_in_terminal("python3 -m llmstream_nb doctor", until="note +start +This Binder has no Redis")
         binder.end(signal.SIGKILL)
         assert "This Binder has no Redis" in binder.output  # which Binder keeps in .jupyter-server-log.txt
 
