@@ -130,6 +130,8 @@ class Image:
 @pytest.fixture(scope="module")
 def image() -> Iterator[Image]:
     """The image as repo2docker builds it."""
+    if not shutil.which("redis-server"):
+        pytest.skip("redis-server, which apt.txt brings, is not on PATH")
     if not REAL and not installed():
         pytest.skip("the local model is not installed")
     with tempfile.TemporaryDirectory(prefix="llmstream-binder-", ignore_cleanup_errors=True) as folder:
