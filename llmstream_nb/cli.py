@@ -259,6 +259,8 @@ def _web(args: argparse.Namespace) -> int:
         return _refused(error)
     environment.allow_open_files(8_192)  # each viewer is one
     say(f"Answers are kept in {connection.where(client)}. Ctrl-C ends the server.")
+    if server.base.startswith("/"):
+        say("Open this at the host of your JupyterLab's own address, e.g. https://hub.example.org/user/…/proxy/…:")
     print(server.link(), flush=True)  # the link holds the token: only who has it may ask
     if not args.no_browser:
         webbrowser.open(server.link())

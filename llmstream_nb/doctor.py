@@ -117,9 +117,19 @@ def _models() -> Iterator[Check]:
         yield Check(verdict, "OPENAI_API_KEY", "is not in the environment (a file .env may have it)")
 
 
+def _binder() -> Iterator[Check]:
+    if notice := os.environ.get("LLMSTREAM_NOTICE"):
+        yield Check(NOTE, "start", notice)
+    if os.environ.get("BINDER_LAUNCH_HOST"):
+        limit = os.environ.get("MEM_LIMIT", "")
+        memory = f"has {int(limit) / 1e9:.1f} GB of memory at most, and " if limit.isdigit() else ""
+        yield Check(NOTE, "Binder", f"{memory}ends after ten idle minutes: download your work; enter no keys here")
+
+
 def _machine() -> Iterator[Check]:
     free = shutil.disk_usage(ROOT).free
-    need = 100_000_000 if environment.is_set_up() else environment.SPACE
+    installed = environment.is_set_up() or os.environ.get("LLMSTREAM_NO_VENV")
+    need = 100_000_000 if installed else environment.SPACE
     verdict, advice = (OK, "") if free > need else (PROBLEM, f"; {need / 1e9:.1f} GB are needed: make room")
     yield Check(verdict, "disk", f"{free / 1e9:.1f} GB free{advice}")
     if not os.access(ROOT, os.W_OK):
@@ -131,4 +141,4 @@ def _machine() -> Iterator[Check]:
         yield Check(NOTE, "Chromium", "not found: only the tests in a browser need it")
 
 
-CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (_python, _packages, _redis, _models, _machine)
+CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (_python, _packages, _redis, _models, _binder, _machine)

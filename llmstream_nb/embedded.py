@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import threading
 from contextlib import suppress
 from typing import Any
@@ -37,6 +39,8 @@ class KitFakeRedis(FakeRedis):
 
 def client(settings: dict[str, Any]) -> KitFakeRedis:
     """A client of the fakeredis of this process; `settings` are those of `redis.Redis`."""
+    if notice := os.environ.get("LLMSTREAM_NOTICE"):  # Binder says here why there is no better one
+        logging.getLogger("llmstream_nb").warning(notice)
     return KitFakeRedis(server=server().fake_server, version=VERSION, **settings)
 
 

