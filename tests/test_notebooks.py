@@ -191,6 +191,10 @@ def test_the_solutions_solve_the_exercises(path: Path) -> None:
         assert "✓" in shown, shown
 
 
+def test_there_is_enough_to_do() -> None:
+    assert sum("exercise" in tags(cell) for path in NOTEBOOKS for cell in read(path).cells) >= 15
+
+
 def test_the_moderated_stream_lets_no_masked_word_through() -> None:
     path = FOLDER / "04-groups.ipynb"
     own = re.search(r"One way to do it</summary>\n\n```python\n(.*?)```", prose(path), re.DOTALL)
