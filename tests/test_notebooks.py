@@ -145,6 +145,8 @@ def test_a_prediction_stands_before_a_collapsed_surprise(path: Path) -> None:
     for at in predictions:
         assert all(f"- ({letter}) " in cells[at].source for letter in "abc")
         assert cells[at + 1].metadata.get("jupyter", {}).get("outputs_hidden") is True
+        shown = str(cells[at + 1].outputs[0].get("text", "")).partition("\n")[0]  # JupyterLab does, of what it hides
+        assert not re.search("True|False|seen|says|[0-9] lines", shown), shown
         answer = next(cell.source for cell in cells[at + 2 :] if cell.cell_type == "markdown")
         assert re.match(r"\*\*\([abc]\)\.\*\*", answer), "the next text says which one is right"
     collapsed = sum(cell.metadata.get("jupyter", {}).get("outputs_hidden", False) for cell in cells)
