@@ -247,7 +247,7 @@ def test_a_notebook_runs_on_binder_and_terminals_share_its_redis_and_its_model(i
 
         show = "import os; print(os.environ['REDIS_URL'], os.environ['LLMSTREAM_LOCAL_URL'], os.environ['PATH'])"
         *printed, places = binder.run_cells("notebooks/00-ask.ipynb", [*code_cells("00-ask.ipynb"), show])
-        assert any("the late viewer has the whole answer: True" in text for text in printed)
+        assert any("It has the whole answer: True" in text for text in printed)
         assert not any("Binder" in text for text in printed)
         redis_url, model_url, _ = places.split()
         with redis.Redis.from_url(redis_url) as client:
