@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 import threading
@@ -11,6 +10,7 @@ import time
 import pytest
 
 from llmstream_nb import Answer, ask, checks
+from llmstream_nb.checks.hints import HINTS
 
 from .conftest import FAST
 from .model import wait_for
@@ -19,7 +19,7 @@ from .model import wait_for
 @pytest.fixture(autouse=True)
 def fresh(client):
     """Each test begins with the first hint, and leaves no key of a check behind."""
-    checks._tries.clear()
+    checks.verdict.tries.clear()
     yield
     assert not list(client.scan_iter(match=f"{client.names.prefix}:check:*"))
 
@@ -361,14 +361,14 @@ def test_stopped(client):
     half = ask("?", source=slowly, id="half", timing=FAST)
     wait_for(lambda: half.status == "streaming")
     assert explained(checks.stopped(half), "'half'", "still being written")
-    checks._tries.clear()
+    checks.verdict.tries.clear()
     assert cut(half, 10).passed
     quick = ask("?", source=lambda *_: ["one"], id="quick", timing=FAST).wait(20)
     assert explained(checks.stopped(quick), "'quick'", "'stop'", "not 'cancelled'")
-    checks._tries.clear()
+    checks.verdict.tries.clear()
     silent = ask("?", source=lambda *_: (time.sleep(0.3) or "" for _ in range(9)), id="silent", timing=FAST)
     assert explained(cut(silent, 0), "before the first piece")
-    checks._tries.clear()
+    checks.verdict.tries.clear()
     assert explained(checks.stopped("half"), "what `ask` gave you", "'half'")
 
 
@@ -408,7 +408,7 @@ def test_stopped(client):
 @pytest.mark.parametrize("backend", ["fake"], indirect=True)  # the judge is tried here, not Redis
 def test_wrong_solutions_of_the_optional_exercises(client, monkeypatch, check, solution, words):
     # A reader that never ends is to be given up soon, one that ends late is to be let end.
-    monkeypatch.setattr(checks, "TIMEOUT", 1.5 if "does not return" in words else 6.0)
+    monkeypatch.setattr(checks.running, "TIMEOUT", 1.5 if "does not return" in words else 6.0)
     assert explained(check(solution), *words)
 
 
@@ -652,7 +652,7 @@ def test_wrong_readers(client, solution, word):
     ],
 )
 def test_readers_that_never_return(client, solution, monkeypatch):
-    monkeypatch.setattr(checks, "TIMEOUT", 1.0)
+    monkeypatch.setattr(checks.running, "TIMEOUT", 1.0)
     assert explained(checks.read(solution), "does not return: does its loop end?")
     wait_for(lambda: not running(solution.__code__))
 
@@ -783,7 +783,7 @@ def test_a_claimer_that_never_returns(client, monkeypatch):
         while client.xautoclaim(stream, group, consumer, 0)[1]:
             pass
 
-    monkeypatch.setattr(checks, "TIMEOUT", 0.5)
+    monkeypatch.setattr(checks.running, "TIMEOUT", 0.5)
     assert explained(checks.claim(take_over), "when five entries are pending, your function does not return")
     wait_for(lambda: not running(take_over.__code__))
 
@@ -850,9 +850,9 @@ def test_wrong_resumers(client, solution, word):
 
 
 def test_resumers_that_never_return(client, monkeypatch):
-    monkeypatch.setattr(checks, "TIMEOUT", 0.5)
+    monkeypatch.setattr(checks.running, "TIMEOUT", 0.5)
     for missed, about in (("end", "when it begins at the beginning"), ("error", "when the answer ends in an error")):
-        checks._tries.clear()
+        checks.verdict.tries.clear()
         resume = resumer(final=[kind for kind in ("end", "error") if kind != missed], block=50)
         assert explained(checks.resume(resume), f"{about}, your function does not return")
         wait_for(lambda resume=resume: not running(resume.__code__))
@@ -915,7 +915,7 @@ def test_wrong_pollers(client, solution, word):
 
 
 def test_a_poller_that_waits(client, monkeypatch):
-    monkeypatch.setattr(checks, "TIMEOUT", 0.5)
+    monkeypatch.setattr(checks.running, "TIMEOUT", 0.5)
     waits = poller(lambda c, s, last: [e for _, entries in c.xread({s: last}, block=0) for e in entries])
     assert explained(checks.poll(waits), "where the stream does not exist yet, your function does not return")
     wait_for(lambda: not running(waits.__code__))
@@ -1001,7 +1001,7 @@ def test_wrong_watchers(client, solution, word):
 
 
 def test_a_watcher_that_never_returns(client, monkeypatch):
-    monkeypatch.setattr(checks, "TIMEOUT", 0.5)
+    monkeypatch.setattr(checks.running, "TIMEOUT", 0.5)
 
     def watch(get):
         while True:
@@ -1070,7 +1070,7 @@ def test_the_placeholder(client, answer):
         assert repr(verdict) == "○ Not started yet: replace the `...`"
         assert "○ Not started yet: replace the `...`" in verdict._repr_html_()
     assert checks.get_last_id(annotated)
-    assert not checks._tries
+    assert not checks.verdict.tries
 
 
 # --------------------------------------------------------------------------------------------------- hints
@@ -1103,10 +1103,8 @@ def test_what_is_not_started_costs_no_hint(client):
 
 
 def test_every_check_has_three_hints_in_short_lines():
-    functions = [thing for _, thing in inspect.getmembers(checks, inspect.isfunction)]
-    own = {function.__name__ for function in functions if function.__module__ == checks.__name__}
-    assert {name for name in own if not name.startswith("_")} == set(checks.HINTS)
-    for name, hints in checks.HINTS.items():
+    assert set(checks.__all__) == set(HINTS)
+    for name, hints in HINTS.items():
         assert len(hints) == len(set(hints)) == 3, name
         assert all(20 < len(hint) < 130 and "\n" not in hint for hint in hints), name
         assert "`" in hints[2], f"{name}: the last hint shows the essential line"
@@ -1204,7 +1202,7 @@ HOSTILE = [
 )
 def test_hostile_functions(client, check):
     for function in HOSTILE:
-        checks._tries.clear()
+        checks.verdict.tries.clear()
         verdict = check(function)
         assert explained(verdict)
         assert len(repr(verdict)) < 800
@@ -1238,7 +1236,7 @@ def blocked(client, stream, *args):
 
 @pytest.mark.parametrize("function", [stubborn, blocked])
 def test_endless_functions_are_ended(client, function, monkeypatch):
-    monkeypatch.setattr(checks, "TIMEOUT", 0.5)
+    monkeypatch.setattr(checks.running, "TIMEOUT", 0.5)
     assert explained(checks.get_last_id(function), "asked for the last ID", "does not return")
     deadline = time.monotonic() + 3  # sooner than the socket's own timeout, which ends a read as well
     while running(function.__code__):
@@ -1553,7 +1551,7 @@ def test_optional_exercises_and_silly_functions(client, check, monkeypatch):
     verdict = check(untouched)
     assert verdict.passed is None
     for function in HOSTILE:
-        checks._tries.clear()
+        checks.verdict.tries.clear()
         verdict = check(function)
         assert explained(verdict)
         assert len(repr(verdict)) < 800
@@ -1563,7 +1561,7 @@ def test_optional_exercises_and_silly_functions(client, check, monkeypatch):
         while True:
             pass
 
-    monkeypatch.setattr(checks, "TIMEOUT", 0.5)
-    checks._tries.clear()
+    monkeypatch.setattr(checks.running, "TIMEOUT", 0.5)
+    checks.verdict.tries.clear()
     assert explained(check(endless), "your function does not return")
     wait_for(lambda: not running(endless.__code__))

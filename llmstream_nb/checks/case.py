@@ -1,0 +1,148 @@
+"""A stream of a check's own, and calls of the learner's function on it."""
+
+from __future__ import annotations
+
+import inspect
+import secrets
+import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from llmstream_nb.checks.judging import WrongError, require, show
+from llmstream_nb.connection import names_of
+
+if TYPE_CHECKING:
+    import redis
+
+
+class BrokenModelError(Exception):
+    """What a check's model raises when it breaks off."""
+
+
+class Case:
+    """A stream of the check's own, and calls of the learner's function on it."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+        self.stream = f"{names_of(client).prefix}:check:{secrets.token_hex(6)}"
+        self.about = "here"  # what the learner's function is busy with
+        self._result: Any = None  # of the last call
+        self._others: set[str] = set()
+        self._closed = threading.Event()
+        self._writer = threading.Thread()
+
+    # ------------------------------------------------------------------------------- the learner's function
+
+    def call(self, function: Any, about: str, *args: Any) -> Any:
+        """Call the learner's function; what it raises becomes a sentence, except for a model that breaks off."""
+        self.about = about
+        require(callable(function), f"give the function itself, without calling it; this is {show(function)}.")
+        try:
+            self._result = function(*args)
+        except BrokenModelError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the learner's code raises
+            said = show(error, lambda error: str(error).replace(self.stream, "…"))  # its key differs at every check
+            raise WrongError(f"{about}, your function raises {type(error).__name__}: {said}") from None
+        if inspect.iscoroutine(self._result):
+            self._result.close()
+            raise WrongError("your function is asynchronous: write `def`, not `async def`.")
+        return self._result
+
+    def breaks(self, function: Any, about: str, *args: Any) -> bool:
+        """Call the learner's function; whether it lets a `BrokenModelError` pass."""
+        try:
+            self.call(function, about, *args)
+        except BrokenModelError:
+            return True
+        return False
+
+    @property
+    def got(self) -> str:
+        """What the last call returned, as a sentence that goes on."""
+        return f"{self.about}, your function returns {show(self._result)}"
+
+    def require_form(self, what: str, form: str, kind: type = str, of: type = object) -> None:
+        """Require that the last call returned `what`: something of this kind, each item in it of that one."""
+        require(self._result is not None, f"your function returns None: return {what}.")
+        fits = isinstance(self._result, kind) and all(isinstance(item, of) for item in self._result)
+        require(fits, f"{self.got}: return {form}.")
+
+    def require_result(self, right: Any) -> None:
+        """Require that the last call returned this."""
+        require(isinstance(self._result, type(right)) and self._result == right, f"{self.got}, not {show(right)}.")
+
+    # ------------------------------------------------------------------------------------------- the stream
+
+    def other(self, name: str) -> str:
+        """One more key of the check's own."""
+        key = f"{self.stream}:{name}"
+        self._others.add(key)
+        return key
+
+    def entries(self) -> list[tuple[str, dict[str, str]]]:
+        """What lies in the stream."""
+        return self.client.xrange(self.stream)  # type: ignore[return-value]
+
+    def groups(self) -> dict[str, Any]:
+        """The stream's groups, by name."""
+        return {group["name"]: group for group in self.client.xinfo_groups(self.stream)}  # type: ignore[union-attr]
+
+    def put(self, entries: Iterable[tuple[str, dict[str, str]]], stream: str = "") -> str:
+        """Add entries of (id, fields) at once; return the last one's ID, or 0-0 without one."""
+        with self.client.pipeline() as pipe:
+            for entry_id, fields in entries:
+                pipe.xadd(stream or self.stream, fields, id=entry_id)  # type: ignore[arg-type]
+            return (pipe.execute() or ["0-0"])[-1]
+
+    def add(self, entries: list[tuple[str, str]]) -> str:
+        """Add entries of (question id, text) at once, as notebooks 02 and 03 write them; return the last one's ID."""
+        return self.put(("*", {"questionId": question_id, "chunkOutput": text}) for question_id, text in entries)
+
+    def write(self, entries: list[tuple[str, str, str]], stream: str = "") -> None:
+        """Add entries of (id, kind, text) at once, as an answer of the kit has them."""
+        self.put(((entry_id, {"kind": kind, "text": text, "ms": "0"}) for entry_id, kind, text in entries), stream)
+
+    def trickle(self, *bursts: Any, add: Callable[[Any], object]) -> None:
+        """Add these entries from another thread, with pauses."""
+
+        def write() -> None:
+            for burst in bursts:
+                if not self._closed.wait(0.1):
+                    add(burst)
+
+        self._writer = threading.Thread(target=write, name="llmstream check", daemon=True)
+        self._writer.start()
+
+    def clear(self) -> None:
+        """Delete the stream, and what else was used."""
+        self.client.delete(self.stream, *self._others)
+
+    def close(self) -> None:
+        """Stop writing, and leave nothing behind."""
+        self._closed.set()
+        if self._writer.ident:
+            self._writer.join()
+        self.clear()
+
+
+class Noting:
+    """A Redis client that notes what the learner's function reads."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._client = client
+        self.calls: list[tuple[str, Any, Any]] = []  # command, first argument, reply
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        if name not in ("xread", "xrange", "xrevrange"):
+            return method
+
+        def call(*args: Any, **options: Any) -> Any:
+            first = args[0] if args else options.get("streams")
+            first = dict(first) if isinstance(first, dict) else first  # which the loop goes on changing
+            reply = method(*args, **options)
+            self.calls.append((name, first, reply))
+            return reply
+
+        return call
