@@ -13,7 +13,7 @@ from pathlib import Path
 from llmstream_nb import environment
 
 HERE = Path(__file__).parent
-MODULES = ("stream",)
+MODULES = ("stream", "llm", "askers")
 
 
 def main(arguments: list[str]) -> int:

@@ -37,8 +37,9 @@ class Unavailable(Exception):
 class Line:
     """One line of the table: a figure of one side, and perhaps of another beside it.
 
-    `goal` is a comparison with a number, as `(">=", 0.7)`: of `side / beside` where something stands beside (of
-    `side - beside` if `minus`), else of the figure itself. `always` holds it against the worst run, not the median.
+    Where something stands beside, `by` says how the two are compared: by their `ratio`, their `difference`, or not
+    at all (`value`). `goal` is a limit for that, or for the value alone, as `(">=", 0.7)`; with `always` the worst
+    run is held against it, not the median.
     """
 
     what: str
@@ -46,7 +47,7 @@ class Line:
     side: str = "the kit"
     beside: str = ""
     goal: tuple[str, float] | None = None
-    minus: bool = False
+    by: str = "ratio"
     always: bool = False
 
 
@@ -203,10 +204,10 @@ def judge(line: Line, samples: Samples) -> dict[str, Any]:
     shown: dict[str, Any] = {"what": line.what, "figure": line.figure, "side": line.side, "beside": line.beside}
     shown |= {"goal": " ".join(map(str, line.goal or ())), "value": _spread(mine), "other": _spread(other)}
     compared = mine
-    if mine and line.beside:
+    if mine and line.beside and line.by != "value":
         pairs = zip(mine, other or (), strict=False)
-        compared = [a - b if line.minus else a / b for a, b in pairs if b or line.minus]
-        shown["difference" if line.minus else "ratio"] = _spread(compared)
+        compared = [a - b for a, b in pairs] if line.by == "difference" else [a / b for a, b in pairs if b]
+        shown[line.by] = _spread(compared)
     if line.goal and compared:
         sign, limit = line.goal
         worst = (min if sign == ">=" else max)(compared)
@@ -246,11 +247,12 @@ def table(results: Iterable[Result]) -> str:
         if result.failed or result.skipped:
             lines.append(f"| {name} | {'failed' if result.failed else 'skipped'}: {result.failed or result.skipped} |" + " |" * 7)
         for line in result.lines:
-            compared = line.get("ratio") or line.get("difference")
+            compared = shown(line["ratio"]) if "ratio" in line else ""
+            compared = f"by {shown(line['difference'])}" if "difference" in line else compared
             verdict = {True: "met", False: "**missed**"}.get(line.get("met"), "") if line["goal"] else ""
             cells = [name, f"{line['what']}, {line['figure']}", line["side"], shown(line["value"])]
             cells += [line["beside"], shown(line["other"]) if line["beside"] else ""]
-            cells += [("+" if "difference" in line else "") + shown(compared) if line["beside"] else "", line["goal"], verdict]
+            cells += [compared, line["goal"], verdict]
             lines.append(f"| {' | '.join(cells)} |".replace(">=", "≥").replace("<=", "≤"))
             name = ""
     return "\n".join(lines)
