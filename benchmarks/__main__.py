@@ -13,7 +13,7 @@ from pathlib import Path
 from llmstream_nb import environment
 
 HERE = Path(__file__).parent
-MODULES = ("stream", "llm", "askers")
+MODULES = ("stream", "llm", "askers", "web")
 
 
 def main(arguments: list[str]) -> int:
