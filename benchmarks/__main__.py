@@ -13,7 +13,7 @@ from pathlib import Path
 from llmstream_nb import environment
 
 HERE = Path(__file__).parent
-MODULES = ("stream", "llm", "askers", "web")
+MODULES = ("stream", "llm", "askers", "web", "jupyter")
 
 
 def main(arguments: list[str]) -> int:

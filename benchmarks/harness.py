@@ -176,7 +176,7 @@ def _measure(name: str, quick: bool, answer: Connection) -> None:
     except Unavailable as reason:
         answer.send(("skipped", str(reason)))
     except Exception as error:
-        answer.send(("failed", f"{type(error).__name__}: {error}"))
+        answer.send(("failed", f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"))
         raise
 
 

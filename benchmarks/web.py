@@ -191,7 +191,7 @@ class Viewer(asyncio.Protocol):
         self.got.append((time.monotonic_ns(), data))
         if not self.there.is_set() and b"event: start" in data:
             self.there.set()
-        if data.endswith(b"\r\n0\r\n\r\n"):
+        if data.endswith(b"0\r\n\r\n"):  # the end of the last chunk; an event ends otherwise
             self.transport.close()
 
     def connection_lost(self, _: Exception | None) -> None:
