@@ -13,7 +13,7 @@ from pathlib import Path
 from llmstream_nb import environment
 
 HERE = Path(__file__).parent
-MODULES = ("stream", "llm", "askers", "web", "jupyter")
+MODULES = ("stream", "llm", "askers", "web", "jupyter", "start")
 
 
 def main(arguments: list[str]) -> int:
