@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -35,16 +36,15 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table: a figure of one side, and perhaps of another beside it.
+    """One line of the table: a figure of one side, perhaps beside another's, perhaps with a goal.
 
     Where something stands beside, `by` says how the two are compared: by their `ratio`, their `difference`, or not
     at all (`value`). `goal` is a limit for that, or for the value alone, as `(">=", 0.7)`; with `always` the worst
     run is held against it, not the median.
     """
 
-    what: str
     figure: str
-    side: str = "the kit"
+    side: str
     beside: str = ""
     goal: tuple[str, float] | None = None
     by: str = "ratio"
@@ -201,8 +201,9 @@ def judge(line: Line, samples: Samples) -> dict[str, Any]:
     """What a line shows: the values, their ratio or difference run by run, and whether the goal is met."""
     mine = samples.get(line.side, {}).get(line.figure)
     other = samples.get(line.beside, {}).get(line.figure) if line.beside else None
-    shown: dict[str, Any] = {"what": line.what, "figure": line.figure, "side": line.side, "beside": line.beside}
-    shown |= {"goal": " ".join(map(str, line.goal or ())), "value": _spread(mine), "other": _spread(other)}
+    goal = f"{'≥' if line.goal[0] == '>=' else '≤'} {line.goal[1]:g}" if line.goal else ""
+    shown: dict[str, Any] = {"figure": line.figure, "side": line.side, "beside": line.beside, "goal": goal}
+    shown |= {"value": _spread(mine), "other": _spread(other)}
     compared = mine
     if mine and line.beside and line.by != "value":
         pairs = zip(mine, other or (), strict=False)
@@ -234,52 +235,69 @@ def number(value: float) -> str:
 def shown(spread: list[float] | None) -> str:
     """Median and spread as words."""
     if not spread:
-        return "–"
+        return "none"
     middle, least, most = map(number, spread)
     return middle if least == middle == most else f"{middle} ({least} to {most})"
 
 
-def table(results: Iterable[Result]) -> str:
-    """All rows as one Markdown table."""
-    lines = ["| row | what | side | measured | beside | measured | ratio | goal | |", "|---|---|---|---|---|---|---|---|---|"]
-    for result in results:
-        name = f"**{result.name}**"
-        if result.failed or result.skipped:
-            lines.append(f"| {name} | {'failed' if result.failed else 'skipped'}: {result.failed or result.skipped} |" + " |" * 7)
-        for line in result.lines:
-            compared = shown(line["ratio"]) if "ratio" in line else ""
-            compared = f"by {shown(line['difference'])}" if "difference" in line else compared
-            verdict = {True: "met", False: "**missed**"}.get(line.get("met"), "") if line["goal"] else ""
-            cells = [name, f"{line['what']}, {line['figure']}", line["side"], shown(line["value"])]
-            cells += [line["beside"], shown(line["other"]) if line["beside"] else ""]
-            cells += [compared, line["goal"], verdict]
-            lines.append(f"| {' | '.join(cells)} |".replace(">=", "≥").replace("<=", "≤"))
-            name = ""
-    return "\n".join(lines)
-
-
 def report(about: Mapping[str, str], results: Iterable[Result]) -> str:
-    """RESULTS.md: the table, what each row was run with, and on what."""
+    """RESULTS.md: the comparisons and goals of all rows, all figures of each, and what it was measured on."""
     results = list(results)
-    kept = [line for result in results for line in result.lines if "met" in line]
-    met = sum(line["met"] for line in kept)
-    rows = [f"- **{result.name}**: {result.title}; {result.sizes} ({result.seconds:.0f} s)." for result in results if result.sizes]
-    return "\n".join(
-        [
-            "# Results",
-            "",
-            f"{met} of {len(kept)} goals met. Each figure is the median of all runs, with the least and the greatest in "
-            "parentheses; a ratio is the median of the runs' own ratios. The sides ran in turn. "
-            "[What is measured, and how](README.md).",
-            "",
-            table(results),
-            "",
-            *rows,
-            "",
-            "Measured with " + ", ".join(f"{name} {value}" for name, value in about.items()) + ".",
-            "",
-        ]
+    goals = [line for result in results for line in result.lines if "met" in line]
+    met = sum(line["met"] for line in goals)
+    summary = (
+        f"{met} of {len(goals)} goals met. Each figure is the median of all runs, with the least and the greatest in "
+        "parentheses. The sides ran in turn; a ratio is the median of the runs' own ratios. "
+        "[What is measured, and how](README.md)."
     )
+    head = ["row", "figure", "side", "", "beside it", "", "ratio", "goal", ""]
+    text = ["# Results", summary, _table(head, _compared(results))]
+    for result in results:
+        text.append(f"## {result.name}: {result.title}")
+        if result.failed or result.skipped:
+            text.append(f"{'Failed' if result.failed else 'Skipped'}: {result.failed or result.skipped}.")
+            continue
+        figures = dict.fromkeys(figure for side in result.samples.values() for figure in side)
+        rows = [
+            [figure, *(shown(_spread(side.get(figure))) if figure in side else "" for side in result.samples.values())]
+            for figure in figures
+        ]
+        text += [f"{result.sizes}; took {result.seconds:.0f} s.", _table(["", *result.samples], rows)]
+    text.append("Measured with " + ", ".join(f"{name} {value}" for name, value in about.items()) + ".")
+    return "\n\n".join(text) + "\n"
+
+
+def _compared(results: Iterable[Result]) -> Iterator[list[str]]:
+    """The cells of the first table."""
+    for result in results:
+        name = (
+            f"[{result.name}](#{re.sub('[^a-z0-9 -]', '', f'{result.name} {result.title}'.lower()).replace(' ', '-')})"
+        )
+        if result.failed or result.skipped:
+            yield [name, "failed" if result.failed else "skipped", *[""] * 7]
+        for line in result.lines:
+            ratio = shown(line["ratio"]) if "ratio" in line else ""
+            ratio = f"{shown(line['difference'])} more" if "difference" in line else ratio
+            other = shown(line["other"]) if line["beside"] else ""
+            verdict = {True: "met", False: "**missed**", None: ""}[line.get("met")]
+            yield [
+                name,
+                line["figure"],
+                line["side"],
+                shown(line["value"]),
+                line["beside"],
+                other,
+                ratio,
+                line["goal"],
+                verdict,
+            ]
+            name = ""
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def surroundings() -> dict[str, str]:
