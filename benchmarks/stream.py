@@ -197,7 +197,7 @@ def latency(quick: bool) -> tuple[str, Samples]:
 
         def run(side: str) -> Figures:
             delays, exact = one(side, "long", chunks)
-            shorts = [one(side, f"short-{n}", 1) for n in range(firsts)]
+            shorts = [one(side, f"short-{n}", 2) for n in range(firsts)]  # a model goes on after its first token
             return {
                 "a chunk p50, ms": quantile(delays, 0.5),
                 "a chunk p99, ms": quantile(delays, 0.99),
