@@ -29,7 +29,7 @@ Stamped = list[tuple[int, str]]  # when a piece of text came, in nanoseconds of 
 )
 def askers(quick: bool) -> tuple[str, Samples]:
     """Each asker is a thread that asks and reads to the end; whoever has not ended after `bound` has failed."""
-    many, chunks, rate, bound, runs = (10, 10, 20, 3.0, 1) if quick else (100, 200, 20, 30.0, 3)
+    many, chunks, rate, bound, runs = (10, 5, 20, 1.0, 1) if quick else (100, 200, 20, 30.0, 3)
 
     def model(question: str, _: str | None) -> Iterator[str]:
         return paced(question, chunks, rate)

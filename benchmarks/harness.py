@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import platform
 import re
@@ -84,8 +85,11 @@ def row(
 def interleave(sides: Mapping[str, Callable[[], Figures]], runs: int) -> Samples:
     """Run the sides in turn, ABCABC…, so that what else the machine does meets all of them alike."""
     samples: Samples = {side: {} for side in sides}
+    gc.collect()
+    gc.freeze()  # what the measuring itself holds shall not be looked through in the middle of a run
     for _ in range(runs):
         for side, run in sides.items():
+            gc.collect()  # nobody tidies up after another
             for figure, value in run().items():
                 samples[side].setdefault(figure, []).append(float(value))
     return samples

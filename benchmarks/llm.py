@@ -31,7 +31,7 @@ def llm(quick: bool) -> tuple[str, Samples]:
     import httpx2
     from openai import OpenAI
 
-    chunks, fast, runs = (20, 100, 2) if quick else (80, 2_000, 9)
+    chunks, fast, runs = (8, 100, 1) if quick else (80, 2_000, 9)
     with redis_server() as server, child(_serve) as model:
         url = model.recv()
         os.environ |= {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": ""}

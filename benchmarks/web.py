@@ -38,7 +38,7 @@ def web(quick: bool) -> tuple[str, Samples]:
 
     The writer sends bare XADDs, the answers' chunks evenly spread in time, each with the moment of its XADD.
     """
-    chunks, runs = (10, 1) if quick else (200, 3)
+    chunks, runs = (5, 1) if quick else (200, 3)
     viewers = {side: count // 50 or 1 for side, count in VIEWERS.items()} if quick else VIEWERS
     with redis_server() as server:
         sides = {side: partial(_run, server.url, count, chunks) for side, count in viewers.items()}
