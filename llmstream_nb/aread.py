@@ -14,7 +14,7 @@ from redis.exceptions import RedisClusterException, RedisError
 from redis.retry import Retry
 
 from .connection import current, environment_of, is_passing, names_of, unusable
-from .protocol import AnswerKeys, EntryID, Event, Follower, Timing, parse_entries
+from .protocol import AnswerKeys, EntryID, Event, Follower, Timing
 from .read import BLOCK, COUNT, Backoff, StillWaiting, blocking, queue_look, take_look
 
 LOST = (RedisError, RedisClusterException, OSError, AttributeError)  # the last: how fakeredis meets a wrong type
@@ -73,9 +73,8 @@ async def read_once(
 ) -> list[Event]:
     """One read for a follower, and a look where it brings nothing; `block` in milliseconds. Redis errors pass."""
     reply = await line.xread({keys.chunks: str(follower.cursor.after)}, count=count, block=block)
-    entries = parse_entries(reply[0][1]) if reply else []
-    if entries:
-        return follower.feed(entries)
+    if reply and reply[0][1]:
+        return follower.feed(reply[0][1])
     pipe = line.pipeline(transaction=False)
     queue_look(pipe, keys, follower)
     return take_look(await pipe.execute(), follower)

@@ -16,10 +16,10 @@ from .protocol import (
     AnswerNotFound,
     Entry,
     Follower,
-    GroupGone,
+    LLMStreamError,
     NotAnAnswer,
     Timing,
-    check_name,
+    clean,
     parse_entries,
 )
 from .read import BLOCK, Backoff, StillWaiting, blocking, parse_record, queue_look, take_look
@@ -27,6 +27,21 @@ from .read import BLOCK, Backoff, StillWaiting, blocking, parse_record, queue_lo
 COUNT = 100  # entries a read: a batch is lost to its consumer's successor until it is claimed, so not too many
 NEW = ">"  # XREADGROUP's ID for entries that no consumer of the group was given
 SOON = 0.02  # seconds to the next read, where that decides
+
+
+class BadName(LLMStreamError, ValueError):
+    """A name that can't be a consumer group's or a consumer's."""
+
+
+class GroupGone(LLMStreamError):
+    """The consumer group, or the stream that it belongs to, is no longer there."""
+
+
+def check_name(name: str) -> str:
+    """Return a consumer group's or a consumer's name, or raise BadName; Redis takes any bytes, so this does too."""
+    if not isinstance(name, str) or not 0 < len(name) <= 200 or clean(name) != name:
+        raise BadName(f"{str(name)[:80]!r} can't name a group or a consumer: use 1 to 200 characters of text")
+    return name
 
 
 def read_answer_group(

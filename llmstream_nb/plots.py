@@ -120,6 +120,73 @@ def coalescing(answers: Mapping[int, Answer | str], *, client: redis.Redis | Non
     return figure
 
 
+# Row, figure and title of each panel, and the sides to show under short names; `x` marks those beside the kit.
+PANELS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
+    (
+        "produce",
+        "chunks a second",
+        "writing, chunks a second",
+        {"the tutorial": "tutorial", "plain redis-py": "redis-py", "the kit": "kit"},
+    ),
+    (
+        "read",
+        "chunks a second",
+        "reading, chunks a second",
+        {"the tutorial": "tutorial", "plain redis-py": "redis-py", "the kit": "kit"},
+    ),
+    (
+        "latency",
+        "a chunk p50, ms",
+        "model to reader, ms",
+        {"the tutorial": "tutorial", "plain redis-py": "redis-py", "the kit": "kit"},
+    ),
+    (
+        "askers",
+        "exact, % of askers",
+        "100 ask at once, % exact",
+        {"the tutorial": "tutorial", "the kit, threads": "kit", "the kit, pool": "kit, pool"},
+    ),
+    (
+        "memory",
+        "bytes",
+        "500 tokens in Redis, bytes",
+        {"the tutorial": "tutorial", "the kit": "kit", "the kit, coalesce_ms=100": "kit, 100 ms"},
+    ),
+    (
+        "jupyter",
+        "kernel to browser, kB",
+        "kernel to browser, kB",
+        {"ipywidgets.HTML": "HTML widget", "plain=True": "kit, plain", "AnswerView": "kit"},
+    ),
+)
+
+
+def measured(results: Mapping[str, Any]) -> Figure:
+    """Draw what the benchmarks found, as their results.json has it: medians, and the spread of all runs as a line.
+
+    Rows that were skipped are left out. Raises LLMStreamError where none is left.
+    """
+    samples = {row["name"]: row["samples"] for row in results["rows"]}
+    panels = [panel for panel in PANELS if all(panel[1] in samples.get(panel[0], {}).get(side, {}) for side in panel[3])]
+    if not panels:
+        raise LLMStreamError("these results hold none of the rows that this plot shows: run python -m benchmarks")
+    with _figure(rows=-(-len(panels) // 3), columns=3, figsize=(9, 1.7 * -(-len(panels) // 3))) as (figure, axes):
+        for each, (row, name, title, sides) in zip(np.ravel(axes), panels, strict=False):
+            values = [samples[row][side][name] for side in sides]
+            medians = np.array([float(np.median(runs)) for runs in values])
+            spread = np.abs([[min(runs), max(runs)] for runs in values] - medians[:, None]).T
+            colours = [STYLES[0][0] if short.startswith("kit") else "#8c959f" for short in sides.values()]
+            bars = each.barh(list(sides.values()), medians, xerr=spread, color=colours, ecolor="#1f2328")
+            each.bar_label(bars, [f"{median:,.{0 if median >= 10 else 2}f}" for median in medians], padding=4)
+            each.set_title(title, loc="left", fontsize="medium")
+            each.set(xticks=[])
+            each.margins(x=0.35)
+            each.invert_yaxis()  # the first side on top
+        for each in np.ravel(axes)[len(panels) :]:
+            each.remove()
+    return figure
+
+
 # ------------------------------------------------------------------------------------------------- helpers
 
 

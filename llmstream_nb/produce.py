@@ -221,7 +221,7 @@ class Attempt:
             self.synchronise()  # this process slept beyond its lease: is the answer still ours?
         first, last = self.sent, min(self.sent + BATCH, len(self.entries))
         tick = now - self._ticked >= self.timing.tick
-        with self._line.redis.pipeline(transaction=True) as pipe:
+        with self._line.redis.pipeline(transaction=tick or last - first > 1) as pipe:  # one XADD needs no MULTI
             for seq in range(first, last):
                 self._queue_xadd(pipe, seq)
             if tick:

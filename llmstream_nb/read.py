@@ -92,9 +92,8 @@ def read_once(client: redis.Redis, keys: AnswerKeys, follower: Follower, block: 
     """One read for a follower: XREAD, and if it brings nothing a look at the signs of life. Redis errors pass."""
     wait = None if block is None else blocking(client, block)
     reply: Any = client.xread({keys.chunks: str(follower.cursor.after)}, count=COUNT, block=wait)
-    entries = parse_entries(reply[0][1]) if reply else []
-    if entries:
-        return follower.feed(entries)
+    if reply and reply[0][1]:
+        return follower.feed(reply[0][1])
     with client.pipeline(transaction=False) as pipe:
         queue_look(pipe, keys, follower)
         return take_look(pipe.execute(), follower)

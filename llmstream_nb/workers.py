@@ -23,7 +23,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from .answer import Answer, Source, clear, close_answer
 from .connection import Line, current, environment_of, is_passing, names_of, said, unusable
-from .groups import NEW, is_gone, read_group
+from .groups import NEW, check_name, is_gone, read_group
 from .llm import check_source, complete, default_source
 from .produce import Producer, Writing, milliseconds, new_record, register
 from .protocol import (
@@ -34,7 +34,6 @@ from .protocol import (
     LLMStreamError,
     Timing,
     check_answer_id,
-    check_name,
     check_question,
     parse_entries,
 )

@@ -59,6 +59,11 @@ def stream_of(client, answer_id: str = "a") -> list[Entry]:
     return parse_entries(client.xrange(names_of(client).answer(answer_id).chunks))
 
 
+def raw(entries: list[Entry]) -> list[tuple[str, dict[str, str]]]:
+    """The entries as redis-py gives them."""
+    return [(str(e.id), {"kind": e.kind, "text": e.text, "ms": str(e.ms)}) for e in entries]
+
+
 def text_in(client, answer_id: str = "a", attempt: int | None = None) -> str:
     """The text in the stream, entry by entry."""
     entries = stream_of(client, answer_id)

@@ -26,7 +26,7 @@ import redis
 
 from llmstream_nb.answer import clear, stop_answer
 from llmstream_nb.connection import connect, names_of
-from llmstream_nb.groups import read_answer_group
+from llmstream_nb.groups import GroupGone, read_answer_group
 from llmstream_nb.produce import Producer, Writing, new_record, register
 from llmstream_nb.protocol import (
     ORIGIN,
@@ -39,7 +39,6 @@ from llmstream_nb.protocol import (
     Failed,
     Fenced,
     Gap,
-    GroupGone,
     Interrupted,
     Restarted,
     Text,

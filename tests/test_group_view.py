@@ -11,7 +11,7 @@ import redis
 from llmstream_nb import connection
 from llmstream_nb.answer import clear, stop_answer
 from llmstream_nb.connection import names_of
-from llmstream_nb.protocol import BadName
+from llmstream_nb.groups import BadName
 from llmstream_nb.widgets import AnswerView
 from llmstream_nb.widgets.hub import hub
 from llmstream_nb.widgets.watched import LOOK

@@ -16,13 +16,11 @@ import redis
 from llmstream_nb import groups, produce
 from llmstream_nb.answer import ask, clear, stop_answer
 from llmstream_nb.connection import RedisUnusable, connect, environment_of, names_of
-from llmstream_nb.groups import claim, read_answer_group
+from llmstream_nb.groups import BadName, GroupGone, claim, read_answer_group
 from llmstream_nb.protocol import (
     AnswerNotFound,
     BadAnswerId,
-    BadName,
     Entry,
-    GroupGone,
     LLMStreamError,
     NotAnAnswer,
     Timing,

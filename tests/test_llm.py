@@ -121,6 +121,9 @@ def test_pace_is_kept_without_drift(monkeypatch):
 
     assert len(list(Handler()._paced(scripted.Script(pace=10), ["x"] * 5))) == 5
     assert waits == pytest.approx([0, 0.09, 0.09, 0.09, 0.09])
+    waits.clear()
+    assert len(list(Handler()._paced(scripted.Script(pace=0, think=500), ["x"] * 2))) == 2
+    assert waits == pytest.approx([0.5, -0.01])
 
 
 ODD = [

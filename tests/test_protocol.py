@@ -36,6 +36,8 @@ from llmstream_nb.protocol import (
     text_of,
 )
 
+from .model import raw
+
 
 def attempt(number: int, texts: list[str], end: str | None = "end") -> list[Entry]:
     """The entries of one attempt."""
@@ -74,7 +76,7 @@ def test_any_split_into_reads_with_repeats_gives_the_text_once(entries: list[Ent
         upto = data.draw(st.integers(1, len(entries)))
         back = data.draw(st.integers(0, 4))  # a read repeated after a lost reply begins further back
         first = max(0, next(i for i, e in enumerate(entries) if e.id > cursor.after) - back)
-        events += cursor.feed(entries[first : first + back + upto])
+        events += cursor.feed(raw(entries[first : first + back + upto]))
     assert text_of(events) == final_text(entries)
     assert not [event for event in events if isinstance(event, Gap)]
     assert sum(isinstance(event, (Ended, Failed)) for event in events) == int(entries[-1].final)
@@ -86,10 +88,10 @@ def test_any_split_into_reads_with_repeats_gives_the_text_once(entries: list[Ent
 @given(answers(), st.data())
 def test_from_any_cursor_the_rest_follows_exactly(entries: list[Entry], data: st.DataObject) -> None:
     at = data.draw(st.integers(0, len(entries)))
-    whole = Cursor().feed(entries)
+    whole = Cursor().feed(raw(entries))
     first = Cursor()
-    before = first.feed(entries[:at])
-    events = Cursor(first.after).feed(entries)
+    before = first.feed(raw(entries[:at]))
+    events = Cursor(first.after).feed(raw(entries))
     kinds = {Started: Restarted}  # to a reader that comes from an older attempt, a start is a restart
     assert before + events == whole or [kinds.get(type(e), type(e)) for e in before + events] == [
         kinds.get(type(e), type(e)) for e in whole
@@ -101,7 +103,7 @@ def test_from_any_cursor_the_rest_follows_exactly(entries: list[Entry], data: st
 def test_every_missing_entry_of_the_last_attempt_is_reported(entries: list[Entry], data: st.DataObject) -> None:
     lost = data.draw(st.sets(st.integers(0, len(entries) - 1)))
     kept = [entry for n, entry in enumerate(entries) if n not in lost]
-    events = Cursor().feed(kept)
+    events = Cursor().feed(raw(kept))
     if not kept:
         assert events == []
         return
@@ -123,28 +125,28 @@ def test_every_missing_entry_of_the_last_attempt_is_reported(entries: list[Entry
 
 
 def test_a_restart_takes_the_text_away() -> None:
-    events = Cursor().feed(attempt(1, ["one ", "two"], end=None) + attempt(2, ["three"]))
+    events = Cursor().feed(raw(attempt(1, ["one ", "two"], end=None) + attempt(2, ["three"])))
     assert [type(event) for event in events] == [Started, Text, Text, Restarted, Text, Ended]
     assert text_of(events) == "three"
 
 
 def test_nothing_counts_after_the_end() -> None:
     cursor = Cursor()
-    cursor.feed(attempt(1, ["done"]))
-    assert cursor.closed and cursor.feed(attempt(2, ["late"])) == []
+    cursor.feed(raw(attempt(1, ["done"])))
+    assert cursor.closed and cursor.feed(raw(attempt(2, ["late"]))) == []
 
 
 def test_an_entry_from_outside_closes_the_text_and_tells_its_last_entry() -> None:
     entries = attempt(1, ["a", "b", "c"], end=None)
     closing = Entry(EntryID(2, 0), "end", json.dumps({"reason": "cancelled", "closes": "1-3"}), 0)
-    assert text_of(Cursor().feed([*entries, closing])) == "abc"
-    gap, ended = Cursor(EntryID(1, 1)).feed([closing])
+    assert text_of(Cursor().feed(raw([*entries, closing]))) == "abc"
+    gap, ended = Cursor(EntryID(1, 1)).feed(raw([closing]))
     assert gap == Gap(EntryID(2, 0), 2) and ended.reason == "cancelled"
 
 
 def test_words_of_the_protocol_are_just_text() -> None:
     texts = ["START:x;", ";END:x", "1-0", "kind", '{"reason": "stop"}', "\0", "<script>alert(1)</script>"]
-    assert text_of(Cursor().feed(attempt(1, texts))) == "".join(texts)
+    assert text_of(Cursor().feed(raw(attempt(1, texts)))) == "".join(texts)
 
 
 # ---------------------------------------------------------------------------------------- IDs, keys, entries
@@ -202,15 +204,18 @@ def test_all_keys_of_an_answer_share_one_hash_tag() -> None:
 def test_foreign_entries_are_told(fields: dict[str, str]) -> None:
     with pytest.raises(NotAnAnswer):
         parse_entries([("1-0", fields)])
+    with pytest.raises(NotAnAnswer):
+        Cursor(EntryID(1, 0)).feed([("1-1", fields)])  # where a text is due
 
 
 def test_deleted_entries_of_a_reply_are_left_out() -> None:
     assert parse_entries([("1-0", None)]) == [] and parse_entries([]) == []
+    assert Cursor(EntryID(1, 0)).feed([("1-1", None)]) == []
 
 
 def test_an_end_without_json_is_told() -> None:
     with pytest.raises(NotAnAnswer):
-        Cursor().feed([Entry(EntryID(1, 0), "end", "no json", 0)])
+        Cursor().feed(raw([Entry(EntryID(1, 0), "end", "no json", 0)]))
 
 
 # -------------------------------------------------------------------------------------------------- text
@@ -248,7 +253,7 @@ def follower_at(after: EntryID = ORIGIN) -> Follower:
 def test_an_open_attempt_without_lease_is_interrupted_only_at_the_second_look() -> None:
     follower = follower_at()
     entries = attempt(1, ["a"], end=None)
-    follower.feed(entries)
+    follower.feed(raw(entries))
     look = {"top": entries[-1], "leased": False, "record": {}, "cancelled": False, "now": 0.0}
     assert follower.silence(**look) == [] and follower.state == "streaming"
     assert follower.silence(**look) == [Interrupted(EntryID(1, 1))] and follower.state == "interrupted"
@@ -258,7 +263,7 @@ def test_an_open_attempt_without_lease_is_interrupted_only_at_the_second_look() 
 
 def test_after_a_reconnect_nobody_is_declared_dead_for_one_lease() -> None:
     follower = follower_at()
-    follower.feed(attempt(1, ["a"], end=None))
+    follower.feed(raw(attempt(1, ["a"], end=None)))
     follower.reconnected(now=10.0)
     look = {"top": None, "leased": False, "record": {}, "cancelled": False}
     for now in (10.0, 10.5, 10.9):
@@ -299,7 +304,7 @@ def test_nothing_at_all_is_not_found_at_the_second_look() -> None:
 
 def test_a_deleted_answer_ends_at_once() -> None:
     follower = follower_at()
-    follower.feed(attempt(1, ["a"], end=None))
+    follower.feed(raw(attempt(1, ["a"], end=None)))
     (event,) = follower.silence(None, False, None, True, 0.0)
     assert isinstance(event, Failed) and event.error == "Deleted" and follower.done
 

@@ -52,7 +52,7 @@ from llmstream_nb.read import look
 from llmstream_nb.workers import Worker, enqueue
 
 from . import schedules, servers
-from .model import Model, text_in, wait_for
+from .model import Model, raw, text_in, wait_for
 from .schedules import BOUND, SHORT, TIMING, Lab, Reader, Run, Schedule, audit, drawn, step
 
 REAL = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")
@@ -537,14 +537,14 @@ class ProtocolMachine(RuleBasedStateMachine):
         """What follows its place, and some of what it has read already."""
         viewer = self.a_viewer(which)
         first = sum(entry.id <= viewer.place for entry in self.stream)
-        viewer.told(viewer.follower.feed(self.stream[max(0, first - back) : first + count]))
+        viewer.told(viewer.follower.feed(raw(self.stream[max(0, first - back) : first + count])))
 
     @rule(which=st.integers(0, 9), count=st.integers(1, 3))
     def hears_two_replies_in_the_wrong_order(self, which: int, count: int) -> None:
         viewer = self.a_viewer(which)
         first = sum(entry.id <= viewer.place for entry in self.stream)
         early, late = self.stream[first : first + count], self.stream[first + count : first + 2 * count]
-        viewer.told(viewer.follower.feed(late) + viewer.follower.feed(early))
+        viewer.told(viewer.follower.feed(raw(late)) + viewer.follower.feed(raw(early)))
         self.trimmed |= bool(late)  # for this one it is as if
 
     @rule(which=st.integers(0, 9))
@@ -583,7 +583,7 @@ class ProtocolMachine(RuleBasedStateMachine):
             self.gets_it_again()
         for viewer in [*self.viewers, *(Viewer(-1, place) for place in self.places())]:
             follower = viewer.follower
-            viewer.events += follower.feed(self.stream)
+            viewer.events += follower.feed(raw(self.stream))
             for _ in range(2):
                 if self.stream and viewer.place >= self.stream[-1].id:
                     viewer.events += follower.silence(self.stream[-1], False, {}, False, self.now)

@@ -23,13 +23,13 @@ from llmstream_nb import cli, lab, llm, read, workers
 from llmstream_nb.answer import Answer, ask, clear, close_answer
 from llmstream_nb.connection import RedisUnusable, connect, environment_of, names_of
 from llmstream_nb.environment import ROOT
+from llmstream_nb.groups import BadName
 from llmstream_nb.llm import ModelError, local
 from llmstream_nb.produce import Attempt
 from llmstream_nb.protocol import (
     POOL,
     AnswerExists,
     BadAnswerId,
-    BadName,
     BadQuestion,
     Ended,
     Fenced,

@@ -25,6 +25,7 @@ class Script:
     """
 
     pace: int = 40  # chunks a second; 0: as fast as possible
+    think: int = 0  # milliseconds before the first chunk
     piece: int | None = None  # UTF-16 units in a chunk (1 halves every emoji); else about a token
     echo: bool = False  # the answer is the question, verbatim
     long: int | None = None  # the answer is that many numbered chunks: "0 1 2 3 …"
@@ -172,14 +173,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _paced(self, script: Script, chunks: list[str]) -> Iterator[str]:
         """The chunks, each when it is due; the clock starts once, so that small delays don't add up."""
-        start = time.monotonic()
+        start = time.monotonic() + script.think / 1000
         for n, chunk in enumerate([*chunks, None]):
             if n == script.stall:
                 self._pause(None)
             if n == script.drop:
                 raise ConnectionAbortedError("cut, as the script says")
             if chunk is not None:
-                self._pause(start + n / script.pace - time.monotonic() if script.pace else 0)
+                self._pause(start + (n / script.pace if script.pace else 0) - time.monotonic())
                 yield chunk
 
     def _pause(self, seconds: float | None) -> None:

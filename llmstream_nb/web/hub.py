@@ -329,8 +329,8 @@ class Hub:
             for reply in (found, *signs):
                 if isinstance(reply, Exception):
                     raise unusable(reply, self.client)
-            entries = parse_entries(found[0][1]) if found else []
-            events = follower.feed(entries) if entries else take_look(signs, follower) if signs else []
+            raw = found[0][1] if found else []
+            events = follower.feed(raw) if raw else take_look(signs, follower) if signs else []
         except LLMStreamError as error:
             channel.last, events = _failure(type(error).__name__, str(error), channel.top), []
         now, dead = time.monotonic(), follower.state == "interrupted"

@@ -10,15 +10,13 @@ import traitlets as t
 
 from llmstream_nb.answer import Answer
 from llmstream_nb.connection import current, names_of
-from llmstream_nb.groups import create_group, is_gone
+from llmstream_nb.groups import GroupGone, check_name, create_group, is_gone
 from llmstream_nb.protocol import (
     ORIGIN,
     AnswerNotFound,
-    Entry,
     EntryID,
-    GroupGone,
     LLMStreamError,
-    check_name,
+    RawEntry,
     parse_entries,
 )
 from llmstream_nb.read import parse_record, queue_look, take_look
@@ -57,9 +55,9 @@ class AnswerReader(Reader):
         """Queue the command whose reply `entries` takes."""
         pipe.xread({view.redis_keys.chunks: str(view.transcript.follower.cursor.after)}, count=COUNT)
 
-    def entries(self, _: Watched, reply: Any) -> list[Entry]:
-        """The entries in that reply."""
-        return parse_entries(reply[0][1]) if reply else []
+    def entries(self, _: Watched, reply: Any) -> list[RawEntry]:
+        """The entries in that reply, as redis-py gives them."""
+        return reply[0][1] if reply else []
 
     def tell(self, view: Watched, reply: tuple[Any, list[Any]]) -> None:
         """Feed the view's transcript."""
@@ -94,17 +92,17 @@ class ReplayReader(AnswerReader):
         """Queue a read of the next entries."""
         pipe.xrange(view.redis_keys.chunks, f"({view.transcript.follower.cursor.after}", count=COUNT // 10)
 
-    def entries(self, view: Watched, reply: Any) -> list[Entry]:
+    def entries(self, view: Watched, reply: Any) -> list[RawEntry]:
         """Those that are due."""
         due, now = [], time.monotonic()
-        for entry in parse_entries(reply):
+        for raw, entry in zip(reply, parse_entries(reply), strict=True):
             attempt, began = view.clock
             if attempt != entry.id.attempt:
                 began = now
             if entry.ms > (now - began) * 1000 * view.replay:
                 break
             view.clock = entry.id.attempt, began
-            due.append(entry)
+            due.append(raw)
         return due
 
 
@@ -182,13 +180,13 @@ class GroupReader(AnswerReader):
             case _:
                 pipe.exists(key)
 
-    def entries(self, view: Watched, reply: Any) -> list[Entry]:
+    def entries(self, view: Watched, reply: Any) -> list[RawEntry]:
         """The entries in the reply; moves on to the next step."""
         place = view.place
         match place.asked:
             case "rebuild":
                 place.step = "rebuild" if len(reply) == COUNT else "acknowledge"
-                return parse_entries(reply)
+                return reply
             case "acknowledge":
                 place.taken = [taken["message_id"] for taken in reply]
                 place.step = "acknowledge" if reply else "read"
@@ -196,7 +194,7 @@ class GroupReader(AnswerReader):
                 raw = reply[0][1] if reply else []
                 place.taken = [entry_id for entry_id, _ in raw]
                 place.step = "read"
-                return parse_entries(raw)
+                return raw
         return []
 
     def tell(self, view: Watched, reply: tuple[Any, list[Any]]) -> None:

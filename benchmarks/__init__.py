@@ -1,0 +1,1 @@
+"""Measure the kit side by side with the alternatives: `python -m benchmarks`."""
