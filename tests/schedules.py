@@ -13,6 +13,7 @@ write them again, and until it has, nobody takes over and no zombie wakes.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -25,7 +26,7 @@ import psutil
 import redis
 
 from llmstream_nb.answer import clear, stop_answer
-from llmstream_nb.connection import connect, names_of
+from llmstream_nb.connection import RedisUnusable, connect, names_of
 from llmstream_nb.groups import GroupGone, read_answer_group
 from llmstream_nb.produce import Producer, Writing, new_record, register
 from llmstream_nb.protocol import (
@@ -316,6 +317,14 @@ def processes() -> int:
     return len(psutil.Process().children(recursive=True))
 
 
+def reach(url: str, **options: Any) -> redis.Redis:
+    """Connect; on a machine with much to do, the first answer may take longer than the schedule's short timeouts."""
+    for _ in range(9):
+        with contextlib.suppress(RedisUnusable):
+            return connect(url, **options)
+    return connect(url, **options)
+
+
 class Run:
     """One schedule, run."""
 
@@ -323,8 +332,8 @@ class Run:
         self.lab, self.schedule, self.bound = lab, schedule, bound
         self.timing = schedule.timing
         prefix = f"t{uuid.uuid4().hex[:8]}"
-        self.direct = connect(lab.server.url, prefix=prefix, socket_timeout=1)
-        self.client = connect(lab.proxy.url, prefix=prefix, socket_timeout=0.5)
+        self.direct = reach(lab.server.url, prefix=prefix, socket_timeout=1)
+        self.client = reach(lab.proxy.url, prefix=prefix, socket_timeout=0.5)
         self.keys = names_of(self.direct).answer("a")
         self.record = new_record("a", "why?", None, "test", "test")
         self.models: list[Model] = []
