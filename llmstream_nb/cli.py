@@ -270,7 +270,7 @@ def _web(args: argparse.Namespace) -> int:
 
 def _follow(answer_id: str) -> int:
     """Print an answer as it comes: its text on standard output, all else on standard error."""
-    from llmstream_nb import protocol, read_answer
+    from llmstream_nb import connection, protocol, read_answer
 
     began, first, chunks = time.monotonic(), None, 0
     try:
@@ -295,6 +295,11 @@ def _follow(answer_id: str) -> int:
                     print(flush=True)
                     say(printable(f"[failed: {error}: {message}]"))
                     return 1
+    except protocol.AnswerNotFound as error:
+        prefix = connection.names_of(connection.current()).prefix
+        refused = _refused(error)
+        say(f"Looked under the prefix {prefix!r}. A notebook has its own: LLMSTREAM_PREFIX=nb00 for 00.")
+        return refused
     except protocol.LLMStreamError as error:
         return _refused(error)
     say("[nobody took over: this is all there is]")

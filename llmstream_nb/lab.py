@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from llmstream_nb.environment import ROOT, STATE, say, try_lock
 from llmstream_nb.guard import end, guarded
+from llmstream_nb.notebooks import pristine
 
 FIRST_NOTEBOOK = "notebooks/00-ask.ipynb"
 OLDEST = (6, 2)  # of Redis; Valkey began at 7.2
@@ -195,6 +196,7 @@ def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -
         environment = child_environment(
             JUPYTER_PATH=paths, JUPYTER_CONFIG_PATH=config, REDIS_URL=url, LLMSTREAM_LOCAL_URL=local
         )
+        trust_notebooks()
         say("JupyterLab: starting. Ctrl-C in this terminal ends everything.")
         jupyter = guarded(_jupyter_command(port, base_url, browser), env=environment)
         stack.callback(end, jupyter)
@@ -203,6 +205,21 @@ def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -
         except KeyboardInterrupt:
             say("\nEnding JupyterLab, its kernels and the servers ...")
             return 0
+
+
+def trust_notebooks() -> None:
+    """Sign the notebooks as they came, as `jupyter trust` does.
+
+    They come with outputs, and JupyterLab takes outputs that were not made here for a stranger's: it would not
+    draw widgets from them, nor, after a reload, those of the learner's own runs.
+    """
+    import nbformat
+    from nbformat.sign import NotebookNotary
+
+    with contextlib.suppress(Exception):  # without it all works but the reload
+        notary = NotebookNotary()
+        for text in pristine().values():
+            notary.sign(nbformat.reads(text, nbformat.NO_CONVERT))
 
 
 def _jupyter_command(port: int | None, base_url: str | None, browser: bool) -> list[str]:

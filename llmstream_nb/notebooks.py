@@ -23,18 +23,18 @@ def named(names: Sequence[str], all_names: Sequence[str]) -> list[str]:
 
 def restore(names: Sequence[str]) -> int:
     """Bring the named notebooks back, the changed ones after a copy into `notebooks/backup-<time>/`."""
-    pristine = _pristine()
-    chosen = named(names, sorted(pristine))
+    as_they_came = pristine()
+    chosen = named(names, sorted(as_they_came))
     here = {name: (NOTEBOOKS / name).read_bytes() for name in chosen if (NOTEBOOKS / name).exists()}
     # git may have given this checkout the line ends of its system.
-    changed = [name for name in chosen if here.get(name, b"").replace(b"\r\n", b"\n") != pristine[name]]
+    changed = [name for name in chosen if here.get(name, b"").replace(b"\r\n", b"\n") != as_they_came[name]]
     backup = NOTEBOOKS / time.strftime("backup-%Y-%m-%d-%H%M%S")
     for name in changed:
         if name in here:
             backup.mkdir(parents=True, exist_ok=True)
             (backup / name).write_bytes(here[name])
         NOTEBOOKS.mkdir(exist_ok=True)
-        (NOTEBOOKS / name).write_bytes(pristine[name])
+        (NOTEBOOKS / name).write_bytes(as_they_came[name])
         say(f"{name}: restored. If it is open, choose File > Reload Notebook from Disk.")
     if backup.exists():
         say(f"Your versions are in {backup.relative_to(ROOT)}.")
@@ -43,7 +43,7 @@ def restore(names: Sequence[str]) -> int:
     return 0 if chosen else 2
 
 
-def _pristine() -> dict[str, bytes]:
+def pristine() -> dict[str, bytes]:
     """The notebooks as they came, by name: from git, or where there is none from the set-up's copy."""
 
     def git(*arguments: str) -> bytes:

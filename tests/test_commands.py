@@ -57,6 +57,8 @@ def test_ask_prints_the_answer_and_watch_all_of_it_later(fake_tcp):
     assert re.search(r"\[stop: \d+ chunks, first after [\d.]+ s, all after [\d.]+ s\]\n$", said)
     assert text == llmstream_nb.Answer(answer_id, client=connect(fake_tcp)).text + "\n"
     assert run(fake_tcp, "watch", answer_id)[:2] == (0, text)
+    code, nothing, said = run(fake_tcp, "watch", answer_id, LLMSTREAM_PREFIX="nb00")
+    assert (code, nothing) == (2, "") and "under the prefix 'nb00'" in said
     whole = run(fake_tcp, "ask", QUESTION, "--model", QUICK, "--no-stream")
     assert (whole[:2], "[stop: 1 chunks" in whole[2]) == ((0, text), True)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from llmstream_nb.notebooks import pristine
+
 from .lab import ROOT, Lab, lab
 
 pytestmark = [
@@ -47,4 +49,18 @@ def test_run_all(browser, running: Lab, path: Path) -> None:
         views.nth(at).filter(has_text=SETTLED).wait_for()
     assert notebook.page.get_by_text("Not started yet").count() >= 1  # the exercise waits for the learner
     assert not [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))]
+    notebook.page.context.close()
+
+
+def test_a_view_in_a_notebook_that_came_with_outputs_is_there_after_a_reload(browser, running: Lab) -> None:
+    """JupyterLab draws widgets only in a notebook that it trusts, and this one brings outputs along."""
+    copy = running.folder / "reloaded.ipynb"
+    copy.write_bytes(pristine()["00-ask.ipynb"])
+    notebook = running.open(browser, copy.relative_to(ROOT).as_posix())
+    notebook.run(1)
+    view = notebook.page.get_by_role("button", name="Ask")
+    view.wait_for()
+    notebook.save()
+    notebook.reload()
+    view.wait_for()
     notebook.page.context.close()
