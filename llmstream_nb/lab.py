@@ -225,6 +225,7 @@ def trust_notebooks() -> None:
 def _jupyter_command(port: int | None, base_url: str | None, browser: bool) -> list[str]:
     start = f"/lab/tree/{FIRST_NOTEBOOK}" if (ROOT / FIRST_NOTEBOOK).exists() else "/lab"
     settings = {
+        "Application.log_level": "WARN",  # else the address is hard to find among the news of a start
         "ServerApp.root_dir": str(ROOT),
         "ServerApp.ip": "127.0.0.1",
         "ServerApp.port": port,

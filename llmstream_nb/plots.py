@@ -167,7 +167,9 @@ def measured(results: Mapping[str, Any]) -> Figure:
     Rows that were skipped are left out. Raises LLMStreamError where none is left.
     """
     samples = {row["name"]: row["samples"] for row in results["rows"]}
-    panels = [panel for panel in PANELS if all(panel[1] in samples.get(panel[0], {}).get(side, {}) for side in panel[3])]
+    panels = [
+        panel for panel in PANELS if all(panel[1] in samples.get(panel[0], {}).get(side, {}) for side in panel[3])
+    ]
     if not panels:
         raise LLMStreamError("these results hold none of the rows that this plot shows: run python -m benchmarks")
     with _figure(rows=-(-len(panels) // 3), columns=3, figsize=(9, 1.7 * -(-len(panels) // 3))) as (figure, axes):

@@ -446,6 +446,10 @@ def test_a_wrong_key_or_count(client, answer, key, count, word):
     assert explained(checks.count_entries(answer, key, count), word)
 
 
+def test_braces_that_python_has_filled(client, answer):
+    assert explained(checks.count_entries(answer, f"nb00:{answer}:chunks", 4), "without `f`")
+
+
 def test_count_entries_of_something_else(client, answer):
     assert explained(checks.count_entries(None, "k", 4), "what `ask` gave you; this is None")
     assert explained_later(checks.count_entries("counted", "k", 4), "this is 'counted'")

@@ -6,7 +6,7 @@ HINTS = {
     "count_entries": (
         "The key holds the prefix, the answer's id in braces, and `chunks`; `tables.keys(answer)` lists it.",
         "XLEN counts entries: not only those with text, but also the start and the end.",
-        "`count = client.xlen(key)`",
+        "`count = redis.xlen(key)`",
     ),
     "stopped": (
         "`ask` returns at once, while the answer is still written: `half.text` grows, and `half.stop()` ends it.",
@@ -15,8 +15,8 @@ HINTS = {
     ),
     "get_last_id": (
         "XREVRANGE reads a stream backwards, from `+` to `-`; with COUNT 1 it gives only the newest entry.",
-        "`client.xrevrange(stream, count=1)` is a list: empty, or with one pair of an ID and a dictionary.",
-        '`return entries[0][0] if entries else "0-0"`',
+        "`redis.xrevrange(key, count=1)` is a list: empty, or with one pair of an ID and a dictionary.",
+        '`newest = redis.xrevrange(key, count=1)`, then `return newest[0][0] if newest else "0-0"`',
     ),
     "pages": (
         "XRANGE with `count=size` gives one page. The next one begins after the last ID of this one, not with it.",
@@ -29,7 +29,7 @@ HINTS = {
         "`left = deadline - time.monotonic()`, `block=max(1, int(left * 1000))`; the end is when `left` is 0 or less.",
     ),
     "produce": (
-        "One XADD for each chunk, inside the loop; and one more after the loop, for the end.",
+        "One XADD for each delta, inside the loop; and one more after the loop, for the end.",
         "Each entry has the fields `questionId` and `chunkOutput`; at the end that is `;END:` plus the id.",
         "`try:` the loop, `finally:` the end. What stands under `finally` also runs when the loop raises.",
     ),
@@ -41,7 +41,7 @@ HINTS = {
     "read": (
         "Look at every entry once: go on from the ID of the last one you saw, whoever it belongs to.",
         "Skip what has another `questionId`; stop at yours whose `chunkOutput` is the end, and nothing else.",
-        "`while True:` XREAD `{stream: last_id}`, `block=1000`; at each entry `last_id = entry_id` first.",
+        "`while True:` XREAD `{key: last_id}`, `block=1000`; at each entry `last_id = entry_id` first.",
     ),
     "read_many": (
         "XREAD takes a dictionary: for each stream the last ID that you saw there. All of them go into one call.",
@@ -61,7 +61,7 @@ HINTS = {
     "poll": (
         "XRANGE with `(` before the first ID begins after it: `redis.xrange(key, f'({last}')`.",
         "Only text is added; any other `kind` ends the answer. Where nothing is new, `last` stays as it was.",
-        "`for last, entry in client.xrange(key, f'({last}'):` add the text or set `over`; return all three.",
+        "`for last, entry in redis.xrange(key, f'({last}'):` add the text or set `over`; return all three.",
     ),
     "work": (
         "Two reads by XREADGROUP: `0` gives what is pending with `consumer`, `>` what nobody was given yet.",
@@ -71,7 +71,7 @@ HINTS = {
     "resume": (
         "XREAD gives what comes after an ID: begin with `after`, then go on from the ID of each entry you saw.",
         "Look at the field `kind`: `text` is added, `start` empties the text, `end` and `error` return it.",
-        "`while True:` XREAD `{stream: after}`, `block=1000`; `for after, entry in entries:` and then by `kind`.",
+        "`while True:` XREAD `{key: after}`, `block=1000`; `for after, entry in entries:` and then by `kind`.",
     ),
     "state": (
         "Two questions: what kind is the newest entry, and if that is no end, does its attempt still have a lease?",

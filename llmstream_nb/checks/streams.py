@@ -27,6 +27,8 @@ def count_entries(answer: Answer, key: str, count: int, *, client: redis.Redis |
         given = isinstance(answer, Answer)
         require(given, f"the first argument is what `ask` gave you; this is {show(answer)}.")
         right = names_of(answer.client).answer(answer.id).chunks
+        filled = isinstance(key, str) and repr(answer) in key
+        require(not filled, f"the braces belong to the key: write the text without `f`; this is {show(key)}.")
         found = isinstance(key, str) and key == right
         require(found, f"this answer's stream does not lie under {show(key)}.")
         ended = look(answer.id, answer.client).status in ("ended", "failed")
