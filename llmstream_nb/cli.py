@@ -259,6 +259,8 @@ def _web(args: argparse.Namespace) -> int:
         return _refused(error)
     environment.allow_open_files(8_192)  # each viewer is one
     say(f"Answers are kept in {connection.where(client)}. Ctrl-C ends the server.")
+    if args.pool:
+        say("Workers write them: python3 -m llmstream_nb worker, in other terminals.")
     if server.base.startswith("/"):
         say("Open this at the host of your JupyterLab's own address, e.g. https://hub.example.org/user/…/proxy/…:")
     print(server.link(), flush=True)  # the link holds the token: only who has it may ask
@@ -280,6 +282,7 @@ def _follow(answer_id: str) -> int:
                     first, chunks = first or time.monotonic(), chunks + 1
                     print(printable(text), end="", flush=True)
                 case protocol.Restarted():
+                    chunks = 0
                     say("\n[another attempt took over: the answer begins again]")
                 case protocol.Gap(missing=missing):
                     say(f"\n[{missing} entries are missing here]")

@@ -16,7 +16,7 @@ import pytest
 
 from llmstream_nb import connect, lab
 from llmstream_nb.lab import child_environment
-from llmstream_nb.llm import answers
+from llmstream_nb.llm import answers, scripted
 
 from . import model, servers
 from .model import wait_for
@@ -113,6 +113,8 @@ def test_drill_kill_a_worker(real_servers, started, tmp_path) -> None:
     assert started[-1].wait(40) == 0
     assert text.read_text("utf-8").strip().endswith(answers.reply(question).strip())
     assert "another attempt took over: the answer begins again" in told.read_text("utf-8")
+    chunks = len(scripted.split(answers.reply(question)))  # of the attempt that counts
+    assert f"[stop: {chunks} chunks," in told.read_text("utf-8")
     assert ": takes over" in said[2 * (1 - worker) + 1].read_text("utf-8")
 
 
