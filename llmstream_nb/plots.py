@@ -120,45 +120,19 @@ def coalescing(answers: Mapping[int, Answer | str], *, client: redis.Redis | Non
     return figure
 
 
-# Row, figure and title of each panel, and the sides to show under short names; `x` marks those beside the kit.
+BESIDE = {"the tutorial": "tutorial", "plain redis-py": "redis-py", "the kit": "kit"}
+# For each panel: row and figure of the results, title, and the sides to show under short names.
 PANELS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
-    (
-        "produce",
-        "chunks a second",
-        "writing, chunks a second",
-        {"the tutorial": "tutorial", "plain redis-py": "redis-py", "the kit": "kit"},
-    ),
-    (
-        "read",
-        "chunks a second",
-        "reading, chunks a second",
-        {"the tutorial": "tutorial", "plain redis-py": "redis-py", "the kit": "kit"},
-    ),
-    (
-        "latency",
-        "a chunk p50, ms",
-        "model to reader, ms",
-        {"the tutorial": "tutorial", "plain redis-py": "redis-py", "the kit": "kit"},
-    ),
-    (
-        "askers",
-        "exact, % of askers",
-        "100 ask at once, % exact",
-        {"the tutorial": "tutorial", "the kit, threads": "kit", "the kit, pool": "kit, pool"},
-    ),
-    (
-        "memory",
-        "bytes",
-        "500 tokens in Redis, bytes",
-        {"the tutorial": "tutorial", "the kit": "kit", "the kit, coalesce_ms=100": "kit, 100 ms"},
-    ),
-    (
-        "jupyter",
-        "kernel to browser, kB",
-        "kernel to browser, kB",
-        {"ipywidgets.HTML": "HTML widget", "plain=True": "kit, plain", "AnswerView": "kit"},
-    ),
-)
+    ("produce", "chunks a second", "writing, chunks a second", BESIDE),
+    ("read", "chunks a second", "reading, chunks a second", BESIDE),
+    ("latency", "a chunk p50, ms", "model to reader, ms", BESIDE),
+    ("askers", "exact, % of askers", "100 ask at once, % exact",
+     {"the tutorial": "tutorial", "the kit, threads": "kit", "the kit, pool": "kit, pool"}),
+    ("memory", "bytes", "500 tokens in Redis, bytes",
+     {"the tutorial": "tutorial", "the kit": "kit", "the kit, coalesce_ms=100": "kit, 100 ms"}),
+    ("jupyter", "kernel to browser, kB", "kernel to browser, kB",
+     {"ipywidgets.HTML": "HTML widget", "plain=True": "kit, plain", "AnswerView": "kit"}),
+)  # fmt: skip
 
 
 def measured(results: Mapping[str, Any]) -> Figure:
@@ -168,7 +142,9 @@ def measured(results: Mapping[str, Any]) -> Figure:
     """
     samples = {row["name"]: row["samples"] for row in results["rows"]}
     panels = [
-        panel for panel in PANELS if all(panel[1] in samples.get(panel[0], {}).get(side, {}) for side in panel[3])
+        (row, name, *rest, sides)
+        for row, name, *rest, sides in PANELS
+        if all(name in samples.get(row, {}).get(side, {}) for side in sides)
     ]
     if not panels:
         raise LLMStreamError("these results hold none of the rows that this plot shows: run python -m benchmarks")
