@@ -213,10 +213,10 @@ def trust_notebooks() -> None:
     They come with outputs, and JupyterLab takes outputs that were not made here for a stranger's: it would not
     draw widgets from them, nor, after a reload, those of the learner's own runs.
     """
-    import nbformat
-    from nbformat.sign import NotebookNotary
-
     with contextlib.suppress(Exception):  # without it all works but the reload
+        import nbformat
+        from nbformat.sign import NotebookNotary
+
         notary = NotebookNotary()
         for text in pristine().values():
             notary.sign(nbformat.reads(text, nbformat.NO_CONVERT))
