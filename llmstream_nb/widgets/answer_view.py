@@ -20,7 +20,7 @@ from llmstream_nb.widgets.watched import Watched
 if TYPE_CHECKING:
     from llmstream_nb.answer import Answer
 
-KEYFRAME = 3.0  # seconds between two messages with the whole state, which heal whatever was lost in between
+KEYFRAME = 10.0  # seconds between two messages with the whole state; a page that missed something asks for it earlier
 RATE = 300_000  # characters a second that whole texts may cost, so that long ones are sent less often
 FOLDER = pathlib.Path(__file__).parent
 
@@ -87,9 +87,10 @@ class AnswerView(Watched, anywidget.AnyWidget):
             new["html"] = self.html or to_html(transcript.text)
         seen = self.text
         only_grown = all(old.get(name) == new[name] for name in ("version", "gaps", "state", "note"))
+        grown = {name: value for name, value in figures.items() if name == "version" or old.get(name) != value}
         old.update(new)  # past the traits' own sync, which would send the whole text each time
         if only_grown and now < self._keyframe_at and not (whole or transcript.settled):
-            self.send(figures | {"offset": utf16_length(seen), "added": transcript.text[len(seen) :]})
+            self.send(grown | {"offset": utf16_length(seen), "added": transcript.text[len(seen) :]})
         else:
             self._keyframe_at = now + KEYFRAME + len(transcript.text) / RATE
             self.send_state(list(new))
