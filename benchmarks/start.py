@@ -17,7 +17,7 @@ import redis
 
 from benchmarks.harness import ROOT, Figures, Line, Samples, interleave, redis_server, row
 from llmstream_nb.lab import child_environment
-from tests.suites import ENVIRONMENT, NBVAL
+from tests.suites import ENVIRONMENT, NBVAL, SHARED_OUT
 
 PATIENCE = 120.0  # seconds
 BARE, IMPORT, REAL, FAKE = "bare Python", "import llmstream_nb", "connect(), redis-server", "connect(), fakeredis"
@@ -143,7 +143,7 @@ def nbval(quick: bool) -> tuple[str, Samples]:
 
 
 def _nbval(redis_url: str | None, quick: bool) -> Figures:
-    chosen = [str(Path("notebooks", "00-ask.ipynb")), *NBVAL[1:]] if quick else NBVAL
+    chosen = [str(Path("notebooks", "00-ask.ipynb")), *NBVAL[1:]] if quick else [*NBVAL, *SHARED_OUT]
     began = time.monotonic()
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = python("-m", "pytest", "-q", *chosen, redis_url=redis_url, **output)

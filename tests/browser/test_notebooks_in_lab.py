@@ -31,6 +31,7 @@ STATE_OF_CELLS = """() => window.jupyterapp.shell.currentWidget.content.widgets
 @pytest.fixture(scope="module")
 def running() -> Iterator[Lab]:
     with lab(LLMSTREAM_LLM="scripted") as started:
+        shutil.copy(ROOT / "notebooks" / "recipe.py", started.folder)  # which notebook 05 has beside it
         yield started
 
 
@@ -58,7 +59,7 @@ def test_a_view_in_a_notebook_that_came_with_outputs_is_there_after_a_reload(bro
     copy.write_bytes(pristine()["00-ask.ipynb"])
     notebook = running.open(browser, copy.relative_to(ROOT).as_posix())
     notebook.run(1)
-    view = notebook.page.get_by_role("button", name="Ask")
+    view = notebook.page.get_by_role("button", name="Ask", exact=True)
     view.wait_for()
     notebook.save()
     notebook.reload()

@@ -204,9 +204,11 @@ def test_stop_without_stream_stops_the_answer_too(site, client, visit) -> None:
     viewer = visit(site.link())
     viewer.question.fill("What is a Redis stream?")
     viewer.whole.check()
+    answers = names_of(client).answers
+    before = client.zcard(answers)
     viewer.ask.click()
     viewer.see("Waiting")
-    answers = names_of(client).answers
+    wait_for(lambda: client.zcard(answers) > before)  # the page says so before the server has heard
     newest = client.zrange(answers, -1, -1)[0]
     viewer.stop.click()
     expect(viewer.asked).to_have_text("The answer will stand here")
