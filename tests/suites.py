@@ -49,7 +49,7 @@ def suites() -> list[Suite]:
         Suite("core", "tests", 540, ["tests", "--ignore=tests/browser", *SHARED_OUT]),
         Suite("notebooks", "notebooks on fakeredis", 240, [*NBVAL, *SHARED_OUT]),
         Suite("notebooks", "notebooks on redis-server", 240, [*NBVAL, *SHARED_OUT], redis=True),
-        Suite("browser", "notebooks in a browser", 540, ["tests/browser", "-n2", "--dist=loadfile"]),
+        Suite("browser", "notebooks in a browser", 600, ["tests/browser"]),
     ]
 
 
