@@ -16,6 +16,7 @@ from typing import Any
 import redis
 
 from benchmarks.harness import ROOT, Figures, Line, Samples, interleave, redis_server, row
+from llmstream_nb.environment import say
 from llmstream_nb.lab import child_environment
 from tests.suites import ENVIRONMENT, NBVAL
 
@@ -152,4 +153,6 @@ def _nbval(redis_url: str | None, quick: bool) -> Figures:
     if not counts.get("passed"):
         raise RuntimeError(f"nbval: {printed.splitlines()[-1]}")
     failed = counts.get("failed", 0) + counts.get("error", 0)
+    if failed:
+        say("\n".join(line for line in printed.splitlines() if line.startswith(("FAILED", "ERROR"))))
     return {"s": time.monotonic() - began, "cells that passed": counts["passed"], "cells that failed": failed}
