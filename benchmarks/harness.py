@@ -275,7 +275,7 @@ def _compared(results: Iterable[Result]) -> Iterator[list[str]]:
     """The cells of the first table."""
     for result in results:
         name = (
-            f"[{result.name}](#{re.sub('[^a-z0-9 -]', '', f'{result.name} {result.title}'.lower()).replace(' ', '-')})"
+            f"[{result.name}](#{re.sub('[^a-z0-9_ -]', '', f'{result.name} {result.title}'.lower()).replace(' ', '-')})"
         )
         if result.failed or result.skipped:
             yield [name, "failed" if result.failed else "skipped", *[""] * 7]

@@ -16,8 +16,9 @@ from typing import Any
 import redis
 
 from benchmarks.harness import ROOT, Figures, Line, Samples, interleave, redis_server, row
+from llmstream_nb.environment import say
 from llmstream_nb.lab import child_environment
-from tests.suites import ENVIRONMENT, NBVAL, SHARED_OUT
+from tests.suites import ENVIRONMENT, NBVAL
 
 PATIENCE = 120.0  # seconds
 BARE, IMPORT, REAL, FAKE = "bare Python", "import llmstream_nb", "connect(), redis-server", "connect(), fakeredis"
@@ -143,7 +144,7 @@ def nbval(quick: bool) -> tuple[str, Samples]:
 
 
 def _nbval(redis_url: str | None, quick: bool) -> Figures:
-    chosen = [str(Path("notebooks", "00-ask.ipynb")), *NBVAL[1:]] if quick else [*NBVAL, *SHARED_OUT]
+    chosen = [str(Path("notebooks", "00-ask.ipynb")), *NBVAL[1:]] if quick else NBVAL
     began = time.monotonic()
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = python("-m", "pytest", "-q", *chosen, redis_url=redis_url, **output)
@@ -152,4 +153,6 @@ def _nbval(redis_url: str | None, quick: bool) -> Figures:
     if not counts.get("passed"):
         raise RuntimeError(f"nbval: {printed.splitlines()[-1]}")
     failed = counts.get("failed", 0) + counts.get("error", 0)
+    if failed:
+        say("\n".join(line for line in printed.splitlines() if line.startswith(("FAILED", "ERROR"))))
     return {"s": time.monotonic() - began, "cells that passed": counts["passed"], "cells that failed": failed}

@@ -155,7 +155,7 @@ def measured(results: Mapping[str, Any]) -> Figure:
             spread = np.abs([[min(runs), max(runs)] for runs in values] - medians[:, None]).T
             colours = [STYLES[0][0] if short.startswith("kit") else "#8c959f" for short in sides.values()]
             bars = each.barh(list(sides.values()), medians, xerr=spread, color=colours, ecolor="#1f2328")
-            each.bar_label(bars, [f"{median:,.{0 if median >= 10 else 2}f}" for median in medians], padding=4)
+            each.bar_label(bars, [f"{median:,.{2 if 0 < median < 10 else 0}f}" for median in medians], padding=4)
             each.set_title(title, loc="left", fontsize="medium")
             each.set(xticks=[])
             each.margins(x=0.35)

@@ -21,6 +21,8 @@ from llmstream_nb.lab import StartError, child_environment, start_redis
 # Tests must neither reach a Redis of the user's nor spend a user's key.
 UNSET = "REDIS_URL LLMSTREAM_PREFIX LLMSTREAM_LOCAL_URL OPENAI_API_KEY OPENAI_BASE_URL OPENAI_MODEL"
 ENVIRONMENT: dict[str, str | None] = {"LLMSTREAM_LLM": "scripted", **dict.fromkeys(UNSET.split())}
+# They wait more than they work, so three processes serve even two cores; a file's tests stay together.
+PARALLEL = ["-n3", "--dist=loadfile"]
 # Notebooks are compared strictly; the glob leaves out what `restore` has put aside.
 NBVAL = [
     "notebooks",
@@ -28,9 +30,9 @@ NBVAL = [
     "--nbval",
     "--nbval-current-env",
     "--nbval-cell-timeout=120",
+    *PARALLEL,
 ]
 NBVAL += ["--nbval-kernel-startup-timeout=120", f"--nbval-sanitize-with={ROOT}/tests/nbval_sanitize.cfg"]
-SHARED_OUT = ["-n3", "--dist=loadfile"]  # tests wait more than they work; those of a file, or a notebook, stay together
 
 
 class Suite(NamedTuple):
@@ -46,9 +48,9 @@ class Suite(NamedTuple):
 def suites() -> list[Suite]:
     """All suites, in the order in which they run."""
     return [
-        Suite("core", "tests", 540, ["tests", "--ignore=tests/browser", *SHARED_OUT]),
-        Suite("notebooks", "notebooks on fakeredis", 240, [*NBVAL, *SHARED_OUT]),
-        Suite("notebooks", "notebooks on redis-server", 240, [*NBVAL, *SHARED_OUT], redis=True),
+        Suite("core", "tests", 540, ["tests", "--ignore=tests/browser", *PARALLEL]),
+        Suite("notebooks", "notebooks on fakeredis", 240, NBVAL),
+        Suite("notebooks", "notebooks on redis-server", 240, NBVAL, redis=True),
         Suite("browser", "notebooks in a browser", 600, ["tests/browser"]),
     ]
 

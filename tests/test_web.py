@@ -340,7 +340,7 @@ def test_one_who_does_not_read_delays_nobody_and_costs_little(client, serve):
 
     async def main() -> None:
         running = asyncio.create_task(quick.run())
-        await until(lambda: hub_of(server).viewers == 2)
+        await until(lambda: hub_of(server).viewers == 2 and "a" in hub_of(server)._channels)
         for n in range(150):
             writer.say(*(f"{n}.{m} ".ljust(4_000, "x") for m in range(10)))  # 6 MB in all
             await asyncio.sleep(0)
