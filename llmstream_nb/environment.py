@@ -362,7 +362,7 @@ class Progress:
             print("\r" + line, end="\n" if last else "", file=sys.stderr, flush=True)
         elif last or now - self.shown > 15:
             self.shown = now
-            say(line + seconds)
+            say(line[:100] + seconds)  # pip names all packages in one line
 
 
 # -------------------------------------------------------------------------------------- one at a time
