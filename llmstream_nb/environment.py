@@ -39,6 +39,7 @@ SPACE = 1_500_000_000  # bytes: about 800 MB installed, the rest is for download
 PLATFORMS = ("windows", "macos", "macos-intel", "linux", "linux-arm")  # what `wheels` knows
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 AGAIN = "Then run the same command again."
+NO_WHEEL = re.compile(r"No matching distribution found for (\S+)")  # pip, of one pin at a time
 PATIENCE = 900.0  # seconds to wait for another set-up of the same checkout
 _HANDED_OVER = "_LLMSTREAM_HANDED_OVER"  # tells the .venv's Python that the set-up was done a moment ago
 
@@ -263,7 +264,7 @@ def this_platform() -> str:
 def explain(lines: Sequence[str], what: str, wheels: Path | None = None) -> str:
     """What went wrong and what to do, from what a program printed."""
     output = "\n".join(lines)
-    missing = re.search(r"No matching distribution found for (\S+)", output)
+    missing = NO_WHEEL.search(output)
     if wheels and missing:
         return (
             f"{what}: {wheels.resolve()} has no wheel of {missing[1]} for Python {VERSION} on this system. Where there "

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags, mac_platforms
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
-from llmstream_nb.environment import LOCKED, LOCKED_MODEL, ROOT, SetupError, explain, run, say
+from llmstream_nb.environment import LOCKED, LOCKED_MODEL, NO_WHEEL, ROOT, SetupError, explain, run, say
 
 KIT = "llmstream-nb"  # the folder of the kit itself, beside the wheels
 USUAL = ("windows", "macos", "linux")
@@ -135,7 +135,7 @@ def _download(folder: Path, target: Target, pins: list[str], title: str) -> list
         lines = [""]
         if run(f"{title}: {len(todo)} wheels", [*command, *target.options(), *todo], None, lines):
             output = "\n".join(lines)
-            named = re.search(r"No matching distribution found for (\S+)", output)
+            named = NO_WHEEL.search(output)
             # To pip, an index that it can't reach has nothing either.
             if not named or named[1] not in todo or re.search("connection broken by|SSLError", output):
                 raise SetupError(explain(lines, "downloading failed"))

@@ -1190,6 +1190,16 @@ HOSTILE = [
 ]
 
 
+def survives_hostile_functions(check):
+    for function in HOSTILE:
+        checks.verdict.tries.clear()
+        verdict = check(function)
+        assert explained(verdict)
+        assert len(repr(verdict)) < 800
+        assert "<b>" not in verdict._repr_html_()
+        assert "<script>" not in verdict._repr_html_()
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "check",
@@ -1205,13 +1215,7 @@ HOSTILE = [
     ],
 )
 def test_hostile_functions(client, check):
-    for function in HOSTILE:
-        checks.verdict.tries.clear()
-        verdict = check(function)
-        assert explained(verdict)
-        assert len(repr(verdict)) < 800
-        assert "<b>" not in verdict._repr_html_()
-        assert "<script>" not in verdict._repr_html_()
+    survives_hostile_functions(check)
 
 
 def test_hostile_values(client, answer):
@@ -1554,12 +1558,7 @@ def test_optional_exercises_and_silly_functions(client, check, monkeypatch):
 
     verdict = check(untouched)
     assert verdict.passed is None
-    for function in HOSTILE:
-        checks.verdict.tries.clear()
-        verdict = check(function)
-        assert explained(verdict)
-        assert len(repr(verdict)) < 800
-        assert "<b>" not in verdict._repr_html_()
+    survives_hostile_functions(check)
 
     def endless(*args):
         while True:

@@ -33,9 +33,8 @@ def serve(port: int) -> object:
     params.n_ctx = 4 * 2048  # tokens of question and answer, shared by the four
     params.n_predict = 512  # such a small model may never find an end
     params.sampling.penalty_repeat = 1.15  # a model as small as this one else runs in circles
-    cores = os.environ.get(
-        "CPU_LIMIT", ""
-    )  # JupyterHub's; a thread for each core of its machine would hold up the rest
+    # JupyterHub's limit: a thread for each core of its machine would hold up the rest.
+    cores = os.environ.get("CPU_LIMIT", "")
     if cores.replace(".", "", 1).isdigit():
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, round(float(cores)))
     params.cache_ram_mib = 0  # else prompts of the past are kept in up to 8 GB
