@@ -11,9 +11,9 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, ResponseError
 
-from .connection import current, names_of, unusable
+from .connection import current, milliseconds, names_of, unusable
 from .llm import complete
-from .produce import Attempt, Producer, Writing, milliseconds, new_record, register
+from .produce import Attempt, Producer, Writing
 from .protocol import (
     AnswerNotFound,
     BadAnswerId,
@@ -26,6 +26,7 @@ from .protocol import (
     check_question,
 )
 from .read import Look, StillWaiting, look, read_answer
+from .record import new_record, register
 
 Source = str | Callable[[str, str | None], Iterable[str]] | None
 

@@ -9,8 +9,7 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, ResponseError, WatchError
 
-from .connection import Line, current, is_passing, names_of, said, unusable
-from .produce import milliseconds
+from .connection import Line, current, is_passing, milliseconds, names_of, said, unusable
 from .protocol import (
     AnswerKeys,
     AnswerNotFound,
@@ -22,7 +21,8 @@ from .protocol import (
     clean,
     parse_entries,
 )
-from .read import BLOCK, Backoff, StillWaiting, blocking, parse_record, queue_look, take_look
+from .read import BLOCK, Backoff, StillWaiting, blocking, queue_look, take_look
+from .record import parse_record
 
 COUNT = 100  # entries a read: a batch is lost to its consumer's successor until it is claimed, so not too many
 NEW = ">"  # XREADGROUP's ID for entries that no consumer of the group was given

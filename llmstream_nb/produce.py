@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import threading
 import time
@@ -14,82 +15,25 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, WatchError
 
-from .connection import Line, RedisUnusable, is_passing, names_of, said, unusable
+from .connection import Line, RedisUnusable, is_passing, milliseconds, names_of, said, unusable
 from .llm import ModelError
 from .protocol import (
-    AnswerExists,
     Deleted,
     Entry,
     EntryID,
     Fenced,
     Joiner,
     LLMStreamError,
-    NotAnAnswer,
     Timing,
     clean,
     parse_entries,
 )
-from .read import Backoff, look, parse_record
+from .read import Backoff, look
+from .record import add_to_index, parse_record
 
 Json = dict[str, Any]
-BATCH = 200  # entries in one MULTI: enough to be fast, small enough not to hold up other clients
+BATCH = 500  # entries in one MULTI: enough to be fast, small enough not to hold up other clients
 BACKLOG = 5_000  # unsent entries before the model has to wait
-KEPT_ANSWERS = 1_000  # ids in the index of answers
-
-
-def milliseconds(seconds: float) -> int:
-    """A time span as PX and PEXPIRE take it: at least 1."""
-    return max(1, int(seconds * 1000))
-
-
-def new_record(answer_id: str, question: str, topic: str | None, source: str, model: str) -> dict[str, Any]:
-    """The JSON record of a question that has just been asked; `asked` is Unix time in seconds."""
-    return {
-        "id": answer_id,
-        "topic": clean(topic or ""),
-        "question": question,
-        "source": source,
-        "model": model,
-        "asked": round(time.time(), 3),
-    }
-
-
-def register(client: redis.Redis, record: dict[str, Any], timing: Timing) -> None:
-    """Write the record, the index and a first lease; raises AnswerExists, NotAnAnswer or RedisUnusable."""
-    names = names_of(client)
-    keys = names.answer(record["id"])
-    text = json.dumps(record)
-    try:
-        kind = str(client.type(keys.chunks))
-        if kind not in ("none", "stream"):
-            raise NotAnAnswer(f"{keys.chunks!r} holds a {kind}, not a stream: use another id, or delete that key")
-        # A retried SET NX is refused by its own first try, so what stands there decides.
-        new = kind == "none" and (
-            client.set(keys.question, text, nx=True, px=milliseconds(timing.ttl)) or client.get(keys.question) == text
-        )
-        if not new:
-            raise AnswerExists(
-                f"there is an answer {record['id']!r} already: clear({record['id']!r}) first, or use another id"
-            )
-        client.delete(keys.cancel)
-        if not record.get("pooled"):
-            client.set(keys.lease(1), "asked", px=milliseconds(timing.lease))
-        add_to_index(client, record, timing)
-    except (RedisError, OSError) as error:
-        raise unusable(error, client) from None
-
-
-def add_to_index(client: redis.Redis, record: dict[str, Any], timing: Timing) -> None:
-    """Put the answer into the sorted set of answers, and drop those that have expired."""
-    answers = names_of(client).answers
-    with client.pipeline(transaction=False) as pipe:
-        pipe.zadd(answers, {record["id"]: record["asked"]})
-        pipe.zremrangebyscore(answers, "-inf", record["asked"] - max(timing.ttl, Timing.ttl))
-        pipe.zremrangebyrank(answers, 0, -KEPT_ANSWERS - 1)
-        pipe.execute()
-
-
-# ------------------------------------------------------------------------------------------------ producing
 
 
 @dataclass(frozen=True)
@@ -112,7 +56,7 @@ class Writing:
 
 
 class Attempt:
-    """One attempt at one answer, in Redis: opened, written, and mended after every loss. For a single thread.
+    """One attempt at one answer, in Redis: opened, written, and mended after every loss. For one thread at a time.
 
     `entries[n]` is the entry `<attempt>-<n>`, kept until the end is confirmed; those below `sent` are in Redis.
     """
@@ -127,6 +71,7 @@ class Attempt:
         self.ended_before: Entry | None = None  # the end that someone else has written: nothing is left to answer
         self._line = Line(client, self.keys.chunks)
         self._seen = self._ticked = float("-inf")  # monotonic times of the last reply and of the last tick
+        self.took = 0.0  # seconds that the last batch took
 
     @property
     def text(self) -> str:
@@ -233,6 +178,7 @@ class Attempt:
         if None in replies[: last - first] or (tick and not replies[-2]):
             raise WatchError("the stream is gone")  # look again at what Redis holds
         self.sent, self._seen = last, time.monotonic()
+        self.took = self._seen - now
         if tick:
             self._ticked, self.cancelled = now, bool(replies[-1])
 
@@ -278,6 +224,9 @@ class Attempt:
 class Producer:
     """Two threads: one takes deltas from the model, the other writes them, so neither holds up the other.
 
+    A pen goes between them: who holds it may use the attempt. The writing thread lays it down only to rest, and
+    then the model's thread may write what has just come, since to wake the other takes longer than that.
+
     `writing` is how often and how much to keep; `about` goes into the start entry, beside model and source.
     """
 
@@ -298,9 +247,10 @@ class Producer:
         self.lost = False  # whether the error was a Redis out of reach: someone else may fare better
         self._deltas, self._about = deltas, about
         self._stop = self._left = self._closed = False  # closed: no entry may follow
-        self._changed = threading.Condition()
+        self._changed, self._pen = threading.Condition(), threading.Lock()
         self._held, self._pause = "", writing.coalesce_ms / 1000  # text for the next entry; seconds between two
         self._began = self._next = time.monotonic()  # the next entry may be written from then on
+        self._last = self._began  # when the model was asked for the next delta
         self._first_token: int | None = None  # milliseconds
 
     def start(self) -> None:
@@ -340,31 +290,49 @@ class Producer:
             self._close("error", error=type(error).__name__, message=clean(str(error))[:500])
 
     def _add(self, text: str) -> bool:
-        """Append a text entry; waits while too much is unsent. False when no more is wanted."""
+        """Take in text, to be written by this thread or the other; waits while too much is unsent.
+
+        False when no more is wanted.
+        """
+        attempt, came, mine = self.attempt, time.monotonic(), False
         with self._changed:
-            while len(self.attempt.entries) - self.attempt.sent > BACKLOG and not (self._closed or self._stop):
+            while len(attempt.entries) - attempt.sent > BACKLOG and not (self._closed or self._stop):
                 self._changed.wait()
             if self._closed or self._stop or self._left:
                 return False
+            wake = not self._held
             self._held += text
-            self._release()
-            return True
+            self._release(came)
+            # Where the model is quicker than Redis, more comes meanwhile: the other thread writes it all at once.
+            if came - self._last > attempt.took and attempt.sent < len(attempt.entries) and attempt.tick_in > 0:
+                mine = self._pen.acquire(blocking=False)
+            if wake and not mine:
+                self._changed.notify_all()
+        self._last = came
+        if mine:
+            with suppress(Exception):  # the other thread does it again, and raises what does not pass
+                attempt.flush()
+            self._pen.release()
+            self._last = time.monotonic()
+            if attempt.sent < len(attempt.entries):
+                self._note()
+        return True
 
-    def _release(self, now: bool = False) -> None:
-        """Make an entry of the text that is held, if it is time to; with `now`, in any case."""
-        if self._held and (now or time.monotonic() >= self._next):
+    def _release(self, now: float = math.inf) -> None:
+        """Make an entry of the text that is held, if it is time to at `now` (monotonic seconds)."""
+        if self._held and now >= self._next:
             ms = self._elapsed()
-            self._first_token = ms if self._first_token is None else self._first_token
+            if self._first_token is None:
+                self._first_token = ms
             self.attempt.entries.append(("text", self._held, ms))
-            self._held, self._next = "", time.monotonic() + self._pause
-            self._changed.notify_all()
+            self._held, self._next = "", now + self._pause
 
     def _close(self, kind: str, **data: Any) -> None:
         """Append the end or error entry, once; an error after a stop is but the request that was closed."""
         with self._changed:
             if self._closed or (self._stop and kind == "error"):
                 return
-            self._release(now=True)
+            self._release()
             self._closed, ms = True, self._elapsed()
             data |= {"first_token_ms": self._first_token, "total_ms": ms, "chunks": len(self.attempt.entries) - 1}
             self.attempt.entries.append((kind, json.dumps(data), ms))
@@ -379,21 +347,17 @@ class Producer:
         """Write the answer to its end; starts the model's thread once the attempt stands in Redis."""
         attempt = self.attempt
         try:
+            self._pen.acquire()
             attempt.open(self._opening)
             if attempt.ended_before:
                 self.open = False
                 return
             threading.Thread(target=self._take, name=f"llmstream model {attempt.record['id']}", daemon=True).start()
             while not (self._closed and attempt.sent == len(attempt.entries)):
-                with self._changed:
-                    wait = min(attempt.tick_in, self._next - time.monotonic() if self._held else 1.0)
-                    idle = attempt.sent == len(attempt.entries)
-                    if idle and wait > 0 and not (self._stop or self._left):
-                        self._changed.wait(wait)
-                    self._release()
-                    if self._left and not self._closed:
-                        attempt.release()
-                        return
+                self._rest()
+                if self._left and not self._closed:
+                    attempt.release()
+                    return
                 if self._stop:
                     self._close("end", reason="cancelled")
                 attempt.insist(attempt.flush)
@@ -413,6 +377,20 @@ class Producer:
             self._close_model()
             attempt.close()
             self.done.set()
+
+    def _rest(self) -> None:
+        """Lay down the pen until there is something to write, a tick is due, or the end is asked for."""
+        attempt = self.attempt
+        with self._changed:
+            wait = min(attempt.tick_in, self._next - time.monotonic() if self._held else math.inf)
+            rest = attempt.sent == len(attempt.entries) and wait > 0 and not (self._stop or self._left)
+            if rest:
+                self._pen.release()
+                self._changed.wait(wait)
+        if rest:
+            self._pen.acquire()
+        with self._changed:
+            self._release(time.monotonic())
 
     def _close_model(self) -> None:
         """End the model's request. A generator is let be: closing one that runs raises; it ends at its next delta."""

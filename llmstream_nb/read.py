@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from .protocol import (
     parse_entries,
     text_of,
 )
+from .record import parse_record
 
 COUNT = 500  # entries a read: one round trip for many tokens, still small in memory
 BLOCK = 1.0  # seconds a read may block: well below redis-py's socket timeout of 5 s
@@ -119,15 +119,6 @@ def take_look(replies: list[Any], follower: Follower, glance: bool = False) -> l
     entries = parse_entries(top)
     judge = follower.glance if glance else follower.silence
     return judge(entries[0] if entries else None, bool(leased), parse_record(record), bool(cancelled), time.monotonic())
-
-
-def parse_record(text: str | None) -> dict[str, Any] | None:
-    """The question's JSON record; None where there is none or where it is no JSON object."""
-    try:
-        record = json.loads(text) if text else None
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
 
 
 class Look(NamedTuple):

@@ -25,7 +25,8 @@ from llmstream_nb.protocol import (
     clean,
     parse_entries,
 )
-from llmstream_nb.read import look, parse_record
+from llmstream_nb.read import look
+from llmstream_nb.record import parse_record
 
 if TYPE_CHECKING:
     import redis

@@ -22,10 +22,10 @@ import redis
 from redis.exceptions import RedisError, ResponseError
 
 from .answer import Answer, Source, clear, close_answer
-from .connection import Line, current, environment_of, is_passing, names_of, said, unusable
+from .connection import Line, current, environment_of, is_passing, milliseconds, names_of, said, unusable
 from .groups import NEW, check_name, is_gone, read_group
 from .llm import check_source, complete, default_source
-from .produce import Producer, Writing, milliseconds, new_record, register
+from .produce import Producer, Writing
 from .protocol import (
     POOL,
     BadAnswerId,
@@ -37,7 +37,8 @@ from .protocol import (
     check_question,
     parse_entries,
 )
-from .read import Backoff, look, parse_record
+from .read import Backoff, look
+from .record import new_record, parse_record, register
 
 MAX_TAKEOVERS = 3  # a question that has outlived so many is given up: it may be what kills its workers
 KEPT_FAILURES = 1_000

@@ -6,8 +6,9 @@ import queue
 import time
 from collections.abc import Iterator
 
-from llmstream_nb.produce import Producer, new_record, register
+from llmstream_nb.produce import Producer
 from llmstream_nb.protocol import Entry, Timing, parse_entries
+from llmstream_nb.record import new_record, register
 
 
 class Model:

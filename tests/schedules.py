@@ -28,7 +28,7 @@ import redis
 from llmstream_nb.answer import clear, stop_answer
 from llmstream_nb.connection import RedisUnusable, connect, names_of
 from llmstream_nb.groups import GroupGone, read_answer_group
-from llmstream_nb.produce import Producer, Writing, new_record, register
+from llmstream_nb.produce import Producer, Writing
 from llmstream_nb.protocol import (
     ORIGIN,
     AnswerNotFound,
@@ -48,6 +48,7 @@ from llmstream_nb.protocol import (
     text_of,
 )
 from llmstream_nb.read import Look, StillWaiting, look, read_answer
+from llmstream_nb.record import new_record, register
 
 from . import servers
 from .faults import Proxy

@@ -30,6 +30,7 @@ from llmstream_nb.protocol import (
     text_of,
 )
 from llmstream_nb.read import StillWaiting, look, read_answer
+from llmstream_nb.record import new_record, register
 
 from .conftest import FAST
 from .model import Model, assert_whole, start, stream_of, text_in, wait_for
@@ -290,8 +291,8 @@ def test_a_taken_id_is_refused_and_what_stands_there_stays(client) -> None:
 
 
 def test_a_queued_question_wears_the_readers_patience_out(client) -> None:
-    record = produce.new_record("a", "?", None, "x", "x") | {"pooled": True}
-    produce.register(client, record, FAST)
+    record = new_record("a", "?", None, "x", "x") | {"pooled": True}
+    register(client, record, FAST)
     assert look("a").status == "queued"
     with pytest.raises(StillWaiting):
         list(read_answer("a", timing=FAST))

@@ -26,6 +26,7 @@ from llmstream_nb.protocol import (
     Timing,
 )
 from llmstream_nb.read import StillWaiting, look
+from llmstream_nb.record import new_record, register
 
 from . import servers
 from .conftest import FAST
@@ -275,7 +276,7 @@ def test_a_second_attempt_comes_through_the_same_group(client, short_blocks) -> 
     dead(client, "half")
     reader = Reader(client, timing=replace(FAST, lease=0.4))
     wait_for(lambda: reader.text == "half" and not client.exists(names_of(client).answer("a").lease(1)))
-    record = produce.new_record("a", "?", None, "test", "test")
+    record = new_record("a", "?", None, "test", "test")
     produce.Producer(client, record, Model("whole", end=True), FAST).start()
     assert ids(reader.end().entries) == ["1-0", "1-1", "2-0", "2-1", "2-2"] and reader.error is None
 
@@ -284,8 +285,8 @@ def test_a_second_attempt_comes_through_the_same_group(client, short_blocks) -> 
 
 
 def test_a_queued_question_is_waited_for(client, short_blocks) -> None:
-    record = produce.new_record("a", "why?", None, "test", "test") | {"pooled": True}
-    produce.register(client, record, FAST)
+    record = new_record("a", "why?", None, "test", "test") | {"pooled": True}
+    register(client, record, FAST)
     reader = Reader(client)
     wait_for(lambda: client.exists(chunks(client)))
     wait_for(lambda: 0 < client.pttl(chunks(client)) <= FAST.ttl * 1000)  # nothing of it stays for ever
@@ -295,7 +296,7 @@ def test_a_queued_question_is_waited_for(client, short_blocks) -> None:
 
 
 def test_a_question_that_nobody_takes_wears_its_patience_out(client, commands, short_blocks) -> None:
-    produce.register(client, produce.new_record("a", "?", None, "x", "x") | {"pooled": True}, FAST)
+    register(client, new_record("a", "?", None, "x", "x") | {"pooled": True}, FAST)
     with pytest.raises(StillWaiting, match="nobody began"):
         list(read_answer_group("a", "g", "c", client=client, timing=QUICK))
     assert len(commands.sent) < 100  # no hot loop
@@ -347,7 +348,7 @@ def test_a_slow_caller_finishes_before_it_is_told_that_time_is_up(client, short_
 
 def make_another(client) -> None:
     clear("a", client=client, timing=FAST)
-    produce.register(client, produce.new_record("a", "another?", None, "x", "x") | {"pooled": True}, FAST)
+    register(client, new_record("a", "another?", None, "x", "x") | {"pooled": True}, FAST)
 
 
 GONE = {
@@ -362,7 +363,7 @@ GONE = {
 @pytest.mark.parametrize("when", ["waiting for the first entry", "waiting for more", "busy with a batch"])
 def test_what_is_deleted_meanwhile_is_told(client, commands, what: str, when: str) -> None:
     if when == "waiting for the first entry":
-        produce.register(client, produce.new_record("a", "?", None, "x", "x") | {"pooled": True}, FAST)
+        register(client, new_record("a", "?", None, "x", "x") | {"pooled": True}, FAST)
     else:
         dead(client, "half")
     if when == "busy with a batch":
@@ -580,7 +581,7 @@ def test_a_lost_acknowledgement_is_sent_again(lab, short_blocks, lost: str) -> N
 
 @needs_redis_server
 def test_a_lost_reply_while_the_group_is_made_leaves_no_key_for_ever(lab, short_blocks) -> None:
-    produce.register(lab.direct, produce.new_record("a", "?", None, "x", "x") | {"pooled": True}, FAST)
+    register(lab.direct, new_record("a", "?", None, "x", "x") | {"pooled": True}, FAST)
     lab.proxy.drop_reply(when=b"CREATE")
     reader = Reader(lab.client, timing=QUICK)
     lab.proxy.wait_dropped()
@@ -657,8 +658,8 @@ def test_what_a_reader_takes_is_json_where_it_is_not_text(client, short_blocks) 
 
 
 def test_an_answer_that_is_written_while_its_group_is_made_is_read_whole(client, monkeypatch) -> None:
-    record = produce.new_record("a", "why?", None, "test", "test")
-    produce.register(client, record, FAST)
+    record = new_record("a", "why?", None, "test", "test")
+    register(client, record, FAST)
     pipeline, looks = type(client.pipeline()), []
     type_of = pipeline.type
 

@@ -17,6 +17,7 @@ FLOORS = [
     "connection",
     "llm",
     "tutorial",
+    "record",
     "read",
     "aread",
     "produce",

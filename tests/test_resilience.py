@@ -32,7 +32,7 @@ from hypothesis.stateful import (
 from llmstream_nb import connection
 from llmstream_nb.answer import clear
 from llmstream_nb.connection import connect, names_of
-from llmstream_nb.produce import Attempt, Producer, Writing, new_record, register
+from llmstream_nb.produce import Attempt, Producer, Writing
 from llmstream_nb.protocol import (
     ORIGIN,
     Cursor,
@@ -49,6 +49,7 @@ from llmstream_nb.protocol import (
     text_of,
 )
 from llmstream_nb.read import look
+from llmstream_nb.record import new_record, register
 from llmstream_nb.workers import Worker, enqueue
 
 from . import schedules, servers

@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 import pytest
 import redis
 
-from llmstream_nb import connection, produce
+from llmstream_nb import connection
 from llmstream_nb.answer import clear, stop_answer
 from llmstream_nb.connection import connect, names_of
 from llmstream_nb.produce import Attempt, Producer
 from llmstream_nb.protocol import Entry, EntryID, Fenced, Follower, Timing
 from llmstream_nb.read import look, read_answer
+from llmstream_nb.record import new_record
 
 from . import model, servers
 from .faults import Proxy
@@ -139,7 +140,7 @@ def a_full_memory_leaves_no_half_batch(lab: Lab) -> None:
 
 def a_lost_reply_to_the_opening_opens_once(lab: Lab) -> None:
     attempt_at(lab.direct, 1, "dead").release()
-    record = produce.new_record("a", "why?", None, "test", "test")
+    record = new_record("a", "why?", None, "test", "test")
     producer = Producer(lab.client, record, Model("one", end=True), FAST)
     lab.proxy.drop_reply(when=b"2-0")
     producer.start()
@@ -153,7 +154,7 @@ def a_lost_reply_to_the_opening_opens_once(lab: Lab) -> None:
 def two_producers_at_once_never_mix(lab: Lab) -> None:
     for round_number in range(5):
         answer_id = f"a{round_number}"
-        record = produce.new_record(answer_id, "why?", None, "test", "test")
+        record = new_record(answer_id, "why?", None, "test", "test")
         models = [Model(), Model()]
         both = [Producer(lab.direct, record, says, FAST) for says in models]
         for producer in both:

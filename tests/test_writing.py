@@ -8,9 +8,10 @@ import pytest
 
 from llmstream_nb.answer import Answer, ask, clear, stop_answer
 from llmstream_nb.connection import connect, names_of
-from llmstream_nb.produce import Producer, Writing, new_record, register
+from llmstream_nb.produce import Producer, Writing
 from llmstream_nb.protocol import AnswerNotFound, Gap, Timing, text_of
 from llmstream_nb.read import look, read_answer
+from llmstream_nb.record import new_record, register
 from llmstream_nb.widgets import AnswerView
 
 from . import servers
@@ -21,10 +22,10 @@ from .model import Model, start, stream_of, text_in, wait_for
 HOUR = 3_600_000  # milliseconds: nothing is written because of the time
 
 
-def write(client, says: Model, writing: Writing, answer_id: str = "a") -> Producer:
-    record = new_record(answer_id, "why?", None, "test", "test")
-    register(client, record, FAST)
-    producer = Producer(client, record, says, FAST, writing)
+def write(client, says: Model, writing: Writing, timing: Timing = FAST) -> Producer:
+    record = new_record("a", "why?", None, "test", "test")
+    register(client, record, timing)
+    producer = Producer(client, record, says, timing, writing)
     producer.start()
     return producer
 
@@ -54,6 +55,16 @@ def test_what_is_held_is_written_when_it_is_due_though_the_model_is_silent(clien
     says.say(" and", " more")
     wait_for(lambda: text_in(client) == "first and more")
     assert len(texts(client)) <= 3  # " and" may have been due just then
+    says.end()
+    wait_for(producer.done.is_set)
+
+
+def test_what_is_held_does_not_wait_for_the_next_tick(client) -> None:
+    says = Model("first")
+    producer = write(client, says, Writing(coalesce_ms=50), Timing(lease=600, tick=300))
+    wait_for(lambda: texts(client) == ["first"])
+    says.say(" and more")
+    wait_for(lambda: text_in(client) == "first and more")
     says.end()
     wait_for(producer.done.is_set)
 

@@ -17,8 +17,8 @@ from urllib.parse import urlencode
 import pytest
 
 from llmstream_nb.connection import names_of
-from llmstream_nb.produce import new_record
 from llmstream_nb.protocol import Entry, EntryID
+from llmstream_nb.record import new_record
 from llmstream_nb.web import WebServer  # noqa: TC001
 
 from . import servers

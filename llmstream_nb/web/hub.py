@@ -23,7 +23,8 @@ from llmstream_nb.protocol import (
     Timing,
     parse_entries,
 )
-from llmstream_nb.read import COUNT, parse_record, queue_look, take_look
+from llmstream_nb.read import COUNT, queue_look, take_look
+from llmstream_nb.record import parse_record
 from llmstream_nb.web.sse import HELLO, KEEP_ALIVE, Frame, frame, frames
 
 TICK = 0.02  # seconds between two rounds while something changes

@@ -21,7 +21,8 @@ from llmstream_nb.protocol import (
     clean,
     parse_entries,
 )
-from llmstream_nb.read import parse_record, queue_look, take_look
+from llmstream_nb.read import queue_look, take_look
+from llmstream_nb.record import parse_record
 from llmstream_nb.widgets.hub import execute
 from llmstream_nb.widgets.transcript import LABELS, Transcript
 

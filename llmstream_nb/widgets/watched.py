@@ -19,7 +19,8 @@ from llmstream_nb.protocol import (
     RawEntry,
     parse_entries,
 )
-from llmstream_nb.read import parse_record, queue_look, take_look
+from llmstream_nb.read import queue_look, take_look
+from llmstream_nb.record import parse_record
 from llmstream_nb.widgets.hub import Live, Reader, execute
 from llmstream_nb.widgets.transcript import Transcript
 
