@@ -8,8 +8,8 @@ import pytest
 
 from llmstream_nb.answer import Answer, ask, clear, stop_answer
 from llmstream_nb.connection import connect, names_of
-from llmstream_nb.produce import Producer, Writing
-from llmstream_nb.protocol import AnswerNotFound, Gap, Timing, text_of
+from llmstream_nb.produce import Attempt, Producer, Writing
+from llmstream_nb.protocol import AnswerNotFound, Fenced, Gap, Timing, text_of
 from llmstream_nb.read import look, read_answer
 from llmstream_nb.record import new_record, register
 from llmstream_nb.widgets import AnswerView
@@ -118,6 +118,22 @@ def test_a_bounded_stream_tells_latecomers_what_is_missing_until_the_record_has_
     wait_for(lambda: late.state == "ended" and late.text == whole and not late.gaps)
     events = list(read_answer("a"))
     assert [event.missing for event in events if isinstance(event, Gap)] == [42]
+
+
+def test_an_opening_that_another_has_overtaken_is_not_its_own_though_the_start_is_trimmed_away(client) -> None:
+    record = new_record("a", "why?", None, "test", "test")
+    late = Attempt(client, record, FAST, maxlen=2)
+    begin = late._begin
+
+    def overtaken(pipe: object) -> None:
+        late._begin = begin  # type: ignore[method-assign]
+        wait_for(write(client, Model("said", " by", " another", end=True), Writing(maxlen=2)).done.is_set)
+        raise ConnectionError("the reply was lost")
+
+    late._begin = overtaken  # type: ignore[method-assign]
+    with pytest.raises(Fenced):
+        late.open(lambda _: ("start", {}))
+    assert [str(entry.id) for entry in stream_of(client)] == ["1-3", "1-4"] and look("a").text == "said by another"
 
 
 def test_a_reader_that_is_trimmed_past_is_told_how_much(client) -> None:
