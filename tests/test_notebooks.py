@@ -21,6 +21,7 @@ NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]-*.ipynb"))
 GLOSSARY, REFERENCE = FOLDER / "glossary.ipynb", FOLDER / "reference.ipynb"
 TEMPLATE = ROOT / "tests" / "template.ipynb"
 SVG = "{http://www.w3.org/2000/svg}"
+WIDTH = 100  # characters of code: more are cut off, or scroll, where the letters are large
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 # Cells whose output may differ from run to run: the connection line, IDs by the clock, timings, a plot, a race.
 MAY_DIFFER = {
@@ -92,6 +93,11 @@ def test_only_the_counted_cells_may_differ_and_none_is_skipped(path: Path) -> No
     assert len(marked) == MAY_DIFFER[path.stem]
     for cell in code_cells(path):
         assert not any(word in cell.source or word in tags(cell) for word in SKIPPING), cell.source
+
+
+@every_notebook
+def test_a_line_of_code_fits_a_projector(path: Path) -> None:
+    assert [line for cell in code_cells(path) for line in cell.source.splitlines() if len(line) > WIDTH] == []
 
 
 @every_notebook
