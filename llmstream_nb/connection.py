@@ -210,7 +210,7 @@ def milliseconds(seconds: float) -> int:
 class Packer:
     """Makes bytes of a command as redis-py does, but without a look at each argument, which costs most of a batch."""
 
-    def pack(self, name: str, *args: str | int) -> list[bytes]:
+    def pack(self, name: str, *args: str | bytes | float) -> list[bytes]:
         """The command; a name of two words, as `XINFO STREAM`, is two arguments. Raises TypeError for other types."""
         return [hiredis.pack_command((*name.split(), *args))]
 

@@ -226,7 +226,7 @@ class Producer:
     """Two threads: one takes deltas from the model, the other writes them, so neither holds up the other.
 
     A pen goes between them: who holds it may use the attempt. The writing thread lays it down only to rest, and
-    then the model's thread may write what has just come, since to wake the other takes longer than that.
+    then the model's thread may write what has just come: to wake the other first would make it late.
 
     `writing` is how often and how much to keep; `about` goes into the start entry, beside model and source.
     """

@@ -17,7 +17,7 @@ import redis
 
 from llmstream_nb import connection
 from llmstream_nb.answer import ask
-from llmstream_nb.connection import Line, RedisUnusable, connect, environment_of, masked, names_of
+from llmstream_nb.connection import Line, Packer, RedisUnusable, connect, environment_of, masked, names_of
 from llmstream_nb.protocol import LLMStreamError
 
 from . import servers
@@ -221,6 +221,15 @@ def test_a_line_never_reconnects_unasked(real_servers) -> None:
         line.reopen()
         assert line.redis.ping()
         line.close()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("XADD", "llmstream:{a}:chunks", "NOMKSTREAM", "1-0", "text", "naïve 😀\x00\r\n", "ms", 12), ("XINFO STREAM", "k"),
+     ("PING",), ("SET", "", b"\xff", "PX", 1.5)],
+)  # fmt: skip
+def test_a_command_is_packed_as_redis_py_does_it(command: tuple) -> None:
+    assert b"".join(Packer().pack(*command)) == b"".join(redis.Connection().pack_command(*command))
 
 
 def test_names_come_from_the_client_or_the_environment(client, monkeypatch) -> None:

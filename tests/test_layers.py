@@ -43,7 +43,18 @@ SET_UP = [
     "cli",
     "__main__",
 ]  # before anything is installed
-THIRD_PARTY = {"redis", "openai", "pandas", "fakeredis", "anywidget", "ipywidgets", "matplotlib", "nh3", "jupyterlab"}
+THIRD_PARTY = {
+    "redis",
+    "hiredis",
+    "openai",
+    "pandas",
+    "fakeredis",
+    "anywidget",
+    "ipywidgets",
+    "matplotlib",
+    "nh3",
+    "jupyterlab",
+}
 
 
 def files(module: str) -> list[Path]:
