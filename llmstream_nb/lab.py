@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -185,6 +186,8 @@ def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -
     Everything it starts is ended with it: on Ctrl-C in order, and by the guards when this process is killed.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl-C does
+    # It takes a second, for an import. JupyterLab has the same to import, and much more, before it shows a notebook.
+    threading.Thread(target=trust_notebooks, daemon=True).start()
     with contextlib.ExitStack() as stack:
         url = _choose_redis(stack)
         local = start_model(stack) if model else None
@@ -196,7 +199,6 @@ def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -
         environment = child_environment(
             JUPYTER_PATH=paths, JUPYTER_CONFIG_PATH=config, REDIS_URL=url, LLMSTREAM_LOCAL_URL=local
         )
-        trust_notebooks()
         say("JupyterLab: starting. Ctrl-C in this terminal ends everything.")
         jupyter = guarded(_jupyter_command(port, base_url, browser), env=environment)
         stack.callback(end, jupyter)
