@@ -84,3 +84,13 @@ def test_a_row_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_are_named() -> None:
     with pytest.raises(SystemExit):
         benchmarks.main(["no-such-row"])
+
+
+def test_the_kept_results_are_what_one_whole_run_found() -> None:
+    data = json.loads((benchmarks.HERE / "results.json").read_text("utf-8"))
+    results = [Result(**row) for row in data["rows"]]
+    assert [result.name for result in results] == list(harness.ROWS)
+    for result in results:
+        assert not (result.failed or result.skipped)
+        assert result.lines == [judge(line, result.samples) for line in harness.ROWS[result.name].lines]
+    assert (benchmarks.HERE / "RESULTS.md").read_text("utf-8") == report(data["about"], results)
