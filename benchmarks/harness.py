@@ -20,8 +20,8 @@ from typing import Any
 
 import psutil
 
-from tests.servers import RedisServer
-from tests.servers import available as servers_there
+from llmstream_nb.faults.servers import RedisServer
+from llmstream_nb.faults.servers import available as servers_there
 
 ROOT = Path(__file__).resolve().parents[1]
 SPAWN = multiprocessing.get_context("spawn")  # children begin afresh on every system

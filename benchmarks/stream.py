@@ -21,7 +21,7 @@ from llmstream_nb.produce import Writing
 from llmstream_nb.protocol import Started, Text, text_of
 
 if TYPE_CHECKING:
-    from tests.servers import RedisServer
+    from llmstream_nb.faults.servers import RedisServer
 
 KIT, PLAIN, TUTORIAL = "the kit", "plain redis-py", "the tutorial"
 CEILING = "redis-benchmark"

@@ -11,10 +11,10 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, ResponseError
 
-from .connection import current, milliseconds, names_of, unusable
-from .llm import complete
-from .produce import Attempt, Producer, Writing
-from .protocol import (
+from llmstream_nb.connection import current, milliseconds, names_of, unusable
+from llmstream_nb.llm import complete
+from llmstream_nb.produce import Attempt, Producer, Writing
+from llmstream_nb.protocol import (
     AnswerNotFound,
     BadAnswerId,
     Deleted,
@@ -25,8 +25,8 @@ from .protocol import (
     check_answer_id,
     check_question,
 )
-from .read import Look, StillWaiting, look, read_answer
-from .record import new_record, register
+from llmstream_nb.read import Look, StillWaiting, look, read_answer
+from llmstream_nb.record import new_record, register
 
 Source = str | Callable[[str, str | None], Iterable[str]] | None
 

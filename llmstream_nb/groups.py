@@ -9,8 +9,8 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, ResponseError, WatchError
 
-from .connection import Line, current, is_passing, milliseconds, names_of, said, unusable
-from .protocol import (
+from llmstream_nb.connection import Line, current, is_passing, milliseconds, names_of, said, unusable
+from llmstream_nb.protocol import (
     AnswerKeys,
     AnswerNotFound,
     Entry,
@@ -21,8 +21,8 @@ from .protocol import (
     clean,
     parse_entries,
 )
-from .read import BLOCK, Backoff, StillWaiting, blocking, queue_look, take_look
-from .record import parse_record
+from llmstream_nb.read import BLOCK, Backoff, StillWaiting, blocking, queue_look, take_look
+from llmstream_nb.record import parse_record
 
 COUNT = 100  # entries a read: a batch is lost to its consumer's successor until it is claimed, so not too many
 NEW = ">"  # XREADGROUP's ID for entries that no consumer of the group was given

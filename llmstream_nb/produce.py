@@ -15,9 +15,9 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, WatchError
 
-from .connection import Line, RedisUnusable, is_passing, milliseconds, names_of, said, unusable
-from .llm import ModelError
-from .protocol import (
+from llmstream_nb.connection import Line, RedisUnusable, is_passing, milliseconds, names_of, said, unusable
+from llmstream_nb.llm import ModelError
+from llmstream_nb.protocol import (
     Deleted,
     Entry,
     EntryID,
@@ -28,8 +28,8 @@ from .protocol import (
     clean,
     parse_entries,
 )
-from .read import Backoff, look
-from .record import add_to_index, parse_record
+from llmstream_nb.read import Backoff, look
+from llmstream_nb.record import add_to_index, parse_record
 
 Json = dict[str, Any]
 BATCH = 500  # entries in one MULTI: enough to be fast, small enough not to hold up other clients

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import redis
 from redis.exceptions import RedisError
 
-from .connection import Line, current, is_passing, names_of, unusable
-from .protocol import (
+from llmstream_nb.connection import Line, current, is_passing, names_of, unusable
+from llmstream_nb.protocol import (
     AnswerKeys,
     AnswerNotFound,
     EntryID,
@@ -23,7 +23,7 @@ from .protocol import (
     parse_entries,
     text_of,
 )
-from .record import parse_record
+from llmstream_nb.record import parse_record
 
 COUNT = 500  # entries a read: one round trip for many tokens, still small in memory
 BLOCK = 1.0  # seconds a read may block: well below redis-py's socket timeout of 5 s

@@ -9,8 +9,8 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError
 
-from .connection import milliseconds, names_of, unusable
-from .protocol import AnswerExists, NotAnAnswer, Timing, clean
+from llmstream_nb.connection import milliseconds, names_of, unusable
+from llmstream_nb.protocol import AnswerExists, NotAnAnswer, Timing, clean
 
 KEPT_ANSWERS = 1_000  # ids in the index of answers
 

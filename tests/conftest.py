@@ -15,9 +15,9 @@ for name in ("REDIS_URL", "LLMSTREAM_PREFIX", "LLMSTREAM_LLM", "OPENAI_API_KEY",
 import redis
 
 from llmstream_nb import connection, embedded
+from llmstream_nb.faults import servers
 from llmstream_nb.protocol import Timing
 
-from . import servers
 from .model import wait_for
 
 # redis-server is skipped with a reason where it is absent; Valkey, packaged for few systems, is taken where it is.

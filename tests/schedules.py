@@ -27,6 +27,8 @@ import redis
 
 from llmstream_nb.answer import clear, stop_answer
 from llmstream_nb.connection import RedisUnusable, connect, names_of
+from llmstream_nb.faults import servers
+from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.groups import GroupGone, read_answer_group
 from llmstream_nb.produce import Producer, Writing
 from llmstream_nb.protocol import (
@@ -50,8 +52,6 @@ from llmstream_nb.protocol import (
 from llmstream_nb.read import Look, StillWaiting, look, read_answer
 from llmstream_nb.record import new_record, register
 
-from . import servers
-from .faults import Proxy
 from .model import Model
 
 TIMING = Timing(lease=0.4, tick=0.04, ttl=600.0, give_up=8.0, patience=8.0)

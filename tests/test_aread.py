@@ -8,6 +8,7 @@ import pytest
 
 from llmstream_nb.aread import aread_answer
 from llmstream_nb.connection import RedisUnusable, connect, names_of
+from llmstream_nb.faults import servers
 from llmstream_nb.protocol import (
     AnswerNotFound,
     BadAnswerId,
@@ -24,7 +25,7 @@ from llmstream_nb.protocol import (
 )
 from llmstream_nb.read import StillWaiting, read_answer
 
-from . import model, servers
+from . import model
 from .conftest import FAST
 from .model import Model, stream_of
 from .web import Writer, available, until

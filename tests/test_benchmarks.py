@@ -9,8 +9,7 @@ import pytest
 from benchmarks import __main__ as benchmarks
 from benchmarks import harness
 from benchmarks.harness import Line, Result, Row, interleave, judge, measure, report
-
-from . import servers
+from llmstream_nb.faults import servers
 
 needs_redis = pytest.mark.skipif(not servers.available(), reason="neither redis-server nor valkey-server is on PATH")
 benchmarks.load()

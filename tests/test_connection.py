@@ -18,10 +18,10 @@ import redis
 from llmstream_nb import connection
 from llmstream_nb.answer import ask
 from llmstream_nb.connection import Line, Packer, RedisUnusable, connect, environment_of, masked, names_of
+from llmstream_nb.faults import servers
+from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.protocol import LLMStreamError
 
-from . import servers
-from .faults import Proxy
 from .model import wait_for
 
 SECRET = "s3cr3t/with@odd:chars"

@@ -11,14 +11,14 @@ import redis
 from llmstream_nb import connection
 from llmstream_nb.answer import clear, stop_answer
 from llmstream_nb.connection import names_of
+from llmstream_nb.faults import servers
+from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.groups import BadName
 from llmstream_nb.widgets import AnswerView
 from llmstream_nb.widgets.hub import hub
 from llmstream_nb.widgets.watched import LOOK
 
-from . import servers
 from .conftest import BACKENDS, FAST
-from .faults import Proxy
 from .model import Model, start, wait_for
 from .test_widgets import LOG, Page, add, lease, recorded, settled, threads  # noqa: F401 - recorded is a fixture
 

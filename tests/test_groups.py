@@ -16,6 +16,8 @@ import redis
 from llmstream_nb import groups, produce
 from llmstream_nb.answer import ask, clear, stop_answer
 from llmstream_nb.connection import RedisUnusable, connect, environment_of, names_of
+from llmstream_nb.faults import servers
+from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.groups import BadName, GroupGone, claim, read_answer_group
 from llmstream_nb.protocol import (
     AnswerNotFound,
@@ -28,9 +30,7 @@ from llmstream_nb.protocol import (
 from llmstream_nb.read import StillWaiting, look
 from llmstream_nb.record import new_record, register
 
-from . import servers
 from .conftest import FAST
-from .faults import Proxy
 from .model import Model, start, stream_of, text_in, wait_for
 
 QUICK = replace(FAST, lease=0.3, patience=0.4)

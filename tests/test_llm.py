@@ -22,9 +22,8 @@ import pytest
 import redis
 
 from llmstream_nb import llm
+from llmstream_nb.faults import servers
 from llmstream_nb.llm import ModelError, answers, complete, local, scripted
-
-from . import servers
 
 KEY = "key-test-5ecret5ecret5ecret"
 QUESTION = "What is a Redis stream?"

@@ -14,11 +14,11 @@ import redis
 from llmstream_nb import connection
 from llmstream_nb.answer import clear, stop_answer
 from llmstream_nb.connection import names_of
+from llmstream_nb.faults import servers
 from llmstream_nb.protocol import POOL
 from llmstream_nb.widgets import AnswerView, Monitor, monitor, survey
 from llmstream_nb.widgets.hub import hub
 
-from . import servers
 from .conftest import FAST
 from .model import Model, start, wait_for
 from .test_widgets import LOG, add, lease, recorded, settled, threads  # noqa: F401 - recorded is a fixture

@@ -23,11 +23,12 @@ import pytest
 import redis
 
 from llmstream_nb.connection import connect, names_of
+from llmstream_nb.faults import servers
 from llmstream_nb.protocol import POOL, Ended, Event, Gap, LLMStreamError, Timing, text_of
 from llmstream_nb.read import look, read_answer
 from llmstream_nb.workers import MAX_TAKEOVERS, enqueue
 
-from . import pool, servers
+from . import pool
 from .model import stream_of
 from .pool import Process, Zygote
 

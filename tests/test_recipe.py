@@ -19,10 +19,10 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from llmstream_nb.connection import environment_of
+from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.llm import answers, scripted
 
 from .conftest import FAST
-from .faults import Proxy
 from .model import wait_for
 
 FOLDER = Path(__file__).parents[1] / "notebooks"

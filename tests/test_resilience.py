@@ -32,6 +32,7 @@ from hypothesis.stateful import (
 from llmstream_nb import connection
 from llmstream_nb.answer import clear
 from llmstream_nb.connection import connect, names_of
+from llmstream_nb.faults import servers
 from llmstream_nb.produce import Attempt, Producer, Writing
 from llmstream_nb.protocol import (
     ORIGIN,
@@ -52,7 +53,7 @@ from llmstream_nb.read import look
 from llmstream_nb.record import new_record, register
 from llmstream_nb.workers import Worker, enqueue
 
-from . import schedules, servers
+from . import schedules
 from .model import Model, raw, text_in, wait_for
 from .schedules import BOUND, SHORT, TIMING, Lab, Reader, Run, Schedule, audit, drawn, step
 

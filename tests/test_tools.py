@@ -18,10 +18,11 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from . import servers
-from .faults import Proxy
+from llmstream_nb.faults import servers
+from llmstream_nb.faults.proxy import Proxy
+from llmstream_nb.faults.servers import RedisServer, available
+
 from .model import wait_for
-from .servers import RedisServer, available
 
 NO_RETRY = Retry(NoBackoff(), 0)
 ENTRY: dict[Any, Any] = {"text": "x"}
@@ -366,7 +367,7 @@ def test_port_in_use_is_retried(server: RedisServer, monkeypatch: pytest.MonkeyP
 
 def test_killed_test_run_leaves_no_server(server: RedisServer, tmp_path: Path) -> None:
     script = f"""if True:
-        from tests.servers import RedisServer
+        from llmstream_nb.faults.servers import RedisServer
         server = RedisServer({server.program!r})
         print(server._process.pid, flush=True)
         input()

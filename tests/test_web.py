@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from llmstream_nb import connection
 from llmstream_nb.answer import Answer, clear
+from llmstream_nb.faults import servers
 from llmstream_nb.protocol import (
     ORIGIN,
     Ended,
@@ -36,7 +37,7 @@ from llmstream_nb.protocol import (
 from llmstream_nb.web import Limits, NotServed, WebServer, guard, hub, sse
 from llmstream_nb.workers import Worker
 
-from . import model, servers
+from . import model
 from .conftest import FAST
 from .model import Model, stream_of, wait_for
 from .web import TOKEN, Parser, Slow, Watcher, Writer, available, call, head, held, raw, until

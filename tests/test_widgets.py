@@ -19,13 +19,13 @@ from comm.base_comm import BaseComm
 from llmstream_nb import connection
 from llmstream_nb.answer import ask, stop_answer
 from llmstream_nb.connection import names_of
+from llmstream_nb.faults import servers
 from llmstream_nb.markdown import LONGEST, to_html
 from llmstream_nb.protocol import BadAnswerId, Joiner
 from llmstream_nb.widgets import AnswerView, AskPanel
 from llmstream_nb.widgets.hub import hub
 from llmstream_nb.widgets.watched import LOOK
 
-from . import servers
 from .conftest import FAST
 from .model import Model, start, wait_for
 

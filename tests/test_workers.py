@@ -23,6 +23,8 @@ from llmstream_nb import cli, lab, llm, read, workers
 from llmstream_nb.answer import Answer, ask, clear, close_answer
 from llmstream_nb.connection import RedisUnusable, connect, environment_of, names_of
 from llmstream_nb.environment import ROOT
+from llmstream_nb.faults import servers
+from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.groups import BadName
 from llmstream_nb.llm import ModelError, local
 from llmstream_nb.produce import Attempt
@@ -41,8 +43,7 @@ from llmstream_nb.protocol import (
 from llmstream_nb.read import StillWaiting, look, read_answer
 from llmstream_nb.workers import MAX_TAKEOVERS, Worker, enqueue, start_process
 
-from . import conftest, servers
-from .faults import Proxy
+from . import conftest
 from .model import Model, assert_whole, stream_of, text_in, wait_for
 
 FAST = replace(conftest.FAST, tick=0.02)

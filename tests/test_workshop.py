@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from llmstream_nb import connect, lab
+from llmstream_nb.faults import servers
 from llmstream_nb.lab import child_environment
 from llmstream_nb.llm import answers, scripted
 
-from . import model, servers
+from . import model
 from .model import wait_for
 from .test_notebooks import LINK, NOTEBOOKS, ROOT, prose
 from .test_notebooks import test_links_and_pictures_lead_somewhere as check_links

@@ -8,15 +8,15 @@ import pytest
 
 from llmstream_nb.answer import Answer, ask, clear, stop_answer
 from llmstream_nb.connection import connect, names_of
+from llmstream_nb.faults import servers
+from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.produce import Attempt, Producer, Writing
 from llmstream_nb.protocol import AnswerNotFound, Fenced, Gap, Timing, text_of
 from llmstream_nb.read import look, read_answer
 from llmstream_nb.record import new_record, register
 from llmstream_nb.widgets import AnswerView
 
-from . import servers
 from .conftest import FAST
-from .faults import Proxy
 from .model import Model, start, stream_of, text_in, wait_for
 
 HOUR = 3_600_000  # milliseconds: nothing is written because of the time

@@ -17,11 +17,10 @@ from urllib.parse import urlencode
 import pytest
 
 from llmstream_nb.connection import names_of
+from llmstream_nb.faults import servers
 from llmstream_nb.protocol import Entry, EntryID
 from llmstream_nb.record import new_record
 from llmstream_nb.web import WebServer  # noqa: TC001
-
-from . import servers
 
 TOKEN = "a-token-of-the-tests"
 PATIENCE = 15.0  # seconds

@@ -20,10 +20,10 @@ from playwright.sync_api import Browser, Page, expect
 from llmstream_nb import connect
 from llmstream_nb.answer import Answer, ask
 from llmstream_nb.connection import names_of
+from llmstream_nb.faults import servers
+from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.web import Limits, WebServer
-from tests import servers
 from tests.conftest import FAST
-from tests.faults import Proxy
 from tests.model import Model, wait_for
 from tests.model import start as produce
 from tests.test_widgets import INJECTIONS
