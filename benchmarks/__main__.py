@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from llmstream_nb import environment
+from llmstream_nb.setup import environment
 
 HERE = Path(__file__).parent
 MODULES = ("stream", "llm", "askers", "web", "jupyter", "start")

@@ -16,8 +16,8 @@ from typing import Any
 import redis
 
 from benchmarks.harness import ROOT, Figures, Line, Samples, interleave, redis_server, row
-from llmstream_nb.environment import say
-from llmstream_nb.lab import child_environment
+from llmstream_nb.setup.environment import say
+from llmstream_nb.setup.lab import child_environment
 from tests.suites import ENVIRONMENT, NBVAL
 
 PATIENCE = 120.0  # seconds

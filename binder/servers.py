@@ -9,9 +9,9 @@ import contextlib
 import os
 import shlex
 
-from llmstream_nb.environment import STATE, say
-from llmstream_nb.guard import end
-from llmstream_nb.lab import StartError, start_model, start_redis
+from llmstream_nb.setup.environment import STATE, say
+from llmstream_nb.setup.guard import end
+from llmstream_nb.setup.lab import StartError, start_model, start_redis
 
 
 def main() -> None:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmstream_nb.environment import ROOT, say
-from llmstream_nb.lab import child_environment
-from llmstream_nb.notebooks import NOTEBOOKS, named
+from llmstream_nb.setup.environment import ROOT, say
+from llmstream_nb.setup.lab import child_environment
+from llmstream_nb.setup.restore import NOTEBOOKS, named
 
 from .suites import ENVIRONMENT
 

@@ -17,8 +17,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 import llmstream_nb
-from llmstream_nb import cli, connect
-from llmstream_nb.environment import ROOT
+from llmstream_nb import connect
+from llmstream_nb.setup import cli
+from llmstream_nb.setup.environment import ROOT
 
 from . import save_outputs, suites
 from .model import wait_for

@@ -23,10 +23,11 @@ import psutil
 import pytest
 from packaging.requirements import Requirement
 
-from llmstream_nb import connect, environment, lab
-from llmstream_nb.environment import LOCKED, LOCKED_DEV, LOCKED_MODEL, ROOT
-from llmstream_nb.guard import end, guarded
-from llmstream_nb.lab import answers
+from llmstream_nb import connect
+from llmstream_nb.setup import environment, lab
+from llmstream_nb.setup.environment import LOCKED, LOCKED_DEV, LOCKED_MODEL, ROOT
+from llmstream_nb.setup.guard import end, guarded
+from llmstream_nb.setup.lab import answers
 
 # A build backend of twenty lines, so that the small checkout below needs nothing but pip.
 BACKEND = """
@@ -295,7 +296,7 @@ def test_locks_name_no_index_and_no_place(file):
 def test_the_guard_ends_a_command_whose_parent_was_killed(tmp_path):
     child = "import time; print('up', flush=True); time.sleep(60)"
     parent = (
-        "import sys, time; from llmstream_nb.guard import guarded;"
+        "import sys, time; from llmstream_nb.setup.guard import guarded;"
         f"guarded([sys.executable, '-c', {child!r}]); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE, text=True)

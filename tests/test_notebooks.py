@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 
 import llmstream_nb
 from llmstream_nb import tables
-from llmstream_nb.lab import child_environment
+from llmstream_nb.setup.lab import child_environment
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from packaging.tags import sys_tags
 
-from llmstream_nb import cli, environment, wheels
-from llmstream_nb.environment import LOCKED, LOCKED_MODEL, ROOT, VERSION, SetupError
-from llmstream_nb.wheels import PLATFORMS, PYTHONS, Target, fill, missing
+from llmstream_nb.setup import cli, environment, wheels
+from llmstream_nb.setup.environment import LOCKED, LOCKED_MODEL, ROOT, VERSION, SetupError
+from llmstream_nb.setup.wheels import PLATFORMS, PYTHONS, Target, fill, missing
 
 LOCK = """\
 # made by hand

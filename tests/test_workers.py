@@ -19,10 +19,9 @@ import psutil
 import pytest
 import redis
 
-from llmstream_nb import cli, lab, llm, read, workers
+from llmstream_nb import llm, read, workers
 from llmstream_nb.answer import Answer, ask, clear, close_answer
 from llmstream_nb.connection import RedisUnusable, connect, environment_of, names_of
-from llmstream_nb.environment import ROOT
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.groups import BadName
@@ -41,6 +40,8 @@ from llmstream_nb.protocol import (
     text_of,
 )
 from llmstream_nb.read import StillWaiting, look, read_answer
+from llmstream_nb.setup import cli, lab
+from llmstream_nb.setup.environment import ROOT
 from llmstream_nb.workers import MAX_TAKEOVERS, Worker, enqueue, start_process
 
 from . import conftest

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from llmstream_nb import connect, lab
+from llmstream_nb import connect
 from llmstream_nb.faults import servers
-from llmstream_nb.lab import child_environment
 from llmstream_nb.llm import answers, scripted
+from llmstream_nb.setup import lab
+from llmstream_nb.setup.lab import child_environment
 
 from . import model
 from .model import wait_for

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmstream_nb.notebooks import pristine
+from llmstream_nb.setup.restore import pristine
 
 from .lab import ROOT, Lab, lab
 

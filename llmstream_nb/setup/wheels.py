@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags, mac_platforms
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
-from llmstream_nb.environment import LOCKED, LOCKED_MODEL, NO_WHEEL, ROOT, SetupError, explain, run, say
+from llmstream_nb.setup.environment import LOCKED, LOCKED_MODEL, NO_WHEEL, ROOT, SetupError, explain, run, say
 
 KIT = "llmstream-nb"  # the folder of the kit itself, beside the wheels
 USUAL = ("windows", "macos", "linux")

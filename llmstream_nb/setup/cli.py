@@ -16,8 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from llmstream_nb import environment
-from llmstream_nb.environment import say
+from llmstream_nb.setup import environment
+from llmstream_nb.setup.environment import say
 
 EPILOG = """\
 examples:
@@ -187,7 +187,7 @@ def _version(text: str) -> str:
 def _join_running_lab(command: str) -> None:
     """Let a command in another terminal see the answers of the lab that runs here."""
     if command in {"ask", "watch", "worker", "web", "clear"} and not os.environ.get("REDIS_URL"):
-        from llmstream_nb.lab import running_redis
+        from llmstream_nb.setup.lab import running_redis
 
         url = running_redis()
         if url:
@@ -338,7 +338,7 @@ def _clear(args: argparse.Namespace) -> int:
 
 
 def _lab(args: argparse.Namespace) -> int:
-    from llmstream_nb.lab import lab
+    from llmstream_nb.setup.lab import lab
 
     return lab(port=args.port, base_url=args.base_url, browser=not args.no_browser, model=not args.no_model)
 
@@ -348,19 +348,19 @@ def _test(args: argparse.Namespace) -> int:
 
 
 def _wheels(args: argparse.Namespace) -> int:
-    from llmstream_nb.wheels import fill
+    from llmstream_nb.setup.wheels import fill
 
     return fill(args.folder, args.platforms, args.pythons, model=not args.no_model)
 
 
 def _doctor(_args: argparse.Namespace) -> int:
-    from llmstream_nb.doctor import doctor
+    from llmstream_nb.setup.doctor import doctor
 
     return doctor()
 
 
 def _restore(args: argparse.Namespace) -> int:
-    from llmstream_nb.notebooks import restore
+    from llmstream_nb.setup.restore import restore
 
     return restore(args.name)
 

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from llmstream_nb import environment
-from llmstream_nb.cli import SOURCES
-from llmstream_nb.environment import LOCKED, LOCKED_MODEL, ROOT, VENV
-from llmstream_nb.lab import StartError, find_redis, running_redis
+from llmstream_nb.setup import environment
+from llmstream_nb.setup.cli import SOURCES
+from llmstream_nb.setup.environment import LOCKED, LOCKED_MODEL, ROOT, VENV
+from llmstream_nb.setup.lab import StartError, find_redis, running_redis
 
 OK, NOTE, PROBLEM = "OK", "note", "PROBLEM"
 

@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from llmstream_nb.environment import ROOT, STATE, say, try_lock
-from llmstream_nb.guard import end, guarded
-from llmstream_nb.notebooks import pristine
+from llmstream_nb.setup.environment import ROOT, STATE, say, try_lock
+from llmstream_nb.setup.guard import end, guarded
+from llmstream_nb.setup.restore import pristine
 
 FIRST_NOTEBOOK = "notebooks/00-ask.ipynb"
 OLDEST = (6, 2)  # of Redis; Valkey began at 7.2

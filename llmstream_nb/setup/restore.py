@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from llmstream_nb.environment import PRISTINE, ROOT, SetupError, say
+from llmstream_nb.setup.environment import PRISTINE, ROOT, SetupError, say
 
 NOTEBOOKS = ROOT / "notebooks"
 

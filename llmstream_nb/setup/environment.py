@@ -22,9 +22,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple, NoReturn, TextIO
 
-from llmstream_nb.guard import end, guarded
+from llmstream_nb.setup.guard import end, guarded
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"
 STATE = ROOT / ".llmstream"  # git-ignored: the set-up's lock, Redis data, logs
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
