@@ -15,8 +15,8 @@ import redis
 
 from benchmarks.harness import Figures, Line, Samples, child, interleave, quantile, redis_server, row
 from llmstream_nb import WebServer, connect
-from llmstream_nb.connection import names_of
-from llmstream_nb.record import new_record
+from llmstream_nb.answers.connection import names_of
+from llmstream_nb.answers.record import new_record
 from llmstream_nb.setup.environment import allow_open_files
 from tests.web import Parser
 

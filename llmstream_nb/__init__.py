@@ -2,16 +2,31 @@
 
 from importlib import import_module
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # for editors and type checkers; they know this name
+    from llmstream_nb import checks, plots, tables, tutorial
+    from llmstream_nb.answers.aread import aread_answer
+    from llmstream_nb.answers.ask import Answer, ask, ask_without_stream, clear
+    from llmstream_nb.answers.connection import connect
+    from llmstream_nb.answers.produce import Writing
+    from llmstream_nb.answers.read import read_answer
+    from llmstream_nb.groups import claim, read_answer_group
+    from llmstream_nb.protocol import Timing
+    from llmstream_nb.web import WebServer
+    from llmstream_nb.widgets import AnswerView, AskPanel, Monitor
+    from llmstream_nb.workers import Worker, enqueue
+
 # Loaded on first use, so that `import llmstream_nb` costs nothing and the set-up can run on a bare Python.
 _HOMES = {
-    "connect": "connection",
-    "ask": "answer",
-    "ask_without_stream": "answer",
-    "Answer": "answer",
-    "clear": "answer",
-    "Writing": "produce",
-    "read_answer": "read",
-    "aread_answer": "aread",
+    "connect": "answers.connection",
+    "ask": "answers.ask",
+    "ask_without_stream": "answers.ask",
+    "Answer": "answers.ask",
+    "clear": "answers.ask",
+    "Timing": "protocol",
+    "Writing": "answers.produce",
+    "read_answer": "answers.read",
+    "aread_answer": "answers.aread",
     "read_answer_group": "groups",
     "claim": "groups",
     "enqueue": "workers",
@@ -20,10 +35,34 @@ _HOMES = {
     "AskPanel": "widgets",
     "Monitor": "widgets",
     "WebServer": "web",
-    "tables": "",
     "checks": "",
+    "plots": "",
+    "tables": "",
+    "tutorial": "",
 }
-__all__ = sorted(_HOMES)
+__all__ = [
+    "Answer",
+    "AnswerView",
+    "AskPanel",
+    "Monitor",
+    "Timing",
+    "WebServer",
+    "Worker",
+    "Writing",
+    "aread_answer",
+    "ask",
+    "ask_without_stream",
+    "checks",
+    "claim",
+    "clear",
+    "connect",
+    "enqueue",
+    "plots",
+    "read_answer",
+    "read_answer_group",
+    "tables",
+    "tutorial",
+]
 __version__ = "0.1.0"
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, ResponseError, WatchError
 
-from llmstream_nb.connection import Line, current, is_passing, milliseconds, names_of, said, unusable
+from llmstream_nb.answers.connection import Line, current, is_passing, milliseconds, names_of, said, unusable
+from llmstream_nb.answers.read import BLOCK, Backoff, StillWaiting, blocking, queue_look, take_look
+from llmstream_nb.answers.record import parse_record
 from llmstream_nb.protocol import (
     AnswerKeys,
     AnswerNotFound,
@@ -21,8 +23,6 @@ from llmstream_nb.protocol import (
     clean,
     parse_entries,
 )
-from llmstream_nb.read import BLOCK, Backoff, StillWaiting, blocking, queue_look, take_look
-from llmstream_nb.record import parse_record
 
 COUNT = 100  # entries a read: a batch is lost to its consumer's successor until it is claimed, so not too many
 NEW = ">"  # XREADGROUP's ID for entries that no consumer of the group was given

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import redis
     from matplotlib.figure import Figure
 
-    from llmstream_nb.answer import Answer
+    from llmstream_nb.answers.ask import Answer
 
 # Told apart by dashes and marks as well: colours don't reach everybody, nor a black-and-white print.
 STYLES = (

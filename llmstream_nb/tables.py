@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from llmstream_nb.answer import Answer
-from llmstream_nb.connection import current, names_of, unusable
+from llmstream_nb.answers.ask import Answer
+from llmstream_nb.answers.connection import current, names_of, unusable
+from llmstream_nb.answers.read import look
+from llmstream_nb.answers.record import parse_record
 from llmstream_nb.protocol import (
     ORIGIN,
     POOL,
@@ -25,8 +27,6 @@ from llmstream_nb.protocol import (
     clean,
     parse_entries,
 )
-from llmstream_nb.read import look
-from llmstream_nb.record import parse_record
 
 if TYPE_CHECKING:
     import redis

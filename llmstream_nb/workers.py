@@ -21,11 +21,22 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, ResponseError
 
-from llmstream_nb.answer import Answer, Source, clear, close_answer
-from llmstream_nb.connection import Line, current, environment_of, is_passing, milliseconds, names_of, said, unusable
+from llmstream_nb.answers.ask import Answer, Source, clear, close_answer
+from llmstream_nb.answers.connection import (
+    Line,
+    current,
+    environment_of,
+    is_passing,
+    milliseconds,
+    names_of,
+    said,
+    unusable,
+)
+from llmstream_nb.answers.produce import Producer, Writing
+from llmstream_nb.answers.read import Backoff, look
+from llmstream_nb.answers.record import new_record, parse_record, register
 from llmstream_nb.groups import NEW, check_name, is_gone, read_group
 from llmstream_nb.llm import check_source, complete, default_source
-from llmstream_nb.produce import Producer, Writing
 from llmstream_nb.protocol import (
     POOL,
     BadAnswerId,
@@ -37,8 +48,6 @@ from llmstream_nb.protocol import (
     check_question,
     parse_entries,
 )
-from llmstream_nb.read import Backoff, look
-from llmstream_nb.record import new_record, parse_record, register
 
 MAX_TAKEOVERS = 3  # a question that has outlived so many is given up: it may be what kills its workers
 KEPT_FAILURES = 1_000

@@ -14,7 +14,7 @@ for name in ("REDIS_URL", "LLMSTREAM_PREFIX", "LLMSTREAM_LLM", "OPENAI_API_KEY",
 
 import redis
 
-from llmstream_nb import connection, embedded
+from llmstream_nb.answers import connection, embedded
 from llmstream_nb.faults import servers
 from llmstream_nb.protocol import Timing
 

@@ -6,9 +6,9 @@ import queue
 import time
 from collections.abc import Iterator
 
-from llmstream_nb.produce import Producer
+from llmstream_nb.answers.produce import Producer
+from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.protocol import Entry, Timing, parse_entries
-from llmstream_nb.record import new_record, register
 
 
 class Model:
@@ -55,7 +55,7 @@ def start(client, model, timing: Timing, answer_id: str = "a", question: str = "
 
 def stream_of(client, answer_id: str = "a") -> list[Entry]:
     """All entries of an answer."""
-    from llmstream_nb.connection import names_of
+    from llmstream_nb.answers.connection import names_of
 
     return parse_entries(client.xrange(names_of(client).answer(answer_id).chunks))
 

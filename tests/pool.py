@@ -27,11 +27,12 @@ from typing import Any, Self
 
 import psutil
 
-from llmstream_nb import produce, workers
-from llmstream_nb.connection import connect
-from llmstream_nb.produce import Attempt
+from llmstream_nb import workers
+from llmstream_nb.answers import produce
+from llmstream_nb.answers.connection import connect
+from llmstream_nb.answers.produce import Attempt
+from llmstream_nb.answers.read import Backoff
 from llmstream_nb.protocol import EntryID, Fenced, Timing, parse_entries
-from llmstream_nb.read import Backoff
 from llmstream_nb.workers import Worker, serve
 
 POINTS = {  # what a worker does, where it can be hit: the method, before or after its nth call

@@ -25,12 +25,14 @@ from typing import Any, NamedTuple, Self
 import psutil
 import redis
 
-from llmstream_nb.answer import clear, stop_answer
-from llmstream_nb.connection import RedisUnusable, connect, names_of
+from llmstream_nb.answers.ask import clear, stop_answer
+from llmstream_nb.answers.connection import RedisUnusable, connect, names_of
+from llmstream_nb.answers.produce import Producer, Writing
+from llmstream_nb.answers.read import Look, StillWaiting, look, read_answer
+from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.groups import GroupGone, read_answer_group
-from llmstream_nb.produce import Producer, Writing
 from llmstream_nb.protocol import (
     ORIGIN,
     AnswerNotFound,
@@ -49,8 +51,6 @@ from llmstream_nb.protocol import (
     parse_entries,
     text_of,
 )
-from llmstream_nb.read import Look, StillWaiting, look, read_answer
-from llmstream_nb.record import new_record, register
 
 from .model import Model
 

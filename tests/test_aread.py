@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
-from llmstream_nb.aread import aread_answer
-from llmstream_nb.connection import RedisUnusable, connect, names_of
+from llmstream_nb.answers.aread import aread_answer
+from llmstream_nb.answers.connection import RedisUnusable, connect, names_of
+from llmstream_nb.answers.read import StillWaiting, read_answer
 from llmstream_nb.faults import servers
 from llmstream_nb.protocol import (
     AnswerNotFound,
@@ -23,7 +24,6 @@ from llmstream_nb.protocol import (
     Timing,
     text_of,
 )
-from llmstream_nb.read import StillWaiting, read_answer
 
 from . import model
 from .conftest import FAST

@@ -13,12 +13,12 @@ import pytest
 import redis
 
 from llmstream_nb import tables
-from llmstream_nb.answer import ask, clear, stop_answer
-from llmstream_nb.connection import RedisUnusable, connect, environment_of, names_of
+from llmstream_nb.answers.ask import ask, clear, stop_answer
+from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of, names_of
+from llmstream_nb.answers.read import read_answer
 from llmstream_nb.faults import servers
 from llmstream_nb.groups import read_answer_group
 from llmstream_nb.protocol import Interrupted, Restarted, text_of
-from llmstream_nb.read import read_answer
 from llmstream_nb.widgets import AnswerView, Monitor
 from llmstream_nb.workers import Worker, enqueue
 

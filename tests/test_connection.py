@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from llmstream_nb import connection
-from llmstream_nb.answer import ask
-from llmstream_nb.connection import Line, Packer, RedisUnusable, connect, environment_of, masked, names_of
+from llmstream_nb.answers import connection
+from llmstream_nb.answers.ask import ask
+from llmstream_nb.answers.connection import Line, Packer, RedisUnusable, connect, environment_of, masked, names_of
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.protocol import LLMStreamError

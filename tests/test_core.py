@@ -9,9 +9,11 @@ import time
 import pytest
 import redis
 
-from llmstream_nb import produce
-from llmstream_nb.answer import Answer, ask, ask_without_stream, clear, stop_answer
-from llmstream_nb.connection import environment_of, names_of
+from llmstream_nb.answers import produce
+from llmstream_nb.answers.ask import Answer, ask, ask_without_stream, clear, stop_answer
+from llmstream_nb.answers.connection import environment_of, names_of
+from llmstream_nb.answers.read import StillWaiting, look, read_answer
+from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.llm import ModelError
 from llmstream_nb.protocol import (
     AnswerExists,
@@ -29,8 +31,6 @@ from llmstream_nb.protocol import (
     Text,
     text_of,
 )
-from llmstream_nb.read import StillWaiting, look, read_answer
-from llmstream_nb.record import new_record, register
 
 from .conftest import FAST
 from .model import Model, assert_whole, start, stream_of, text_in, wait_for

@@ -8,9 +8,9 @@ import ipywidgets
 import pytest
 import redis
 
-from llmstream_nb import connection
-from llmstream_nb.answer import clear, stop_answer
-from llmstream_nb.connection import names_of
+from llmstream_nb.answers import connection
+from llmstream_nb.answers.ask import clear, stop_answer
+from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.groups import BadName

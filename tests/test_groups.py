@@ -13,9 +13,12 @@ from types import SimpleNamespace
 import pytest
 import redis
 
-from llmstream_nb import groups, produce
-from llmstream_nb.answer import ask, clear, stop_answer
-from llmstream_nb.connection import RedisUnusable, connect, environment_of, names_of
+from llmstream_nb import groups
+from llmstream_nb.answers import produce
+from llmstream_nb.answers.ask import ask, clear, stop_answer
+from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of, names_of
+from llmstream_nb.answers.read import StillWaiting, look
+from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.groups import BadName, GroupGone, claim, read_answer_group
@@ -27,8 +30,6 @@ from llmstream_nb.protocol import (
     NotAnAnswer,
     Timing,
 )
-from llmstream_nb.read import StillWaiting, look
-from llmstream_nb.record import new_record, register
 
 from .conftest import FAST
 from .model import Model, start, stream_of, text_in, wait_for

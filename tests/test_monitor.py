@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import redis
 
-from llmstream_nb import connection
-from llmstream_nb.answer import clear, stop_answer
-from llmstream_nb.connection import names_of
+from llmstream_nb.answers import connection
+from llmstream_nb.answers.ask import clear, stop_answer
+from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
 from llmstream_nb.protocol import POOL
 from llmstream_nb.widgets import AnswerView, Monitor, monitor, survey

@@ -22,10 +22,10 @@ from typing import Any, Self
 import pytest
 import redis
 
-from llmstream_nb.connection import connect, names_of
+from llmstream_nb.answers.connection import connect, names_of
+from llmstream_nb.answers.read import look, read_answer
 from llmstream_nb.faults import servers
 from llmstream_nb.protocol import POOL, Ended, Event, Gap, LLMStreamError, Timing, text_of
-from llmstream_nb.read import look, read_answer
 from llmstream_nb.workers import MAX_TAKEOVERS, enqueue
 
 from . import pool

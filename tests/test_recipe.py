@@ -18,7 +18,7 @@ from openai import OpenAI
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from llmstream_nb.connection import environment_of
+from llmstream_nb.answers.connection import environment_of
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.llm import answers, scripted
 

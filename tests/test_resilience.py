@@ -29,11 +29,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from llmstream_nb import connection
-from llmstream_nb.answer import clear
-from llmstream_nb.connection import connect, names_of
+from llmstream_nb.answers import connection
+from llmstream_nb.answers.ask import clear
+from llmstream_nb.answers.connection import connect, names_of
+from llmstream_nb.answers.produce import Attempt, Producer, Writing
+from llmstream_nb.answers.read import look
+from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
-from llmstream_nb.produce import Attempt, Producer, Writing
 from llmstream_nb.protocol import (
     ORIGIN,
     Cursor,
@@ -49,8 +51,6 @@ from llmstream_nb.protocol import (
     Timing,
     text_of,
 )
-from llmstream_nb.read import look
-from llmstream_nb.record import new_record, register
 from llmstream_nb.workers import Worker, enqueue
 
 from . import schedules

@@ -13,12 +13,12 @@ import pytest
 import redis
 
 from llmstream_nb import tables
-from llmstream_nb.answer import ask, clear, stop_answer
-from llmstream_nb.connection import RedisUnusable, connect
+from llmstream_nb.answers.ask import ask, clear, stop_answer
+from llmstream_nb.answers.connection import RedisUnusable, connect
+from llmstream_nb.answers.read import read_answer
 from llmstream_nb.faults import servers
 from llmstream_nb.groups import claim, read_answer_group
 from llmstream_nb.protocol import text_of
-from llmstream_nb.read import read_answer
 from llmstream_nb.web import WebServer
 from llmstream_nb.widgets import AnswerView, Monitor
 from llmstream_nb.workers import Worker, enqueue

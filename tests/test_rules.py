@@ -16,15 +16,15 @@ from dataclasses import dataclass, replace
 import pytest
 import redis
 
-from llmstream_nb import connection
-from llmstream_nb.answer import clear, stop_answer
-from llmstream_nb.connection import connect, names_of
+from llmstream_nb.answers import connection
+from llmstream_nb.answers.ask import clear, stop_answer
+from llmstream_nb.answers.connection import connect, names_of
+from llmstream_nb.answers.produce import Attempt, Producer
+from llmstream_nb.answers.read import look, read_answer
+from llmstream_nb.answers.record import new_record
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
-from llmstream_nb.produce import Attempt, Producer
 from llmstream_nb.protocol import Entry, EntryID, Fenced, Follower, Timing
-from llmstream_nb.read import look, read_answer
-from llmstream_nb.record import new_record
 
 from . import model
 from .model import Model, assert_whole, start, stream_of, text_in, wait_for

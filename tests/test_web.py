@@ -18,8 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmstream_nb import connection
-from llmstream_nb.answer import Answer, clear
+from llmstream_nb.answers import connection
+from llmstream_nb.answers.ask import Answer, clear
 from llmstream_nb.faults import servers
 from llmstream_nb.protocol import (
     ORIGIN,
@@ -77,7 +77,7 @@ def says(monkeypatch):
         asked.append(made)
         return made
 
-    monkeypatch.setattr("llmstream_nb.answer.complete", complete)
+    monkeypatch.setattr("llmstream_nb.answers.ask.complete", complete)
     yield asked
     for made in asked:
         made.close()
@@ -1199,7 +1199,7 @@ def instant():
             made.source = source or "test"
             return made
 
-        patch.setattr("llmstream_nb.answer.complete", complete)
+        patch.setattr("llmstream_nb.answers.ask.complete", complete)
         yield
 
 

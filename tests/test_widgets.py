@@ -16,9 +16,9 @@ import ipywidgets
 import pytest
 from comm.base_comm import BaseComm
 
-from llmstream_nb import connection
-from llmstream_nb.answer import ask, stop_answer
-from llmstream_nb.connection import names_of
+from llmstream_nb.answers import connection
+from llmstream_nb.answers.ask import ask, stop_answer
+from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
 from llmstream_nb.markdown import LONGEST, to_html
 from llmstream_nb.protocol import BadAnswerId, Joiner

@@ -19,14 +19,16 @@ import psutil
 import pytest
 import redis
 
-from llmstream_nb import llm, read, workers
-from llmstream_nb.answer import Answer, ask, clear, close_answer
-from llmstream_nb.connection import RedisUnusable, connect, environment_of, names_of
+from llmstream_nb import llm, workers
+from llmstream_nb.answers import read
+from llmstream_nb.answers.ask import Answer, ask, clear, close_answer
+from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of, names_of
+from llmstream_nb.answers.produce import Attempt
+from llmstream_nb.answers.read import StillWaiting, look, read_answer
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.groups import BadName
 from llmstream_nb.llm import ModelError, local
-from llmstream_nb.produce import Attempt
 from llmstream_nb.protocol import (
     POOL,
     AnswerExists,
@@ -39,7 +41,6 @@ from llmstream_nb.protocol import (
     Started,
     text_of,
 )
-from llmstream_nb.read import StillWaiting, look, read_answer
 from llmstream_nb.setup import cli, lab
 from llmstream_nb.setup.environment import ROOT
 from llmstream_nb.workers import MAX_TAKEOVERS, Worker, enqueue, start_process

@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from llmstream_nb.answer import Answer, ask, clear, stop_answer
-from llmstream_nb.connection import connect, names_of
+from llmstream_nb.answers.ask import Answer, ask, clear, stop_answer
+from llmstream_nb.answers.connection import connect, names_of
+from llmstream_nb.answers.produce import Attempt, Producer, Writing
+from llmstream_nb.answers.read import look, read_answer
+from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
-from llmstream_nb.produce import Attempt, Producer, Writing
 from llmstream_nb.protocol import AnswerNotFound, Fenced, Gap, Timing, text_of
-from llmstream_nb.read import look, read_answer
-from llmstream_nb.record import new_record, register
 from llmstream_nb.widgets import AnswerView
 
 from .conftest import FAST

@@ -16,10 +16,10 @@ from urllib.parse import urlencode
 
 import pytest
 
-from llmstream_nb.connection import names_of
+from llmstream_nb.answers.connection import names_of
+from llmstream_nb.answers.record import new_record
 from llmstream_nb.faults import servers
 from llmstream_nb.protocol import Entry, EntryID
-from llmstream_nb.record import new_record
 from llmstream_nb.web import WebServer  # noqa: TC001
 
 TOKEN = "a-token-of-the-tests"

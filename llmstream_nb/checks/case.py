@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from llmstream_nb.answers.connection import names_of
 from llmstream_nb.checks.judging import WrongError, require, show
-from llmstream_nb.connection import names_of
 
 if TYPE_CHECKING:
     import redis

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
+from llmstream_nb.answers.connection import current
 from llmstream_nb.checks.case import Case
 from llmstream_nb.checks.judging import WrongError
 from llmstream_nb.checks.verdict import Verdict, right, wrong
-from llmstream_nb.connection import current
 from llmstream_nb.protocol import LLMStreamError
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from llmstream_nb import tables
-from llmstream_nb.answer import Answer
+from llmstream_nb.answers.ask import Answer
+from llmstream_nb.answers.connection import names_of
+from llmstream_nb.answers.read import look
 from llmstream_nb.checks.case import Case, Noting
 from llmstream_nb.checks.judging import is_whole, require, show
 from llmstream_nb.checks.running import check
-from llmstream_nb.connection import names_of
-from llmstream_nb.read import look
 
 if TYPE_CHECKING:
     import redis

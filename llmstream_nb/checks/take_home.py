@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from llmstream_nb import tables
-from llmstream_nb.answer import ask, clear
+from llmstream_nb.answers.ask import ask, clear
 from llmstream_nb.checks.judging import require, show
 from llmstream_nb.checks.running import TIMEOUT, check
 

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import hiredis
 from redis import Redis
 
-from llmstream_nb.connection import environment_of
+from llmstream_nb.answers.connection import environment_of
 
 HANDSHAKE = {b"HELLO", b"AUTH", b"CLIENT", b"SELECT"}
 QUIET = 0.02  # seconds without a byte after which a whole request has no more to come

@@ -230,7 +230,8 @@ def _worker(args: argparse.Namespace) -> int:
     if not os.environ.get("REDIS_URL"):
         say("llmstream-nb: there is no queue: no lab runs in this folder, and REDIS_URL is not set.")
         return 2
-    from llmstream_nb import Worker, connect, connection, protocol
+    from llmstream_nb import Worker, connect, protocol
+    from llmstream_nb.answers import connection
     from llmstream_nb.workers import serve
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
@@ -247,7 +248,8 @@ def _worker(args: argparse.Namespace) -> int:
 
 
 def _web(args: argparse.Namespace) -> int:
-    from llmstream_nb import WebServer, connect, connection, protocol
+    from llmstream_nb import WebServer, connect, protocol
+    from llmstream_nb.answers import connection
 
     if args.pool and not os.environ.get("REDIS_URL"):
         say("llmstream-nb: there is no queue: no lab runs in this folder, and REDIS_URL is not set.")
@@ -272,7 +274,8 @@ def _web(args: argparse.Namespace) -> int:
 
 def _follow(answer_id: str) -> int:
     """Print an answer as it comes: its text on standard output, all else on standard error."""
-    from llmstream_nb import connection, protocol, read_answer
+    from llmstream_nb import protocol, read_answer
+    from llmstream_nb.answers import connection
 
     began, first, chunks = time.monotonic(), None, 0
     try:

@@ -94,7 +94,7 @@ def _given_redis(url: str) -> Check:
     from llmstream_nb.protocol import LLMStreamError
 
     try:
-        from llmstream_nb.connection import connect, masked
+        from llmstream_nb.answers.connection import connect, masked
 
         connect(url)
     except ImportError:

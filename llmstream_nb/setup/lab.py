@@ -95,7 +95,7 @@ def start_redis(folder: Path, lock: int | None = None) -> tuple[subprocess.Popen
 def start_fake_redis(lock: int | None = None) -> tuple[subprocess.Popen[bytes], str]:
     """Start a fakeredis in a process of its own, for all kernels; as `start_redis`."""
     port = free_port()
-    return _start_server([sys.executable, "-m", "llmstream_nb.embedded", "--serve", str(port)], port, lock)
+    return _start_server([sys.executable, "-m", "llmstream_nb.answers.embedded", "--serve", str(port)], port, lock)
 
 
 def _start_server(command: list[str], port: int, lock: int | None) -> tuple[subprocess.Popen[bytes], str]:

@@ -31,8 +31,9 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
-from llmstream_nb import answer as answers
-from llmstream_nb.connection import RedisUnusable, current, names_of, unusable
+from llmstream_nb.answers import ask as answers
+from llmstream_nb.answers.connection import RedisUnusable, current, names_of, unusable
+from llmstream_nb.answers.read import look
 from llmstream_nb.llm import ModelError, default_source, prepared_questions, sources
 from llmstream_nb.markdown import to_html
 from llmstream_nb.protocol import (
@@ -44,7 +45,6 @@ from llmstream_nb.protocol import (
     NotAnAnswer,
     Timing,
 )
-from llmstream_nb.read import look
 from llmstream_nb.web.guard import Guard
 from llmstream_nb.web.hub import Hub
 from llmstream_nb.workers import enqueue

@@ -10,7 +10,7 @@ import anywidget
 import traitlets as t
 
 if TYPE_CHECKING:
-    from llmstream_nb.answer import Answer
+    from llmstream_nb.answers.ask import Answer
     from llmstream_nb.web.server import WebServer
 
 

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import redis
 
-from llmstream_nb.aread import LOST, as_redis_error, async_client, read_once
-from llmstream_nb.connection import is_passing, names_of, unusable
+from llmstream_nb.answers.aread import LOST, as_redis_error, async_client, read_once
+from llmstream_nb.answers.connection import is_passing, names_of, unusable
+from llmstream_nb.answers.read import COUNT, queue_look, take_look
+from llmstream_nb.answers.record import parse_record
 from llmstream_nb.protocol import (
     ORIGIN,
     AnswerNotFound,
@@ -23,8 +25,6 @@ from llmstream_nb.protocol import (
     Timing,
     parse_entries,
 )
-from llmstream_nb.read import COUNT, queue_look, take_look
-from llmstream_nb.record import parse_record
 from llmstream_nb.web.sse import HELLO, KEEP_ALIVE, Frame, frame, frames
 
 TICK = 0.02  # seconds between two rounds while something changes

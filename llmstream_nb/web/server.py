@@ -12,12 +12,12 @@ from urllib.parse import urlencode
 import redis
 import uvicorn
 
-from llmstream_nb.connection import current
+from llmstream_nb.answers.connection import current
 from llmstream_nb.protocol import LLMStreamError, Timing
 from llmstream_nb.web.app import Limits, create_app
 
 if TYPE_CHECKING:
-    from llmstream_nb.answer import Answer
+    from llmstream_nb.answers.ask import Answer
     from llmstream_nb.web.frame import WebFrame
 
 START = 20.0  # seconds that starting may take

@@ -18,7 +18,7 @@ from llmstream_nb.widgets.transcript import LABELS, Transcript
 from llmstream_nb.widgets.watched import Watched
 
 if TYPE_CHECKING:
-    from llmstream_nb.answer import Answer
+    from llmstream_nb.answers.ask import Answer
 
 KEYFRAME = 10.0  # seconds between two messages with the whole state; a page that missed something asks for it earlier
 RATE = 300_000  # characters a second that whole texts may cost, so that long ones are sent less often

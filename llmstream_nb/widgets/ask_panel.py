@@ -13,7 +13,7 @@ import anywidget
 import ipywidgets
 import traitlets as t
 
-from llmstream_nb.answer import Answer, ask
+from llmstream_nb.answers.ask import Answer, ask
 from llmstream_nb.llm import default_source, prepared_questions, sources
 from llmstream_nb.protocol import AnswerExists, LLMStreamError
 from llmstream_nb.widgets.answer_view import AnswerView

@@ -11,7 +11,7 @@ from typing import Any
 import ipywidgets
 import redis
 
-from llmstream_nb.connection import Line, is_passing, unusable
+from llmstream_nb.answers.connection import Line, is_passing, unusable
 from llmstream_nb.protocol import LLMStreamError
 
 TICK = 0.05  # seconds between rounds while something changes, and at least between two messages of a view

@@ -10,7 +10,7 @@ import anywidget
 import redis
 import traitlets as t
 
-from llmstream_nb.connection import current, names_of
+from llmstream_nb.answers.connection import current, names_of
 from llmstream_nb.widgets.hub import Live, Reader, hub
 from llmstream_nb.widgets.survey import Survey
 

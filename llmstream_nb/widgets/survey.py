@@ -9,7 +9,9 @@ from typing import Any
 
 import redis
 
-from llmstream_nb.connection import names_of, said, unusable
+from llmstream_nb.answers.connection import names_of, said, unusable
+from llmstream_nb.answers.read import queue_look, take_look
+from llmstream_nb.answers.record import parse_record
 from llmstream_nb.protocol import (
     POOL,
     AnswerNotFound,
@@ -21,8 +23,6 @@ from llmstream_nb.protocol import (
     clean,
     parse_entries,
 )
-from llmstream_nb.read import queue_look, take_look
-from llmstream_nb.record import parse_record
 from llmstream_nb.widgets.hub import execute
 from llmstream_nb.widgets.transcript import LABELS, Transcript
 

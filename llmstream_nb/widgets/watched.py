@@ -8,8 +8,10 @@ from typing import Any
 import redis
 import traitlets as t
 
-from llmstream_nb.answer import Answer
-from llmstream_nb.connection import current, names_of
+from llmstream_nb.answers.ask import Answer
+from llmstream_nb.answers.connection import current, names_of
+from llmstream_nb.answers.read import queue_look, take_look
+from llmstream_nb.answers.record import parse_record
 from llmstream_nb.groups import GroupGone, check_name, create_group, is_gone
 from llmstream_nb.protocol import (
     ORIGIN,
@@ -19,8 +21,6 @@ from llmstream_nb.protocol import (
     RawEntry,
     parse_entries,
 )
-from llmstream_nb.read import queue_look, take_look
-from llmstream_nb.record import parse_record
 from llmstream_nb.widgets.hub import Live, Reader, execute
 from llmstream_nb.widgets.transcript import Transcript
 

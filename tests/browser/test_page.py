@@ -18,8 +18,8 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from playwright.sync_api import Browser, Page, expect
 
 from llmstream_nb import connect
-from llmstream_nb.answer import Answer, ask
-from llmstream_nb.connection import names_of
+from llmstream_nb.answers.ask import Answer, ask
+from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.web import Limits, WebServer

@@ -147,7 +147,7 @@ def test_a_pooled_answer_goes_on_when_the_kernel_that_asked_restarts(browser, la
     asks = f"from llmstream_nb import enqueue\nenqueue('count', source='scripted', model={SLOW!r}, id='pooled')"
     cells = (
         IMPORTS,
-        "from llmstream_nb.connection import environment_of\nprint(*environment_of(client).values())",
+        "from llmstream_nb.answers.connection import environment_of\nprint(*environment_of(client).values())",
         asks,
     )
     notebook = lab.open(browser, lab.notebook(*cells, "AnswerView('pooled')"))
@@ -270,7 +270,7 @@ def test_a_page_stays_where_its_reader_scrolled_to(browser, lab) -> None:
 
 POOL = """
 from llmstream_nb import Monitor, Worker, clear, enqueue
-from llmstream_nb.connection import names_of
+from llmstream_nb.answers.connection import names_of
 clear()  # the answers of other tests
 Monitor()"""
 QUESTIONS = f"""

@@ -11,9 +11,11 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, ResponseError
 
-from llmstream_nb.connection import current, milliseconds, names_of, unusable
+from llmstream_nb.answers.connection import current, milliseconds, names_of, unusable
+from llmstream_nb.answers.produce import Attempt, Producer, Writing
+from llmstream_nb.answers.read import Look, StillWaiting, look, read_answer
+from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.llm import complete
-from llmstream_nb.produce import Attempt, Producer, Writing
 from llmstream_nb.protocol import (
     AnswerNotFound,
     BadAnswerId,
@@ -25,8 +27,6 @@ from llmstream_nb.protocol import (
     check_answer_id,
     check_question,
 )
-from llmstream_nb.read import Look, StillWaiting, look, read_answer
-from llmstream_nb.record import new_record, register
 
 Source = str | Callable[[str, str | None], Iterable[str]] | None
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import redis
 from redis.exceptions import RedisError
 
-from llmstream_nb.connection import Line, current, is_passing, names_of, unusable
+from llmstream_nb.answers.connection import Line, current, is_passing, names_of, unusable
+from llmstream_nb.answers.record import parse_record
 from llmstream_nb.protocol import (
     AnswerKeys,
     AnswerNotFound,
@@ -23,7 +24,6 @@ from llmstream_nb.protocol import (
     parse_entries,
     text_of,
 )
-from llmstream_nb.record import parse_record
 
 COUNT = 500  # entries a read: one round trip for many tokens, still small in memory
 BLOCK = 1.0  # seconds a read may block: well below redis-py's socket timeout of 5 s

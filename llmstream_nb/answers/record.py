@@ -9,7 +9,7 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError
 
-from llmstream_nb.connection import milliseconds, names_of, unusable
+from llmstream_nb.answers.connection import milliseconds, names_of, unusable
 from llmstream_nb.protocol import AnswerExists, NotAnAnswer, Timing, clean
 
 KEPT_ANSWERS = 1_000  # ids in the index of answers

@@ -60,7 +60,7 @@ def connect(url: str | None = None, *, prefix: str | None = None, **options: Any
         "retry": Retry(ExponentialBackoff(cap=0.5, base=0.02), 4),
     } | options
     if url is None:
-        from llmstream_nb import embedded
+        from llmstream_nb.answers import embedded
 
         client: redis.Redis = embedded.client(settings)
     else:
@@ -290,7 +290,7 @@ def environment_of(client: redis.Redis) -> dict[str, str]:
     """
     url = getattr(client, "url", "") or os.environ.get("REDIS_URL", "")
     if isinstance(client, redis.Redis) and "server" in client.connection_pool.connection_kwargs:
-        from llmstream_nb import embedded
+        from llmstream_nb.answers import embedded
 
         url = f"redis://127.0.0.1:{embedded.server().server_address[1]}/0"
     return {"REDIS_URL": url, "LLMSTREAM_PREFIX": names_of(client).prefix}

@@ -13,9 +13,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError
 from redis.retry import Retry
 
-from llmstream_nb.connection import current, environment_of, is_passing, names_of, unusable
+from llmstream_nb.answers.connection import current, environment_of, is_passing, names_of, unusable
+from llmstream_nb.answers.read import BLOCK, COUNT, Backoff, StillWaiting, blocking, queue_look, take_look
 from llmstream_nb.protocol import AnswerKeys, EntryID, Event, Follower, Timing
-from llmstream_nb.read import BLOCK, COUNT, Backoff, StillWaiting, blocking, queue_look, take_look
 
 LOST = (RedisError, RedisClusterException, OSError, AttributeError)  # the last: how fakeredis meets a wrong type
 

@@ -84,7 +84,7 @@ def serve(port: int) -> TcpFakeServer:
 
 def main() -> None:
     """A fakeredis of its own process, for several others: it prints `ready` and serves until it is ended."""
-    parser = argparse.ArgumentParser(prog="python -m llmstream_nb.embedded", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m llmstream_nb.answers.embedded", description=main.__doc__)
     parser.add_argument("--serve", type=int, metavar="PORT", required=True)
     serve(parser.parse_args().serve)
     print("ready", flush=True)

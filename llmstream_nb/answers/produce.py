@@ -15,7 +15,9 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, WatchError
 
-from llmstream_nb.connection import Line, RedisUnusable, is_passing, milliseconds, names_of, said, unusable
+from llmstream_nb.answers.connection import Line, RedisUnusable, is_passing, milliseconds, names_of, said, unusable
+from llmstream_nb.answers.read import Backoff, look
+from llmstream_nb.answers.record import add_to_index, parse_record
 from llmstream_nb.llm import ModelError
 from llmstream_nb.protocol import (
     Deleted,
@@ -28,8 +30,6 @@ from llmstream_nb.protocol import (
     clean,
     parse_entries,
 )
-from llmstream_nb.read import Backoff, look
-from llmstream_nb.record import add_to_index, parse_record
 
 Json = dict[str, Any]
 BATCH = 500  # entries in one MULTI: enough to be fast, small enough not to hold up other clients
