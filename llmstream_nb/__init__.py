@@ -10,11 +10,11 @@ if TYPE_CHECKING:  # for editors and type checkers; they know this name
     from llmstream_nb.answers.connection import connect
     from llmstream_nb.answers.produce import Writing
     from llmstream_nb.answers.read import read_answer
-    from llmstream_nb.groups import claim, read_answer_group
+    from llmstream_nb.pool.groups import claim, read_answer_group
+    from llmstream_nb.pool.worker import Worker, enqueue
     from llmstream_nb.protocol import Timing
     from llmstream_nb.web import WebServer
     from llmstream_nb.widgets import AnswerView, AskPanel, Monitor
-    from llmstream_nb.workers import Worker, enqueue
 
 # Loaded on first use, so that `import llmstream_nb` costs nothing and the set-up can run on a bare Python.
 _HOMES = {
@@ -27,10 +27,10 @@ _HOMES = {
     "Writing": "answers.produce",
     "read_answer": "answers.read",
     "aread_answer": "answers.aread",
-    "read_answer_group": "groups",
-    "claim": "groups",
-    "enqueue": "workers",
-    "Worker": "workers",
+    "read_answer_group": "pool.groups",
+    "claim": "pool.groups",
+    "enqueue": "pool.worker",
+    "Worker": "pool.worker",
     "AnswerView": "widgets",
     "AskPanel": "widgets",
     "Monitor": "widgets",

@@ -27,13 +27,13 @@ from typing import Any, Self
 
 import psutil
 
-from llmstream_nb import workers
 from llmstream_nb.answers import produce
 from llmstream_nb.answers.connection import connect
 from llmstream_nb.answers.produce import Attempt
 from llmstream_nb.answers.read import Backoff
+from llmstream_nb.pool import worker as workers
+from llmstream_nb.pool.worker import Worker, serve
 from llmstream_nb.protocol import EntryID, Fenced, Timing, parse_entries
-from llmstream_nb.workers import Worker, serve
 
 POINTS = {  # what a worker does, where it can be hit: the method, before or after its nth call
     "takes a question": (Worker, "_begin"),

@@ -32,7 +32,7 @@ from llmstream_nb.answers.read import Look, StillWaiting, look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
-from llmstream_nb.groups import GroupGone, read_answer_group
+from llmstream_nb.pool.groups import GroupGone, read_answer_group
 from llmstream_nb.protocol import (
     ORIGIN,
     AnswerNotFound,

@@ -17,10 +17,10 @@ from llmstream_nb.answers.ask import ask, clear, stop_answer
 from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of, names_of
 from llmstream_nb.answers.read import read_answer
 from llmstream_nb.faults import servers
-from llmstream_nb.groups import read_answer_group
+from llmstream_nb.pool.groups import read_answer_group
+from llmstream_nb.pool.worker import Worker, enqueue
 from llmstream_nb.protocol import Interrupted, Restarted, text_of
 from llmstream_nb.widgets import AnswerView, Monitor
-from llmstream_nb.workers import Worker, enqueue
 
 from .conftest import FAST
 from .model import Model, assert_whole, start, text_in, wait_for

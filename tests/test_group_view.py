@@ -13,7 +13,7 @@ from llmstream_nb.answers.ask import clear, stop_answer
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
-from llmstream_nb.groups import BadName
+from llmstream_nb.pool.groups import BadName
 from llmstream_nb.widgets import AnswerView
 from llmstream_nb.widgets.hub import hub
 from llmstream_nb.widgets.watched import LOOK

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 import redis
 
-from llmstream_nb import groups
 from llmstream_nb.answers import produce
 from llmstream_nb.answers.ask import ask, clear, stop_answer
 from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of, names_of
@@ -21,7 +20,8 @@ from llmstream_nb.answers.read import StillWaiting, look
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
-from llmstream_nb.groups import BadName, GroupGone, claim, read_answer_group
+from llmstream_nb.pool import groups
+from llmstream_nb.pool.groups import BadName, GroupGone, claim, read_answer_group
 from llmstream_nb.protocol import (
     AnswerNotFound,
     BadAnswerId,

@@ -36,6 +36,7 @@ from llmstream_nb.answers.produce import Attempt, Producer, Writing
 from llmstream_nb.answers.read import look
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
+from llmstream_nb.pool.worker import Worker, enqueue
 from llmstream_nb.protocol import (
     ORIGIN,
     Cursor,
@@ -51,7 +52,6 @@ from llmstream_nb.protocol import (
     Timing,
     text_of,
 )
-from llmstream_nb.workers import Worker, enqueue
 
 from . import schedules
 from .model import Model, raw, text_in, wait_for

@@ -17,11 +17,11 @@ from llmstream_nb.answers.ask import ask, clear, stop_answer
 from llmstream_nb.answers.connection import RedisUnusable, connect
 from llmstream_nb.answers.read import read_answer
 from llmstream_nb.faults import servers
-from llmstream_nb.groups import claim, read_answer_group
+from llmstream_nb.pool.groups import claim, read_answer_group
+from llmstream_nb.pool.worker import Worker, enqueue
 from llmstream_nb.protocol import text_of
 from llmstream_nb.web import WebServer
 from llmstream_nb.widgets import AnswerView, Monitor
-from llmstream_nb.workers import Worker, enqueue
 
 from .conftest import FAST
 from .model import Model, wait_for

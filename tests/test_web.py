@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import Answer, clear
 from llmstream_nb.faults import servers
+from llmstream_nb.pool.worker import Worker
 from llmstream_nb.protocol import (
     ORIGIN,
     Ended,
@@ -35,7 +36,6 @@ from llmstream_nb.protocol import (
     clean,
 )
 from llmstream_nb.web import Limits, NotServed, WebServer, guard, hub, sse
-from llmstream_nb.workers import Worker
 
 from . import model
 from .conftest import FAST

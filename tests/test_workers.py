@@ -19,7 +19,7 @@ import psutil
 import pytest
 import redis
 
-from llmstream_nb import llm, workers
+from llmstream_nb import llm
 from llmstream_nb.answers import read
 from llmstream_nb.answers.ask import Answer, ask, clear, close_answer
 from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of, names_of
@@ -27,8 +27,10 @@ from llmstream_nb.answers.produce import Attempt
 from llmstream_nb.answers.read import StillWaiting, look, read_answer
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
-from llmstream_nb.groups import BadName
 from llmstream_nb.llm import ModelError, local
+from llmstream_nb.pool import worker as workers
+from llmstream_nb.pool.groups import BadName
+from llmstream_nb.pool.worker import MAX_TAKEOVERS, Worker, enqueue, start_process
 from llmstream_nb.protocol import (
     POOL,
     AnswerExists,
@@ -43,7 +45,6 @@ from llmstream_nb.protocol import (
 )
 from llmstream_nb.setup import cli, lab
 from llmstream_nb.setup.environment import ROOT
-from llmstream_nb.workers import MAX_TAKEOVERS, Worker, enqueue, start_process
 
 from . import conftest
 from .model import Model, assert_whole, stream_of, text_in, wait_for

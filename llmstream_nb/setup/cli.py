@@ -232,7 +232,7 @@ def _worker(args: argparse.Namespace) -> int:
         return 2
     from llmstream_nb import Worker, connect, protocol
     from llmstream_nb.answers import connection
-    from llmstream_nb.workers import serve
+    from llmstream_nb.pool.worker import serve
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     logging.getLogger("httpx2").setLevel(logging.WARNING)

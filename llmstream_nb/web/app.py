@@ -36,6 +36,7 @@ from llmstream_nb.answers.connection import RedisUnusable, current, names_of, un
 from llmstream_nb.answers.read import look
 from llmstream_nb.llm import ModelError, default_source, prepared_questions, sources
 from llmstream_nb.markdown import to_html
+from llmstream_nb.pool.worker import enqueue
 from llmstream_nb.protocol import (
     ORIGIN,
     AnswerNotFound,
@@ -47,7 +48,6 @@ from llmstream_nb.protocol import (
 )
 from llmstream_nb.web.guard import Guard
 from llmstream_nb.web.hub import Hub
-from llmstream_nb.workers import enqueue
 
 ATTEMPTS = 1000  # a larger attempt number was never given to an answer: the ID is of something else
 PAGE = Path(__file__).parent / "page"

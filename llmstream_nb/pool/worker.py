@@ -35,8 +35,8 @@ from llmstream_nb.answers.connection import (
 from llmstream_nb.answers.produce import Producer, Writing
 from llmstream_nb.answers.read import Backoff, look
 from llmstream_nb.answers.record import new_record, parse_record, register
-from llmstream_nb.groups import NEW, check_name, is_gone, read_group
 from llmstream_nb.llm import check_source, complete, default_source
+from llmstream_nb.pool.groups import NEW, check_name, is_gone, read_group
 from llmstream_nb.protocol import (
     POOL,
     BadAnswerId,
@@ -53,7 +53,7 @@ MAX_TAKEOVERS = 3  # a question that has outlived so many is given up: it may be
 KEPT_FAILURES = 1_000
 FINISH = 30.0  # seconds that a worker has by default to finish its answers when it is told to end
 
-log = logging.getLogger("llmstream_nb.workers")
+log = logging.getLogger("llmstream_nb.pool.worker")
 
 
 def enqueue(
@@ -445,7 +445,7 @@ def start_process(
     The process is the worker itself: `kill()` kills it, without a word to Redis. To see what a worker says, start
     one in a terminal: `python3 -m llmstream_nb worker`.
     """
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment = os.environ | environment_of(client or current()) | {"PYTHONPATH": path, "LLMSTREAM_NO_VENV": "1"}
     command = [sys.executable, "-m", "llmstream_nb", "worker", "--name", name, "--slots", str(slots)]
