@@ -16,7 +16,7 @@ from benchmarks.harness import Figures, Line, Samples, child, interleave, quanti
 from llmstream_nb import ask, connect, read_answer, tutorial
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.answers.produce import Writing
-from llmstream_nb.llm.answers import reply
+from llmstream_nb.llm.prepared import reply
 from llmstream_nb.llm.scripted import split
 from llmstream_nb.protocol import Started, Text, text_of
 

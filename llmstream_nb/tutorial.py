@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from llmstream_nb.llm import complete
+from llmstream_nb.llm.sources import complete
 
 if TYPE_CHECKING:
     import redis

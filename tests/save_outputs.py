@@ -20,7 +20,7 @@ WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 # Cells return at once; this one returns when the views of answers have shown the ends of these.
 SETTLE = """
 import time
-from llmstream_nb.widgets.hub import hub
+from llmstream_nb.widgets.live import hub
 until = time.monotonic() + 60
 while time.monotonic() < until and any(hasattr(view, "transcript") for view in list(hub._views)):
     time.sleep(0.05)

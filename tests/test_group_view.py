@@ -15,7 +15,7 @@ from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.pool.groups import BadName
 from llmstream_nb.widgets import AnswerView
-from llmstream_nb.widgets.hub import hub
+from llmstream_nb.widgets.live import hub
 from llmstream_nb.widgets.watched import LOOK
 
 from .conftest import BACKENDS, FAST

@@ -21,9 +21,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from llmstream_nb import llm
 from llmstream_nb.faults import servers
-from llmstream_nb.llm import ModelError, answers, complete, local, scripted
+from llmstream_nb.llm import local, prepared, scripted
+from llmstream_nb.llm import sources as llm
+from llmstream_nb.llm.completion import ModelError
+from llmstream_nb.llm.sources import complete
 
 KEY = "key-test-5ecret5ecret5ecret"
 QUESTION = "What is a Redis stream?"
@@ -81,7 +83,7 @@ def test_streams_the_prepared_answer_in_small_deltas():
     assert completion.finish_reason is None
     assert completion.usage is None
     deltas = list(completion)
-    assert "".join(deltas) == answers.reply(QUESTION)
+    assert "".join(deltas) == prepared.reply(QUESTION)
     assert len(deltas) > 100
     assert all(0 < len(delta.strip()) <= 4 for delta in deltas)
     assert (completion.source, completion.model) == ("scripted", "scripted:pace=0")
@@ -93,7 +95,7 @@ def test_streams_the_prepared_answer_in_small_deltas():
 
 def test_without_stream_the_whole_text_is_one_delta():
     completion = complete(QUESTION, model="scripted:pace=0", stream=False)
-    assert list(completion) == [answers.reply(QUESTION)]
+    assert list(completion) == [prepared.reply(QUESTION)]
     assert completion.finish_reason == "stop"
     assert completion.usage["completion_tokens"] > 100
 
@@ -567,7 +569,7 @@ def test_the_list_of_sources(monkeypatch):
 
 def test_importing_the_package_imports_neither_openai_nor_starts_anything():
     code = (
-        "import sys, threading; from llmstream_nb import llm; llm.sources(); llm.complete('x'); "
+        "import sys, threading; from llmstream_nb.llm import sources as llm; llm.sources(); llm.complete('x'); "
         "llm.prepared_questions(); assert not {'openai', 'httpx2', 'http.server'} & set(sys.modules); "
         "assert threading.active_count() == 1"
     )
@@ -612,22 +614,22 @@ def test_many_at_once():
 def test_there_are_enough_and_each_is_of_readable_length():
     assert len(llm.prepared_questions()) >= 14
     for question in llm.prepared_questions():
-        assert answers.find(question) == question
-        assert 80 <= len(answers.reply(question).split()) <= 220, question
-        assert answers.reply(question).count("```") % 2 == 0
+        assert prepared.find(question) == question
+        assert 80 <= len(prepared.reply(question).split()) <= 220, question
+        assert prepared.reply(question).count("```") % 2 == 0
 
 
 def test_every_wording_in_the_file_finds_its_own_answer():
-    for question, (wordings, _) in answers._prepared().items():
+    for question, (wordings, _) in prepared._prepared().items():
         assert len(wordings) > 3
         for wording in wordings:
-            assert answers.find(wording) == question
-            assert answers.find(wording.upper().rstrip("?") + " ?!") == question
+            assert prepared.find(wording) == question
+            assert prepared.find(wording.upper().rstrip("?") + " ?!") == question
 
 
 def commands() -> list[str]:
     """The Redis commands in the answers: the lines of all code blocks that name no language."""
-    text = Path(answers.__file__).with_name("answers.md").read_text(encoding="utf-8")
+    text = Path(prepared.__file__).with_name("prepared.md").read_text(encoding="utf-8")
     blocks = [block for block in text.split("```")[1::2] if block.startswith("\n")]
     return [line for block in blocks for line in block.strip().splitlines()]
 
@@ -680,13 +682,13 @@ STRANGERS = [
 
 @pytest.mark.parametrize(("asked", "meant"), PARAPHRASES.items())
 def test_a_paraphrase_finds_the_answer(asked, meant):
-    assert answers.find(asked) == meant
+    assert prepared.find(asked) == meant
 
 
 @pytest.mark.parametrize("asked", STRANGERS)
 def test_a_stranger_gets_an_honest_answer_with_the_list(asked):
-    assert answers.find(asked) is None
-    reply = answers.reply(asked)
+    assert prepared.find(asked) is None
+    reply = prepared.reply(asked)
     assert "not a language model" in reply
     assert "LLMSTREAM_LLM" in reply
     assert all(f"- {question}" in reply for question in llm.prepared_questions())

@@ -17,7 +17,7 @@ from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
 from llmstream_nb.protocol import POOL
 from llmstream_nb.widgets import AnswerView, Monitor, monitor, survey
-from llmstream_nb.widgets.hub import hub
+from llmstream_nb.widgets.live import hub
 
 from .conftest import FAST
 from .model import Model, start, wait_for

@@ -20,7 +20,7 @@ from redis.retry import Retry
 
 from llmstream_nb.answers.connection import environment_of
 from llmstream_nb.faults.proxy import Proxy
-from llmstream_nb.llm import answers, scripted
+from llmstream_nb.llm import prepared, scripted
 
 from .conftest import FAST
 from .model import wait_for
@@ -28,7 +28,7 @@ from .model import wait_for
 FOLDER = Path(__file__).parents[1] / "notebooks"
 FILE = FOLDER / "recipe.py"
 QUESTION = "What is a Redis stream?"
-REPLY = answers.reply(QUESTION)
+REPLY = prepared.reply(QUESTION)
 spec = importlib.util.spec_from_file_location("recipe", FILE)
 recipe = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(recipe)

@@ -35,7 +35,8 @@ from llmstream_nb.protocol import (
     Timing,
     clean,
 )
-from llmstream_nb.web import Limits, NotServed, WebServer, guard, hub, sse
+from llmstream_nb.web import Limits, NotServed, WebServer, hub, sse
+from llmstream_nb.web import admission as guard
 
 from . import model
 from .conftest import FAST

@@ -20,10 +20,10 @@ from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import ask, stop_answer
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
-from llmstream_nb.markdown import LONGEST, to_html
 from llmstream_nb.protocol import BadAnswerId, Joiner
+from llmstream_nb.viewing.markdown import LONGEST, to_html
 from llmstream_nb.widgets import AnswerView, AskPanel
-from llmstream_nb.widgets.hub import hub
+from llmstream_nb.widgets.live import hub
 from llmstream_nb.widgets.watched import LOOK
 
 from .conftest import FAST
@@ -418,7 +418,7 @@ def test_markdown_is_rendered() -> None:
 
 @pytest.mark.parametrize("second_wall", [True, False])
 def test_each_of_the_two_walls_holds_alone(monkeypatch, second_wall: bool) -> None:
-    from llmstream_nb import markdown
+    from llmstream_nb.viewing import markdown
 
     if second_wall:
         monkeypatch.setattr(markdown._markdown, "render", lambda text: text)

@@ -19,7 +19,6 @@ import psutil
 import pytest
 import redis
 
-from llmstream_nb import llm
 from llmstream_nb.answers import read
 from llmstream_nb.answers.ask import Answer, ask, clear, close_answer
 from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of, names_of
@@ -27,7 +26,9 @@ from llmstream_nb.answers.produce import Attempt
 from llmstream_nb.answers.read import StillWaiting, look, read_answer
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
-from llmstream_nb.llm import ModelError, local
+from llmstream_nb.llm import local
+from llmstream_nb.llm import sources as llm
+from llmstream_nb.llm.completion import ModelError
 from llmstream_nb.pool import worker as workers
 from llmstream_nb.pool.groups import BadName
 from llmstream_nb.pool.worker import MAX_TAKEOVERS, Worker, enqueue, start_process

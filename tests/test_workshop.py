@@ -16,7 +16,7 @@ import pytest
 
 from llmstream_nb import connect
 from llmstream_nb.faults import servers
-from llmstream_nb.llm import answers, scripted
+from llmstream_nb.llm import prepared, scripted
 from llmstream_nb.setup import lab
 from llmstream_nb.setup.lab import child_environment
 
@@ -113,9 +113,9 @@ def test_drill_kill_a_worker(real_servers, started, tmp_path) -> None:
     worker = next(n for n in (0, 1) if ": answers" in said[2 * n + 1].read_text("utf-8"))
     started[worker].kill()
     assert started[-1].wait(40) == 0
-    assert text.read_text("utf-8").strip().endswith(answers.reply(question).strip())
+    assert text.read_text("utf-8").strip().endswith(prepared.reply(question).strip())
     assert "another attempt took over: the answer begins again" in told.read_text("utf-8")
-    chunks = len(scripted.split(answers.reply(question)))  # of the attempt that counts
+    chunks = len(scripted.split(prepared.reply(question)))  # of the attempt that counts
     assert f"[stop: {chunks} chunks," in told.read_text("utf-8")
     assert ": takes over" in said[2 * (1 - worker) + 1].read_text("utf-8")
 
@@ -141,7 +141,7 @@ def test_drill_stop_redis(started, tmp_path) -> None:
     wait_for(lambda: view.note == "Redis is away, trying again.")
     start()
     wait_for(lambda: view.state == "ended")
-    assert view.text == answers.reply(answer.record["question"])
+    assert view.text == prepared.reply(answer.record["question"])
 
 
 def test_drill_lose_the_model() -> None:
@@ -153,5 +153,5 @@ def test_drill_lose_the_model() -> None:
         view = page["view"]
         wait_for(lambda view=view: view.state == "failed")
         assert (
-            why in view.note and answers.reply("What is a consumer group?").startswith(view.text) and view.chunks == 60
+            why in view.note and prepared.reply("What is a consumer group?").startswith(view.text) and view.chunks == 60
         )

@@ -15,7 +15,7 @@ from llmstream_nb.answers.connection import current, milliseconds, names_of, unu
 from llmstream_nb.answers.produce import Attempt, Producer, Writing
 from llmstream_nb.answers.read import Look, StillWaiting, look, read_answer
 from llmstream_nb.answers.record import new_record, register
-from llmstream_nb.llm import complete
+from llmstream_nb.llm.sources import complete
 from llmstream_nb.protocol import (
     AnswerNotFound,
     BadAnswerId,

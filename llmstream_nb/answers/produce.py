@@ -18,7 +18,7 @@ from redis.exceptions import RedisError, WatchError
 from llmstream_nb.answers.connection import Line, RedisUnusable, is_passing, milliseconds, names_of, said, unusable
 from llmstream_nb.answers.read import Backoff, look
 from llmstream_nb.answers.record import add_to_index, parse_record
-from llmstream_nb.llm import ModelError
+from llmstream_nb.llm.completion import ModelError
 from llmstream_nb.protocol import (
     Deleted,
     Entry,

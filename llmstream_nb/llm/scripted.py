@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any
 
-from llmstream_nb.llm import answers
+from llmstream_nb.llm import prepared
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Script:
             return []
         if self.long is not None:
             return [f"{n} ".ljust(self.piece or 0, "x") for n in range(self.long)]
-        return split(question if self.echo else answers.reply(question), self.piece)
+        return split(question if self.echo else prepared.reply(question), self.piece)
 
 
 def split(text: str, piece: int | None = None) -> list[str]:

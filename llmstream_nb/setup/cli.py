@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from llmstream_nb.llm.names import SOURCES
 from llmstream_nb.setup import environment
 from llmstream_nb.setup.environment import say
 
@@ -44,7 +45,6 @@ environment variables:
 """
 # C0 and C1 controls, which move cursors and set titles; changes of writing direction, which disguise text.
 UNSAFE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
-SOURCES = ("scripted", "local", "openai")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from llmstream_nb.llm.names import SOURCES
 from llmstream_nb.setup import environment
-from llmstream_nb.setup.cli import SOURCES
 from llmstream_nb.setup.environment import LOCKED, LOCKED_MODEL, ROOT, VENV
 from llmstream_nb.setup.lab import StartError, find_redis, running_redis
 

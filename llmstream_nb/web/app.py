@@ -34,8 +34,8 @@ from starlette.types import Receive, Scope, Send
 from llmstream_nb.answers import ask as answers
 from llmstream_nb.answers.connection import RedisUnusable, current, names_of, unusable
 from llmstream_nb.answers.read import look
-from llmstream_nb.llm import ModelError, default_source, prepared_questions, sources
-from llmstream_nb.markdown import to_html
+from llmstream_nb.llm.completion import ModelError
+from llmstream_nb.llm.sources import default_source, prepared_questions, sources
 from llmstream_nb.pool.worker import enqueue
 from llmstream_nb.protocol import (
     ORIGIN,
@@ -46,7 +46,8 @@ from llmstream_nb.protocol import (
     NotAnAnswer,
     Timing,
 )
-from llmstream_nb.web.guard import Guard
+from llmstream_nb.viewing.markdown import to_html
+from llmstream_nb.web.admission import Guard
 from llmstream_nb.web.hub import Hub
 
 ATTEMPTS = 1000  # a larger attempt number was never given to an answer: the ID is of something else

@@ -12,9 +12,9 @@ import ipywidgets
 import redis
 import traitlets as t
 
-from llmstream_nb.markdown import to_html
-from llmstream_nb.widgets.hub import hub
-from llmstream_nb.widgets.transcript import LABELS, Transcript
+from llmstream_nb.viewing.markdown import to_html
+from llmstream_nb.viewing.transcript import LABELS, Transcript
+from llmstream_nb.widgets.live import hub
 from llmstream_nb.widgets.watched import Watched
 
 if TYPE_CHECKING:

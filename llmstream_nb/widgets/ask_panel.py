@@ -14,7 +14,7 @@ import ipywidgets
 import traitlets as t
 
 from llmstream_nb.answers.ask import Answer, ask
-from llmstream_nb.llm import default_source, prepared_questions, sources
+from llmstream_nb.llm.sources import default_source, prepared_questions, sources
 from llmstream_nb.protocol import AnswerExists, LLMStreamError
 from llmstream_nb.widgets.answer_view import AnswerView
 

@@ -11,7 +11,7 @@ import redis
 import traitlets as t
 
 from llmstream_nb.answers.connection import current, names_of
-from llmstream_nb.widgets.hub import Live, Reader, hub
+from llmstream_nb.widgets.live import Live, Reader, hub
 from llmstream_nb.widgets.survey import Survey
 
 if TYPE_CHECKING:

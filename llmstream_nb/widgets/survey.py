@@ -23,8 +23,8 @@ from llmstream_nb.protocol import (
     clean,
     parse_entries,
 )
-from llmstream_nb.widgets.hub import execute
-from llmstream_nb.widgets.transcript import LABELS, Transcript
+from llmstream_nb.viewing.transcript import LABELS, Transcript
+from llmstream_nb.widgets.live import execute
 
 QUIET = 3.0  # seconds after which a worker that holds questions, and renews them each tick, counts as quiet
 WINDOW = 2.0  # seconds over which the rate is measured

@@ -21,8 +21,8 @@ from llmstream_nb.protocol import (
     RawEntry,
     parse_entries,
 )
-from llmstream_nb.widgets.hub import Live, Reader, execute
-from llmstream_nb.widgets.transcript import Transcript
+from llmstream_nb.viewing.transcript import Transcript
+from llmstream_nb.widgets.live import Live, Reader, execute
 
 COUNT = 2000  # entries a read
 LOOK = 0.25  # seconds between looks at the signs of life of an answer that is silent

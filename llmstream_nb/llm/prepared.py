@@ -23,14 +23,14 @@ IDLE = frozenset(
 
 @cache
 def _prepared() -> dict[str, tuple[list[str], str]]:
-    """Question: (its wordings, the answer), from answers.md, where the wordings are a comment."""
-    text = Path(__file__).with_name("answers.md").read_text(encoding="utf-8")
+    """Question: (its wordings, the answer), from prepared.md, where the wordings are a comment."""
+    text = Path(__file__).with_name("prepared.md").read_text(encoding="utf-8")
     parts = re.findall(r"^## (.+)\n<!-- also: (.+) -->\n([^\0]+?)(?=^## |\Z)", text, flags=re.MULTILINE)
     return {question: ([question, *also.split(" | ")], answer.strip()) for question, also, answer in parts}
 
 
 def questions() -> list[str]:
-    """The questions that have a prepared answer, as answers.md words them."""
+    """The questions that have a prepared answer, as prepared.md words them."""
     return list(_prepared())
 
 

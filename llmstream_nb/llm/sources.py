@@ -1,0 +1,171 @@
+"""The LLM sources: `complete` asks one of them, always through the openai client, and yields text."""
+
+from __future__ import annotations
+
+import base64
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from llmstream_nb.llm.completion import Completion, Endpoint, ModelError
+from llmstream_nb.llm.names import SOURCES
+from llmstream_nb.protocol import clean
+
+OPENAI_URL = "https://api.openai.com/v1"
+OPENAI_MODEL = "gpt-5.4-mini"
+CHECKOUT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """A source as a list of choices shows it; if it is not `ready`, `note` says why and what to do."""
+
+    name: str
+    label: str
+    ready: bool
+    note: str
+
+
+def default_source() -> str:
+    """LLMSTREAM_LLM, else `scripted`: a key that merely lies in the environment spends nothing."""
+    return os.environ.get("LLMSTREAM_LLM", "").strip() or "scripted"
+
+
+def sources() -> list[SourceInfo]:
+    """All sources and whether they are ready, judged by files and settings, without the network."""
+    return [SourceInfo(name, label, not (note := _missing(name)), note) for name, label in SOURCES.items()]
+
+
+def _missing(source: str) -> str:
+    try:
+        _endpoint(source, None)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
+def prepared_questions() -> list[str]:
+    """The questions to which the scripted source has an answer."""
+    from llmstream_nb.llm import prepared
+
+    return prepared.questions()
+
+
+def complete(
+    question: str,
+    *,
+    topic: str | None = None,
+    source: str | None = None,
+    model: str | None = None,
+    stream: bool = True,
+    timeout: float = 30.0,
+) -> Completion:
+    """Ask `question`, as about `topic`, and return an iterator over the answer's text.
+
+    Returns at once: the first `next()` makes the request, so its errors come out of the iteration. Here only
+    what can be known without the network raises ModelError: an unknown source, a missing key or local model.
+    `timeout` is how many seconds the endpoint may be silent, while connecting and between two chunks. With
+    `stream=False` the whole text comes as one delta.
+    """
+    endpoint = _endpoint(source or default_source(), model)
+    role = f"You are an expert in answering questions about {topic}." if topic else "You answer questions."
+    system = f"{role} Be correct, brief and plain; if you don't know, say so."
+    messages = [{"role": "system", "content": clean(system)}, {"role": "user", "content": clean(question)}]
+    request: dict[str, Any] = {"model": endpoint.model, "messages": messages, "stream": stream}
+    if stream:
+        request["stream_options"] = {"include_usage": True}
+    return Completion(endpoint, request, timeout)
+
+
+def check_source(source: str) -> str:
+    """Return the name of a source, or raise ModelError."""
+    if source not in SOURCES:
+        raise ModelError("UnknownSource", f"There is no source {source!r}: choose {', '.join(SOURCES)}.")
+    return source
+
+
+def _endpoint(source: str, model: str | None) -> Endpoint:
+    """What `source` stands for now. Raises ModelError if something it needs is missing."""
+    check_source(source)
+    if source == "scripted":
+        return Endpoint(source, "The scripted model", model or "scripted", _scripted_url)
+    if source == "local":
+        return _local_endpoint(model)
+    return _openai_endpoint(model)
+
+
+def _scripted_url() -> str:
+    from llmstream_nb.llm import scripted
+
+    return scripted.server().url
+
+
+def _local_endpoint(model: str | None) -> Endpoint:
+    from llmstream_nb.llm import local
+
+    url = os.environ.get("LLMSTREAM_LOCAL_URL", "").strip()
+    if not url and not local.installed():
+        raise ModelError(
+            "LocalModelMissing",
+            "The local model is not installed: run `python3 -m llmstream_nb lab` again with a network, or "
+            "choose the source scripted.",
+        )
+
+    def start() -> str:
+        try:
+            return url or local.url()
+        except OSError as error:
+            raise ModelError("LocalModelFailed", f"{error}: choose another source.") from None
+
+    return Endpoint(source="local", title="The local model", model=model or local.MODEL, url=start)
+
+
+def _openai_endpoint(model: str | None) -> Endpoint:
+    settings = _settings()
+    url = settings.get("OPENAI_BASE_URL", OPENAI_URL)
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        port = f":{parts.port}" if parts.port else ""
+        shown = f"{parts.scheme}://{host}{port}{parts.path}"  # without user and password
+    except ValueError:
+        host = ""
+    if not host or parts.scheme not in ("http", "https"):
+        raise ModelError("BadAddress", "OPENAI_BASE_URL must look like http://127.0.0.1:11434/v1: set it.")
+    loopback = host in ("localhost", "::1") or host.startswith("127.")
+    key = settings.get("OPENAI_API_KEY", "")
+    if not (key.isascii() and key.isprintable()):
+        raise ModelError("NoAPIKey", "OPENAI_API_KEY holds characters that no key has: copy it again.")
+    if not key and not loopback:
+        raise ModelError(
+            "NoAPIKey",
+            f"{shown} needs a key: put OPENAI_API_KEY into the environment or into a file .env, or choose "
+            "the source scripted or local.",
+        )
+    password = unquote(parts.password or "")
+    basic = base64.b64encode(f"{unquote(parts.username or '')}:{password}".encode()).decode()
+    return Endpoint(
+        source="openai",
+        title=f"The endpoint {shown}",
+        model=model or settings.get("OPENAI_MODEL", OPENAI_MODEL),
+        url=lambda: url,
+        key=key or "none",
+        secrets=tuple(filter(None, (key, basic, parts.password, password))),
+        loopback=loopback,
+    )
+
+
+def _settings() -> dict[str, str]:
+    """The environment and, beneath it, the files .env of the working directory and of the checkout."""
+    from dotenv import dotenv_values
+
+    settings: dict[str, str | None] = {}
+    for file in (CHECKOUT / ".env", Path(".env")):
+        try:
+            settings |= dotenv_values(file, interpolate=False, encoding="utf-8-sig")
+        except (OSError, UnicodeError):
+            raise ModelError("BadSettings", f"{file} can't be read: save it as UTF-8 text.") from None
+    settings |= {name: value for name, value in os.environ.items() if value.strip()}
+    return {name: value.strip() for name, value in settings.items() if value and value.strip()}
