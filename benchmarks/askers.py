@@ -12,7 +12,8 @@ import redis
 
 from benchmarks.harness import Figures, Line, Samples, child, interleave, quantile, redis_server, row
 from llmstream_nb import Worker, ask, connect, enqueue, read_answer, tutorial
-from llmstream_nb.protocol import Text, Timing
+from llmstream_nb.protocol.events import Text
+from llmstream_nb.protocol.wire import Timing
 
 THREADS, POOL, TUTORIAL = "the kit, threads", "the kit, pool", "the tutorial"
 WORKERS = 4

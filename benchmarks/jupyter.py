@@ -32,7 +32,7 @@ SHOW = {
 import html, threading
 import ipywidgets
 from llmstream_nb import read_answer
-from llmstream_nb.protocol import Text
+from llmstream_nb.protocol.events import Text
 label, shown = ipywidgets.HTML("<b>Streaming</b>"), ipywidgets.HTML("<pre></pre>")
 display(label, shown)
 def show():

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.harness import Figures, Line, Samples, child, interleave, redis_server, row
 from llmstream_nb import ask, connect, read_answer
 from llmstream_nb.llm import scripted
-from llmstream_nb.protocol import Ended, Text
+from llmstream_nb.protocol.events import Ended, Text
 
 KIT, PLAIN = "the kit", "the openai client"
 THINK = 200  # milliseconds to the first token: few hosted models are faster

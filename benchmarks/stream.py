@@ -18,7 +18,7 @@ from llmstream_nb.answers.connection import names_of
 from llmstream_nb.answers.produce import Writing
 from llmstream_nb.llm.prepared import reply
 from llmstream_nb.llm.scripted import split
-from llmstream_nb.protocol import Started, Text, text_of
+from llmstream_nb.protocol.events import Started, Text, text_of
 
 if TYPE_CHECKING:
     from llmstream_nb.faults.servers import RedisServer

@@ -2,76 +2,41 @@
 
 from importlib import import_module
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # for editors and type checkers; they know this name
-    from llmstream_nb import checks, plots, tables, tutorial
-    from llmstream_nb.answers.aread import aread_answer
-    from llmstream_nb.answers.ask import Answer, ask, ask_without_stream, clear
-    from llmstream_nb.answers.connection import connect
-    from llmstream_nb.answers.produce import Writing
-    from llmstream_nb.answers.read import read_answer
-    from llmstream_nb.pool.groups import claim, read_answer_group
-    from llmstream_nb.pool.worker import Worker, enqueue
-    from llmstream_nb.protocol import Timing
-    from llmstream_nb.web import WebServer
-    from llmstream_nb.widgets import AnswerView, AskPanel, Monitor
+from llmstream_nb import moved
 
-# Loaded on first use, so that `import llmstream_nb` costs nothing and the set-up can run on a bare Python.
+# Where the public names live. Loaded on first use, so that `import llmstream_nb` costs nothing and the set-up can run
+# on a bare Python; editors and type checkers read __init__.pyi instead.
 _HOMES = {
-    "connect": "answers.connection",
-    "ask": "answers.ask",
-    "ask_without_stream": "answers.ask",
-    "Answer": "answers.ask",
-    "clear": "answers.ask",
-    "Timing": "protocol",
-    "Writing": "answers.produce",
-    "read_answer": "answers.read",
-    "aread_answer": "answers.aread",
-    "read_answer_group": "pool.groups",
-    "claim": "pool.groups",
-    "enqueue": "pool.worker",
-    "Worker": "pool.worker",
-    "AnswerView": "widgets",
-    "AskPanel": "widgets",
-    "Monitor": "widgets",
-    "WebServer": "web",
-    "checks": "",
-    "plots": "",
-    "tables": "",
-    "tutorial": "",
+    "": "checks faults plots tables tutorial",
+    "answers.ask": "Answer ask ask_without_stream clear stop_answer",
+    "answers.aread": "aread_answer",
+    "answers.connection": "connect environment_of",
+    "answers.produce": "Writing",
+    "answers.read": "read_answer",
+    "llm.sources": "complete prepared_questions",
+    "pool.groups": "claim read_answer_group",
+    "pool.worker": "Worker enqueue start_process",
+    "protocol.events": "Ended Failed Gap Interrupted Restarted Started Text text_of",
+    "protocol.wire": "LLMStreamError Timing",
+    "web.app": "create_app",
+    "web.server": "WebServer",
+    "widgets.answer_view": "AnswerView",
+    "widgets.ask_panel": "AskPanel",
+    "widgets.monitor": "Monitor",
 }
-__all__ = [
-    "Answer",
-    "AnswerView",
-    "AskPanel",
-    "Monitor",
-    "Timing",
-    "WebServer",
-    "Worker",
-    "Writing",
-    "aread_answer",
-    "ask",
-    "ask_without_stream",
-    "checks",
-    "claim",
-    "clear",
-    "connect",
-    "enqueue",
-    "plots",
-    "read_answer",
-    "read_answer_group",
-    "tables",
-    "tutorial",
-]
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+__all__ = sorted(_HOME)
 __version__ = "0.1.0"
+
+moved.install()
 
 
 def __getattr__(name):  # no annotations: this file must parse on a Python too old for the rest
-    if name not in _HOMES:
+    if name not in _HOME:
         raise AttributeError("module 'llmstream_nb' has no attribute %r" % name)
-    if not _HOMES[name]:
+    if not _HOME[name]:
         return import_module("llmstream_nb." + name)
-    return getattr(import_module("llmstream_nb." + _HOMES[name]), name)
+    return getattr(import_module("llmstream_nb." + _HOME[name]), name)
 
 
 def __dir__():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmstream_nb.protocol import LLMStreamError
+from llmstream_nb.protocol.wire import LLMStreamError
 from llmstream_nb.tables import entries
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from llmstream_nb.answers.ask import Answer
 from llmstream_nb.answers.connection import current, names_of, unusable
 from llmstream_nb.answers.read import look
 from llmstream_nb.answers.record import parse_record
-from llmstream_nb.protocol import (
+from llmstream_nb.protocol.wire import (
     ORIGIN,
     POOL,
     AnswerKeys,

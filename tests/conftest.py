@@ -16,7 +16,7 @@ import redis
 
 from llmstream_nb.answers import connection, embedded
 from llmstream_nb.faults import servers
-from llmstream_nb.protocol import Timing
+from llmstream_nb.protocol.wire import Timing
 
 from .model import wait_for
 

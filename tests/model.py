@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from llmstream_nb.answers.produce import Producer
 from llmstream_nb.answers.record import new_record, register
-from llmstream_nb.protocol import Entry, Timing, parse_entries
+from llmstream_nb.protocol.wire import Entry, Timing, parse_entries
 
 
 class Model:

@@ -33,7 +33,7 @@ from llmstream_nb.answers.produce import Attempt
 from llmstream_nb.answers.read import Backoff
 from llmstream_nb.pool import worker as workers
 from llmstream_nb.pool.worker import Worker, serve
-from llmstream_nb.protocol import EntryID, Fenced, Timing, parse_entries
+from llmstream_nb.protocol.wire import EntryID, Fenced, Timing, parse_entries
 
 POINTS = {  # what a worker does, where it can be hit: the method, before or after its nth call
     "takes a question": (Worker, "_begin"),

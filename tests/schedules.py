@@ -33,24 +33,8 @@ from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.pool.groups import GroupGone, read_answer_group
-from llmstream_nb.protocol import (
-    ORIGIN,
-    AnswerNotFound,
-    Deleted,
-    Ended,
-    Entry,
-    EntryID,
-    Event,
-    Failed,
-    Fenced,
-    Gap,
-    Interrupted,
-    Restarted,
-    Text,
-    Timing,
-    parse_entries,
-    text_of,
-)
+from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, Restarted, Text, text_of
+from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, Deleted, Entry, EntryID, Fenced, Timing, parse_entries
 
 from .model import Model
 

@@ -10,20 +10,8 @@ from llmstream_nb.answers.aread import aread_answer
 from llmstream_nb.answers.connection import RedisUnusable, connect, names_of
 from llmstream_nb.answers.read import StillWaiting, read_answer
 from llmstream_nb.faults import servers
-from llmstream_nb.protocol import (
-    AnswerNotFound,
-    BadAnswerId,
-    BadEntryID,
-    Ended,
-    EntryID,
-    Interrupted,
-    NotAnAnswer,
-    Restarted,
-    Started,
-    Text,
-    Timing,
-    text_of,
-)
+from llmstream_nb.protocol.events import Ended, Interrupted, Restarted, Started, Text, text_of
+from llmstream_nb.protocol.wire import AnswerNotFound, BadAnswerId, BadEntryID, EntryID, NotAnAnswer, Timing
 
 from . import model
 from .conftest import FAST

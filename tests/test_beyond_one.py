@@ -19,7 +19,7 @@ from llmstream_nb.answers.read import read_answer
 from llmstream_nb.faults import servers
 from llmstream_nb.pool.groups import read_answer_group
 from llmstream_nb.pool.worker import Worker, enqueue
-from llmstream_nb.protocol import Interrupted, Restarted, text_of
+from llmstream_nb.protocol.events import Interrupted, Restarted, text_of
 from llmstream_nb.widgets import AnswerView, Monitor
 
 from .conftest import FAST

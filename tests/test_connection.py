@@ -20,7 +20,7 @@ from llmstream_nb.answers.ask import ask
 from llmstream_nb.answers.connection import Line, Packer, RedisUnusable, connect, environment_of, masked, names_of
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
-from llmstream_nb.protocol import LLMStreamError
+from llmstream_nb.protocol.wire import LLMStreamError
 
 from .model import wait_for
 
@@ -167,7 +167,7 @@ def test_a_read_only_replica_is_told(real_servers) -> None:
 
 @needs_redis
 def test_a_full_memory_is_told_and_the_text_is_not_lost() -> None:
-    from llmstream_nb.protocol import Timing
+    from llmstream_nb.protocol.wire import Timing
 
     with servers.RedisServer(maxmemory="1mb", maxmemory_policy="noeviction") as server:
         client = connect(server.url, prefix="full")

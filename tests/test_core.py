@@ -15,21 +15,15 @@ from llmstream_nb.answers.connection import environment_of, names_of
 from llmstream_nb.answers.read import StillWaiting, look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.llm.completion import ModelError
-from llmstream_nb.protocol import (
+from llmstream_nb.protocol.events import Ended, Failed, Gap, Interrupted, Started, Text, text_of
+from llmstream_nb.protocol.wire import (
     AnswerExists,
     AnswerNotFound,
     BadAnswerId,
     BadEntryID,
     BadQuestion,
-    Ended,
-    Failed,
-    Gap,
-    Interrupted,
     LLMStreamError,
     NotAnAnswer,
-    Started,
-    Text,
-    text_of,
 )
 
 from .conftest import FAST

@@ -22,14 +22,7 @@ from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.pool import groups
 from llmstream_nb.pool.groups import BadName, GroupGone, claim, read_answer_group
-from llmstream_nb.protocol import (
-    AnswerNotFound,
-    BadAnswerId,
-    Entry,
-    LLMStreamError,
-    NotAnAnswer,
-    Timing,
-)
+from llmstream_nb.protocol.wire import AnswerNotFound, BadAnswerId, Entry, LLMStreamError, NotAnAnswer, Timing
 
 from .conftest import FAST
 from .model import Model, start, stream_of, text_in, wait_for

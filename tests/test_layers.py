@@ -1,48 +1,36 @@
-"""The package stays as it is drawn: imports go downward only, the protocol does no I/O, the core stays small."""
+"""The package stays as it is drawn: imports go downward only, without circles, and each room keeps to its budget."""
 
 from __future__ import annotations
 
 import ast
 import io
 import tokenize
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "llmstream_nb"
-# From the ground up; a module may import only from floors below its own, or from its own package.
-FLOORS = [
-    "protocol",
-    "embedded",
-    "connection",
-    "llm",
-    "tutorial",
-    "record",
-    "read",
-    "aread",
-    "produce",
-    "groups",
-    "answer",
-    "workers",
-    "tables",
-    "plots",
-    "markdown",
-    "widgets",
-    "web",
-    "checks",
-]
-CORE = ["protocol", "connection", "read", "produce"]
-CORE_BUDGET = 900  # lines of code; docstrings, comments and blank lines are free
-SET_UP = [
-    "guard",
-    "environment",
-    "wheels",
-    "notebooks",
-    "lab",
-    "doctor",
-    "cli",
-    "__main__",
-]  # before anything is installed
+# From the ground up: a room may import only from rooms below its own, or from within itself. The number is its budget
+# in lines of code (docstrings, comments and blank lines are free), and behind it stands why it is large, if it is.
+ROOMS = {
+    "moved": 40,  # old names, for notebooks that were kept over an update
+    "protocol": 320,
+    "llm": 610,  # a client for whatever calls itself OpenAI-compatible, and two models of the kit's own
+    "answers": 1000,  # the core: connections that never lie, the one who writes, those who read
+    "pool": 640,  # a queue, workers that take over from the dead, and groups on one answer
+    "tutorial": 135,
+    "tables": 330,
+    "plots": 200,
+    "faults": 420,  # a proxy and servers that break for real, for notebooks and tests
+    "viewing": 400,
+    "widgets": 800,
+    "web": 900,
+    "checks": 1100,  # twenty exercises, each tried with what learners get wrong
+    "setup": 1200,  # a bare Python, any system, and errors that say what to do
+}
+SET_UP = ("setup", "__main__")  # before anything is installed
+PURE = {"__future__", "json", "re", "collections", "dataclasses", "typing", "llmstream_nb", "math"}
 THIRD_PARTY = {
     "redis",
     "hiredis",
@@ -57,46 +45,66 @@ THIRD_PARTY = {
 }
 
 
-def files(module: str) -> list[Path]:
-    folder = PACKAGE / module
-    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{module}.py"]
+def files(room: str) -> list[Path]:
+    folder = PACKAGE / room
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{room}.py"]
+
+
+def module(path: Path) -> str:
+    """The dotted name of a file's module."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imported(path: Path, everywhere: bool = True) -> set[str]:
-    """The modules that a file imports, as dotted names; with `everywhere`, inside functions too."""
+    """What a file imports, as dotted names; with `everywhere`, inside functions too."""
     tree = ast.parse(path.read_text("utf-8"))
     found = set()
     for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = "llmstream_nb" if node.level else ""
-            name = ".".join(filter(None, [base, node.module]))
+            assert not node.level, f"{path.name}: whole names say where a thing lives"
+            name = node.module or ""
             found |= {name} | {f"{name}.{alias.name}" for alias in node.names}
     return found
 
 
 def test_every_module_has_its_place() -> None:
     there = {path.stem for path in PACKAGE.glob("*.py")} | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert there - {"__init__"} == set(FLOORS) | set(SET_UP)
+    assert there == {*ROOMS, *SET_UP, "__init__"}
 
 
-@pytest.mark.parametrize("module", FLOORS)
-def test_imports_go_downward(module: str) -> None:
-    forbidden = {f"llmstream_nb.{name}" for name in [*FLOORS[FLOORS.index(module) + 1 :], *SET_UP]}
-    for path in files(module):
-        found = imported(path)
-        assert not [name for name in found if any(name == bad or name.startswith(f"{bad}.") for bad in forbidden)]
+@pytest.mark.parametrize("room", [room for room in ROOMS if room not in SET_UP])
+def test_imports_go_downward(room: str) -> None:
+    above = {f"llmstream_nb.{name}" for name in [*list(ROOMS)[list(ROOMS).index(room) + 1 :], *SET_UP]}
+    for path in files(room):
+        assert not [name for name in imported(path) if any(name == bad or name.startswith(f"{bad}.") for bad in above)]
+
+
+def test_nothing_imports_in_circles() -> None:
+    modules = {module(path): path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem in ROOMS}
+    graph = {
+        name: {found for found in imported(path) if found in modules and found != name}
+        for name, path in modules.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_each_name_stands_for_one_thing() -> None:
+    """A file's name says what it is, wherever one meets it."""
+    names = [path.stem for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__")]
+    assert sorted(names) == sorted(set(names))
 
 
 def test_the_protocol_does_no_io() -> None:
-    allowed = {"__future__", "json", "re", "collections", "dataclasses", "typing"}
-    assert {name.split(".")[0] for name in imported(PACKAGE / "protocol.py")} <= allowed
+    for path in files("protocol"):
+        assert {name.split(".")[0] for name in imported(path)} <= PURE
 
 
-@pytest.mark.parametrize("module", SET_UP)
-def test_the_set_up_starts_on_a_bare_python(module: str) -> None:
-    assert not {name.split(".")[0] for name in imported(PACKAGE / f"{module}.py", everywhere=False)} & THIRD_PARTY
+@pytest.mark.parametrize("path", [path for room in SET_UP for path in files(room)], ids=lambda path: path.stem)
+def test_the_set_up_starts_on_a_bare_python(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imported(path, everywhere=False)} & THIRD_PARTY
 
 
 def code_lines(path: Path) -> int:
@@ -115,5 +123,10 @@ def code_lines(path: Path) -> int:
     return len(taken - free)
 
 
-def test_the_core_keeps_to_its_budget() -> None:
-    assert sum(code_lines(path) for module in CORE for path in files(module)) < CORE_BUDGET
+@pytest.mark.parametrize("room", ROOMS)
+def test_each_room_keeps_to_its_budget(room: str) -> None:
+    assert sum(code_lines(path) for path in files(room)) <= ROOMS[room]
+
+
+def test_the_package_stays_small() -> None:
+    assert sum(code_lines(path) for path in PACKAGE.rglob("*.py")) <= 7_600

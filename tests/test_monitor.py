@@ -15,7 +15,7 @@ from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import clear, stop_answer
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
-from llmstream_nb.protocol import POOL
+from llmstream_nb.protocol.wire import POOL
 from llmstream_nb.widgets import AnswerView, Monitor, monitor, survey
 from llmstream_nb.widgets.live import hub
 

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from llmstream_nb import ask, plots
-from llmstream_nb.protocol import AnswerNotFound, LLMStreamError
+from llmstream_nb.protocol.wire import AnswerNotFound, LLMStreamError
 
 from .conftest import FAST
 

@@ -26,7 +26,8 @@ from llmstream_nb.answers.connection import connect, names_of
 from llmstream_nb.answers.read import look, read_answer
 from llmstream_nb.faults import servers
 from llmstream_nb.pool.worker import MAX_TAKEOVERS, enqueue
-from llmstream_nb.protocol import POOL, Ended, Event, Gap, LLMStreamError, Timing, text_of
+from llmstream_nb.protocol.events import Ended, Event, Gap, text_of
+from llmstream_nb.protocol.wire import POOL, LLMStreamError, Timing
 
 from . import pool
 from .model import stream_of

@@ -8,32 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmstream_nb.protocol import (
+from llmstream_nb.protocol.events import Ended, Failed, Gap, Interrupted, Restarted, Started, Text, text_of
+from llmstream_nb.protocol.follow import Cursor, Follower
+from llmstream_nb.protocol.wire import (
     ORIGIN,
     AnswerNotFound,
     BadAnswerId,
     BadEntryID,
     BadQuestion,
-    Cursor,
-    Ended,
     Entry,
     EntryID,
-    Failed,
-    Follower,
-    Gap,
-    Interrupted,
     Joiner,
     Names,
     NotAnAnswer,
-    Restarted,
-    Started,
-    Text,
     Timing,
     check_answer_id,
     check_question,
     clean,
     parse_entries,
-    text_of,
 )
 
 from .model import raw

@@ -11,7 +11,7 @@ import redis
 
 from llmstream_nb import Answer, ask, tables
 from llmstream_nb.answers.connection import RedisUnusable
-from llmstream_nb.protocol import POOL, AnswerNotFound, BadAnswerId, LLMStreamError, NotAnAnswer
+from llmstream_nb.protocol.wire import POOL, AnswerNotFound, BadAnswerId, LLMStreamError, NotAnAnswer
 from llmstream_nb.tables import TIME
 
 from .conftest import FAST

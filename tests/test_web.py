@@ -22,19 +22,8 @@ from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import Answer, clear
 from llmstream_nb.faults import servers
 from llmstream_nb.pool.worker import Worker
-from llmstream_nb.protocol import (
-    ORIGIN,
-    Ended,
-    EntryID,
-    Failed,
-    Gap,
-    Interrupted,
-    Restarted,
-    Started,
-    Text,
-    Timing,
-    clean,
-)
+from llmstream_nb.protocol.events import Ended, Failed, Gap, Interrupted, Restarted, Started, Text
+from llmstream_nb.protocol.wire import ORIGIN, EntryID, Timing, clean
 from llmstream_nb.web import Limits, NotServed, WebServer, hub, sse
 from llmstream_nb.web import admission as guard
 

@@ -20,7 +20,7 @@ from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import ask, stop_answer
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
-from llmstream_nb.protocol import BadAnswerId, Joiner
+from llmstream_nb.protocol.wire import BadAnswerId, Joiner
 from llmstream_nb.viewing.markdown import LONGEST, to_html
 from llmstream_nb.widgets import AnswerView, AskPanel
 from llmstream_nb.widgets.live import hub

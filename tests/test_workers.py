@@ -32,18 +32,8 @@ from llmstream_nb.llm.completion import ModelError
 from llmstream_nb.pool import worker as workers
 from llmstream_nb.pool.groups import BadName
 from llmstream_nb.pool.worker import MAX_TAKEOVERS, Worker, enqueue, start_process
-from llmstream_nb.protocol import (
-    POOL,
-    AnswerExists,
-    BadAnswerId,
-    BadQuestion,
-    Ended,
-    Fenced,
-    Interrupted,
-    Restarted,
-    Started,
-    text_of,
-)
+from llmstream_nb.protocol.events import Ended, Interrupted, Restarted, Started, text_of
+from llmstream_nb.protocol.wire import POOL, AnswerExists, BadAnswerId, BadQuestion, Fenced
 from llmstream_nb.setup import cli, lab
 from llmstream_nb.setup.environment import ROOT
 

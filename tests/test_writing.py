@@ -13,7 +13,8 @@ from llmstream_nb.answers.read import look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
-from llmstream_nb.protocol import AnswerNotFound, Fenced, Gap, Timing, text_of
+from llmstream_nb.protocol.events import Gap, text_of
+from llmstream_nb.protocol.wire import AnswerNotFound, Fenced, Timing
 from llmstream_nb.widgets import AnswerView
 
 from .conftest import FAST

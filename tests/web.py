@@ -19,8 +19,8 @@ import pytest
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.answers.record import new_record
 from llmstream_nb.faults import servers
-from llmstream_nb.protocol import Entry, EntryID
-from llmstream_nb.web import WebServer  # noqa: TC001
+from llmstream_nb.protocol.wire import Entry, EntryID
+from llmstream_nb.web import WebServer
 
 TOKEN = "a-token-of-the-tests"
 PATIENCE = 15.0  # seconds

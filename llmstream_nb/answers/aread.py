@@ -15,7 +15,9 @@ from redis.retry import Retry
 
 from llmstream_nb.answers.connection import current, environment_of, is_passing, names_of, unusable
 from llmstream_nb.answers.read import BLOCK, COUNT, Backoff, StillWaiting, blocking, queue_look, take_look
-from llmstream_nb.protocol import AnswerKeys, EntryID, Event, Follower, Timing
+from llmstream_nb.protocol.events import Event
+from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.protocol.wire import AnswerKeys, EntryID, Timing
 
 LOST = (RedisError, RedisClusterException, OSError, AttributeError)  # the last: how fakeredis meets a wrong type
 

@@ -16,7 +16,7 @@ from llmstream_nb.answers.produce import Attempt, Producer, Writing
 from llmstream_nb.answers.read import Look, StillWaiting, look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.llm.sources import complete
-from llmstream_nb.protocol import (
+from llmstream_nb.protocol.wire import (
     AnswerNotFound,
     BadAnswerId,
     Deleted,

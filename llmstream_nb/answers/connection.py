@@ -22,7 +22,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from llmstream_nb.protocol import LLMStreamError, Names
+from llmstream_nb.protocol.wire import LLMStreamError, Names
 
 OLDEST = (6, 2)  # XAUTOCLAIM and XADD … NOMKSTREAM came with Redis 6.2
 

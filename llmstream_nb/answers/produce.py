@@ -19,7 +19,7 @@ from llmstream_nb.answers.connection import Line, RedisUnusable, is_passing, mil
 from llmstream_nb.answers.read import Backoff, look
 from llmstream_nb.answers.record import add_to_index, parse_record
 from llmstream_nb.llm.completion import ModelError
-from llmstream_nb.protocol import (
+from llmstream_nb.protocol.wire import (
     Deleted,
     Entry,
     EntryID,

@@ -12,18 +12,9 @@ from redis.exceptions import RedisError
 
 from llmstream_nb.answers.connection import Line, current, is_passing, names_of, unusable
 from llmstream_nb.answers.record import parse_record
-from llmstream_nb.protocol import (
-    AnswerKeys,
-    AnswerNotFound,
-    EntryID,
-    Event,
-    Follower,
-    Gap,
-    LLMStreamError,
-    Timing,
-    parse_entries,
-    text_of,
-)
+from llmstream_nb.protocol.events import Event, Gap, text_of
+from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.protocol.wire import AnswerKeys, AnswerNotFound, EntryID, LLMStreamError, Timing, parse_entries
 
 COUNT = 500  # entries a read: one round trip for many tokens, still small in memory
 BLOCK = 1.0  # seconds a read may block: well below redis-py's socket timeout of 5 s

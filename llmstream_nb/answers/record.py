@@ -10,7 +10,7 @@ import redis
 from redis.exceptions import RedisError
 
 from llmstream_nb.answers.connection import milliseconds, names_of, unusable
-from llmstream_nb.protocol import AnswerExists, NotAnAnswer, Timing, clean
+from llmstream_nb.protocol.wire import AnswerExists, NotAnAnswer, Timing, clean
 
 KEPT_ANSWERS = 1_000  # ids in the index of answers
 

@@ -17,7 +17,7 @@ from llmstream_nb.answers.connection import current
 from llmstream_nb.checks.case import Case
 from llmstream_nb.checks.judging import WrongError
 from llmstream_nb.checks.verdict import Verdict, right, wrong
-from llmstream_nb.protocol import LLMStreamError
+from llmstream_nb.protocol.wire import LLMStreamError
 
 if TYPE_CHECKING:
     import redis

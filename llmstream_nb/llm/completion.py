@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from llmstream_nb.protocol import LLMStreamError
+from llmstream_nb.protocol.wire import LLMStreamError
 
 if TYPE_CHECKING:  # importing openai takes half a second and 40 MB, so it waits for the first question
     import httpx2

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from llmstream_nb.llm.completion import Completion, Endpoint, ModelError
 from llmstream_nb.llm.names import SOURCES
-from llmstream_nb.protocol import clean
+from llmstream_nb.protocol.wire import clean
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_MODEL = "gpt-5.4-mini"

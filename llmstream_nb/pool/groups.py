@@ -12,11 +12,11 @@ from redis.exceptions import RedisError, ResponseError, WatchError
 from llmstream_nb.answers.connection import Line, current, is_passing, milliseconds, names_of, said, unusable
 from llmstream_nb.answers.read import BLOCK, Backoff, StillWaiting, blocking, queue_look, take_look
 from llmstream_nb.answers.record import parse_record
-from llmstream_nb.protocol import (
+from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.protocol.wire import (
     AnswerKeys,
     AnswerNotFound,
     Entry,
-    Follower,
     LLMStreamError,
     NotAnAnswer,
     Timing,

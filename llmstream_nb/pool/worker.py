@@ -37,7 +37,7 @@ from llmstream_nb.answers.read import Backoff, look
 from llmstream_nb.answers.record import new_record, parse_record, register
 from llmstream_nb.llm.sources import check_source, complete, default_source
 from llmstream_nb.pool.groups import NEW, check_name, is_gone, read_group
-from llmstream_nb.protocol import (
+from llmstream_nb.protocol.wire import (
     POOL,
     BadAnswerId,
     Deleted,

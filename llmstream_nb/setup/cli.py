@@ -204,7 +204,7 @@ def printable(text: str) -> str:
 
 def _ask(args: argparse.Namespace) -> int:
     from llmstream_nb import ask, enqueue
-    from llmstream_nb.protocol import LLMStreamError
+    from llmstream_nb.protocol.wire import LLMStreamError
 
     put: Any = enqueue if args.pool else partial(ask, stream=not args.no_stream)
     try:
@@ -230,26 +230,28 @@ def _worker(args: argparse.Namespace) -> int:
     if not os.environ.get("REDIS_URL"):
         say("llmstream-nb: there is no queue: no lab runs in this folder, and REDIS_URL is not set.")
         return 2
-    from llmstream_nb import Worker, connect, protocol
+    from llmstream_nb import Timing, Worker, connect
     from llmstream_nb.answers import connection
     from llmstream_nb.pool.worker import serve
+    from llmstream_nb.protocol.wire import LLMStreamError
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     try:
         client = connect()
-        timing = protocol.Timing(lease=args.lease, tick=min(0.5, args.lease / 10))
+        timing = Timing(lease=args.lease, tick=min(0.5, args.lease / 10))
         worker = Worker(slots=args.slots, name=args.name, client=client, timing=timing)
         say(f"{worker.name} answers questions from {connection.where(client)}; Ctrl-C ends it.")
         serve(worker, args.within, with_parent=args.with_parent)
-    except protocol.LLMStreamError as error:
+    except LLMStreamError as error:
         return _refused(error)
     return 0
 
 
 def _web(args: argparse.Namespace) -> int:
-    from llmstream_nb import WebServer, connect, protocol
+    from llmstream_nb import WebServer, connect
     from llmstream_nb.answers import connection
+    from llmstream_nb.protocol.wire import LLMStreamError
 
     if args.pool and not os.environ.get("REDIS_URL"):
         say("llmstream-nb: there is no queue: no lab runs in this folder, and REDIS_URL is not set.")
@@ -257,7 +259,7 @@ def _web(args: argparse.Namespace) -> int:
     try:
         client = connect()
         server = WebServer(args.port, client=client, pool=args.pool)
-    except protocol.LLMStreamError as error:
+    except LLMStreamError as error:
         return _refused(error)
     environment.allow_open_files(8_192)  # each viewer is one
     say(f"Answers are kept in {connection.where(client)}. Ctrl-C ends the server.")
@@ -274,54 +276,55 @@ def _web(args: argparse.Namespace) -> int:
 
 def _follow(answer_id: str) -> int:
     """Print an answer as it comes: its text on standard output, all else on standard error."""
-    from llmstream_nb import protocol, read_answer
+    from llmstream_nb import read_answer
     from llmstream_nb.answers import connection
+    from llmstream_nb.protocol import events, wire
 
     began, first, chunks = time.monotonic(), None, 0
     try:
         for event in read_answer(answer_id):
             match event:
-                case protocol.Text(text=text):
+                case events.Text(text=text):
                     first, chunks = first or time.monotonic(), chunks + 1
                     print(printable(text), end="", flush=True)
-                case protocol.Restarted():
+                case events.Restarted():
                     chunks = 0
                     say("\n[another attempt took over: the answer begins again]")
-                case protocol.Gap(missing=missing):
+                case events.Gap(missing=missing):
                     say(f"\n[{missing} entries are missing here]")
-                case protocol.Interrupted():
+                case events.Interrupted():
                     say("\n[its producer died; waiting for another to take over]")
-                case protocol.Ended(reason=reason):
+                case events.Ended(reason=reason):
                     print(flush=True)
                     now = time.monotonic()
                     times = f"first after {(first or now) - began:.2f} s, all after {now - began:.2f} s"
                     say(printable(f"[{reason}: {chunks} chunks, {times}]"))
                     return 0
-                case protocol.Failed(error=error, message=message):
+                case events.Failed(error=error, message=message):
                     print(flush=True)
                     say(printable(f"[failed: {error}: {message}]"))
                     return 1
-    except protocol.AnswerNotFound as error:
+    except wire.AnswerNotFound as error:
         prefix = connection.names_of(connection.current()).prefix
         refused = _refused(error)
         say(f"Looked under the prefix {prefix!r}. A notebook has its own: LLMSTREAM_PREFIX=nb00 for 00.")
         return refused
-    except protocol.LLMStreamError as error:
+    except wire.LLMStreamError as error:
         return _refused(error)
     say("[nobody took over: this is all there is]")
     return 1
 
 
 def _refused(error: Exception) -> int:
-    from llmstream_nb import protocol
+    from llmstream_nb.protocol.wire import AnswerNotFound
 
     say(f"llmstream-nb: {printable(str(error))}")
-    return 2 if isinstance(error, (protocol.AnswerNotFound, ValueError)) else 1
+    return 2 if isinstance(error, (AnswerNotFound, ValueError)) else 1
 
 
 def _clear(args: argparse.Namespace) -> int:
     from llmstream_nb import clear
-    from llmstream_nb.protocol import LLMStreamError
+    from llmstream_nb.protocol.wire import LLMStreamError
 
     if bool(args.id) == args.all:
         say("llmstream-nb: name the answers to delete, or say --all.")

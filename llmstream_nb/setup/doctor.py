@@ -91,7 +91,7 @@ def _redis() -> Iterator[Check]:
 
 
 def _given_redis(url: str) -> Check:
-    from llmstream_nb.protocol import LLMStreamError
+    from llmstream_nb.protocol.wire import LLMStreamError
 
     try:
         from llmstream_nb.answers.connection import connect, masked

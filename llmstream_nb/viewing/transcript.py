@@ -6,18 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmstream_nb.protocol import (
-    AnswerNotFound,
-    Ended,
-    Event,
-    Failed,
-    Follower,
-    Gap,
-    Restarted,
-    Started,
-    Text,
-    Timing,
-)
+from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Restarted, Started, Text
+from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.protocol.wire import AnswerNotFound, Timing
 
 LABELS = {
     "waiting": "Waiting",

@@ -37,15 +37,7 @@ from llmstream_nb.answers.read import look
 from llmstream_nb.llm.completion import ModelError
 from llmstream_nb.llm.sources import default_source, prepared_questions, sources
 from llmstream_nb.pool.worker import enqueue
-from llmstream_nb.protocol import (
-    ORIGIN,
-    AnswerNotFound,
-    BadEntryID,
-    EntryID,
-    LLMStreamError,
-    NotAnAnswer,
-    Timing,
-)
+from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, BadEntryID, EntryID, LLMStreamError, NotAnAnswer, Timing
 from llmstream_nb.viewing.markdown import to_html
 from llmstream_nb.web.admission import Guard
 from llmstream_nb.web.hub import Hub

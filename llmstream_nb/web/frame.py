@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import anywidget
 import traitlets as t
-
-if TYPE_CHECKING:
-    from llmstream_nb.answers.ask import Answer
-    from llmstream_nb.web.server import WebServer
 
 
 class WebFrame(anywidget.AnyWidget):
@@ -25,9 +22,9 @@ class WebFrame(anywidget.AnyWidget):
 
     height = t.Int().tag(sync=True)
 
-    def __init__(self, server: WebServer, answer: Answer | str, height: int) -> None:
+    def __init__(self, port: int, link: Callable[[], str], height: int) -> None:
         super().__init__(height=height)
-        self._server, self._answer = server, answer
+        self._port, self._link = port, link
         self.on_msg(self._asked)
 
     def __repr__(self) -> str:
@@ -42,10 +39,10 @@ class WebFrame(anywidget.AnyWidget):
         return bundle
 
     def _asked(self, *_: Any) -> None:
-        link = self._server.link(self._answer)
+        link = self._link()
         self.send(
             {
-                "port": self._server.port,
+                "port": self._port,
                 "query": link.partition("?")[2],
                 "hub": "JUPYTERHUB_SERVICE_PREFIX" in os.environ,
             }

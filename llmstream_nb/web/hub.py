@@ -15,16 +15,9 @@ from llmstream_nb.answers.aread import LOST, as_redis_error, async_client, read_
 from llmstream_nb.answers.connection import is_passing, names_of, unusable
 from llmstream_nb.answers.read import COUNT, queue_look, take_look
 from llmstream_nb.answers.record import parse_record
-from llmstream_nb.protocol import (
-    ORIGIN,
-    AnswerNotFound,
-    EntryID,
-    Event,
-    Follower,
-    LLMStreamError,
-    Timing,
-    parse_entries,
-)
+from llmstream_nb.protocol.events import Event
+from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, EntryID, LLMStreamError, Timing, parse_entries
 from llmstream_nb.web.sse import HELLO, KEEP_ALIVE, Frame, frame, frames
 
 TICK = 0.02  # seconds between two rounds while something changes

@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlencode
 
@@ -13,7 +14,7 @@ import redis
 import uvicorn
 
 from llmstream_nb.answers.connection import current
-from llmstream_nb.protocol import LLMStreamError, Timing
+from llmstream_nb.protocol.wire import LLMStreamError, Timing
 from llmstream_nb.web.app import Limits, create_app
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class WebServer:
         """The page in the notebook, `height` pixels high. A saved notebook holds neither the page nor the token."""
         from llmstream_nb.web.frame import WebFrame
 
-        return WebFrame(self, answer, height)
+        return WebFrame(self.port, partial(self.link, answer), height)
 
     def __enter__(self) -> Self:
         return self.start()

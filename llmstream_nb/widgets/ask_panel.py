@@ -15,7 +15,7 @@ import traitlets as t
 
 from llmstream_nb.answers.ask import Answer, ask
 from llmstream_nb.llm.sources import default_source, prepared_questions, sources
-from llmstream_nb.protocol import AnswerExists, LLMStreamError
+from llmstream_nb.protocol.wire import AnswerExists, LLMStreamError
 from llmstream_nb.widgets.answer_view import AnswerView
 
 FOLDER = pathlib.Path(__file__).parent

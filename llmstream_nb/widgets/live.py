@@ -12,7 +12,7 @@ import ipywidgets
 import redis
 
 from llmstream_nb.answers.connection import Line, is_passing, unusable
-from llmstream_nb.protocol import LLMStreamError
+from llmstream_nb.protocol.wire import LLMStreamError
 
 TICK = 0.05  # seconds between rounds while something changes, and at least between two messages of a view
 SLOWEST = 0.25  # seconds between rounds when nothing has changed for some time

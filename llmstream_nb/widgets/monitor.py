@@ -15,7 +15,7 @@ from llmstream_nb.widgets.live import Live, Reader, hub
 from llmstream_nb.widgets.survey import Survey
 
 if TYPE_CHECKING:
-    from llmstream_nb.protocol import LLMStreamError
+    from llmstream_nb.protocol.wire import LLMStreamError
 
 EVERY = 0.5  # seconds between two samples
 FOLDER = pathlib.Path(__file__).parent

@@ -12,17 +12,8 @@ import redis
 from llmstream_nb.answers.connection import names_of, said, unusable
 from llmstream_nb.answers.read import queue_look, take_look
 from llmstream_nb.answers.record import parse_record
-from llmstream_nb.protocol import (
-    POOL,
-    AnswerNotFound,
-    Ended,
-    EntryID,
-    Event,
-    Failed,
-    LLMStreamError,
-    clean,
-    parse_entries,
-)
+from llmstream_nb.protocol.events import Ended, Event, Failed
+from llmstream_nb.protocol.wire import POOL, AnswerNotFound, EntryID, LLMStreamError, clean, parse_entries
 from llmstream_nb.viewing.transcript import LABELS, Transcript
 from llmstream_nb.widgets.live import execute
 

@@ -13,14 +13,7 @@ from llmstream_nb.answers.connection import current, names_of
 from llmstream_nb.answers.read import queue_look, take_look
 from llmstream_nb.answers.record import parse_record
 from llmstream_nb.pool.groups import GroupGone, check_name, create_group, is_gone
-from llmstream_nb.protocol import (
-    ORIGIN,
-    AnswerNotFound,
-    EntryID,
-    LLMStreamError,
-    RawEntry,
-    parse_entries,
-)
+from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, EntryID, LLMStreamError, RawEntry, parse_entries
 from llmstream_nb.viewing.transcript import Transcript
 from llmstream_nb.widgets.live import Live, Reader, execute
 

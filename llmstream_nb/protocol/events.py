@@ -1,0 +1,89 @@
+"""What a reader is told of an answer: the events that its entries mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmstream_nb.protocol.wire import EntryID
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first attempt has begun; `data` tells model, source and wall-clock time."""
+
+    id: EntryID
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """A newer attempt has begun: throw away the text so far."""
+
+    id: EntryID
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)  # frozen, each would take twice as long to make, and there is one for every token
+class Text:
+    """The next piece of the text; `ms` since the attempt's start."""
+
+    id: EntryID
+    text: str
+    ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """`missing` entries before `id` are gone from the stream: trimmed, or lost by Redis."""
+
+    id: EntryID
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The producer is dead and nobody has taken over yet; the text so far stands, and may still go on."""
+
+    id: EntryID
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The answer is complete: `reason` is the model's finish reason (stop, length, …) or `cancelled`."""
+
+    id: EntryID
+    reason: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The answer ended in an error; `message` is fit to show."""
+
+    id: EntryID
+    error: str
+    message: str
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+Event = Started | Restarted | Text | Gap | Interrupted | Ended | Failed
+
+
+def closing_event(entry_id: EntryID, data: Mapping[str, Any]) -> Ended | Failed:
+    """The event of an end or error entry's data, or of the record of an ended answer."""
+    if data.get("error"):
+        return Failed(entry_id, str(data["error"]), str(data.get("message") or ""), dict(data))
+    return Ended(entry_id, str(data.get("reason") or "stop"), dict(data))
+
+
+def text_of(events: Iterable[Event], text: str = "") -> str:
+    """The text a viewer holds after these events."""
+    pieces = [text]
+    for event in events:
+        if isinstance(event, Text):
+            pieces.append(event.text)
+        elif isinstance(event, Restarted):
+            pieces.clear()
+    return "".join(pieces)

@@ -1,0 +1,244 @@
+"""What an answer looks like in Redis: its keys, entry IDs and entries."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+MAX_QUESTION = 20_000  # characters; a longer one is refused before it costs anything
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+class LLMStreamError(Exception):
+    """Anything the kit reports; its text says what happened and what to do, and holds no secret."""
+
+
+class BadAnswerId(LLMStreamError, ValueError):
+    """An answer id with characters that have a meaning in Redis, in a URL or in a shell."""
+
+
+class BadQuestion(LLMStreamError, ValueError):
+    """A question that is empty, blank or too long."""
+
+
+class AnswerNotFound(LLMStreamError, LookupError):
+    """No answer of this id is in Redis: never asked, cleared, or expired."""
+
+
+class AnswerExists(LLMStreamError):
+    """An answer of this id is already there."""
+
+
+class NotAnAnswer(LLMStreamError):
+    """The key holds something that the kit did not write: another type, or entries of other fields."""
+
+
+class BadEntryID(LLMStreamError, ValueError):
+    """Text that does not look like `1-42`."""
+
+
+class Fenced(LLMStreamError):
+    """A newer attempt stands in the stream, so this producer must not write any more."""
+
+
+class Deleted(LLMStreamError):
+    """The answer was cleared while it was being produced."""
+
+
+# ------------------------------------------------------------------------------------------------ timing
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Every time span of the protocol, in seconds, so that a test can run in fractions of one."""
+
+    lease: float = 5.0  # a producer silent for this long counts as dead
+    tick: float = 0.5  # how often a producer renews its lease and looks for a cancel; well below the lease
+    ttl: float = 86_400.0  # how long an answer stays in Redis after it was last written
+    give_up: float = 60.0  # how long a producer or a reader goes on trying to reach a lost Redis
+    patience: float = 60.0  # how long a reader waits without any sign of life
+
+
+# -------------------------------------------------------------------------------------------------- keys
+
+
+def check_prefix(prefix: str) -> str:
+    """Return `prefix`, or raise ValueError: braces would move the hash tag, the rest are glob characters."""
+    if not prefix or set(prefix) & set("{}*?[]\\ \t\r\n"):
+        raise ValueError(f"the key prefix {prefix!r} must not be empty or hold spaces, braces or any of * ? [ ] \\")
+    return prefix
+
+
+def check_answer_id(answer_id: str) -> str:
+    """Return `answer_id`, or raise BadAnswerId."""
+    if not isinstance(answer_id, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,63}", answer_id):
+        raise BadAnswerId(
+            f"{str(answer_id)[:80]!r} can't be an answer's id: use 1 to 64 letters, digits, '.', '_', '~' or '-', "
+            "beginning with a letter or digit"
+        )
+    return answer_id
+
+
+def check_question(question: str) -> str:
+    """Return the question without outer white space, or raise BadQuestion."""
+    if not isinstance(question, str) or not question.strip():
+        raise BadQuestion("the question is empty: type one")
+    if len(question) > MAX_QUESTION:
+        raise BadQuestion(f"the question has {len(question):,} characters; at most {MAX_QUESTION:,} are taken")
+    return clean(question.strip())
+
+
+class AnswerKeys(NamedTuple):
+    """The keys of one answer. The braces are a hash tag: Redis Cluster keeps all four on one node."""
+
+    chunks: str  # stream: the answer
+    question: str  # string: the JSON record
+    cancel: str  # string: Stop, from anyone
+    lease_prefix: str
+
+    def lease(self, attempt: int) -> str:
+        """The key that lives only as long as that attempt's producer does."""
+        return f"{self.lease_prefix}{attempt}"
+
+
+@dataclass(frozen=True)
+class Names:
+    """All keys under one prefix."""
+
+    prefix: str = "llmstream"
+
+    def __post_init__(self) -> None:
+        check_prefix(self.prefix)
+
+    def answer(self, answer_id: str) -> AnswerKeys:
+        """The keys of one answer; raises BadAnswerId."""
+        base = f"{self.prefix}:{{{check_answer_id(answer_id)}}}"
+        return AnswerKeys(f"{base}:chunks", f"{base}:question", f"{base}:cancel", f"{base}:lease:")
+
+    @property
+    def answers(self) -> str:
+        """Sorted set: answer ids by the time they were asked (Unix seconds)."""
+        return f"{self.prefix}:answers"
+
+    @property
+    def questions(self) -> str:
+        """Stream: the pool's queue; an entry has the field `answer`, an id, and is deleted once that has ended."""
+        return f"{self.prefix}:questions"
+
+    @property
+    def failures(self) -> str:
+        """List: the questions that the pool gave up, newest first, each a small JSON object."""
+        return f"{self.prefix}:failures"
+
+
+POOL = "llm-workers"  # the consumer group on the queue
+
+# ----------------------------------------------------------------------------------------------- entries
+
+
+class EntryID(NamedTuple):
+    """`<attempt>-<seq>`: compares as Redis compares, because it is two integers there too."""
+
+    attempt: int
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.attempt}-{self.seq}"
+
+    @classmethod
+    def parse(cls, text: str) -> EntryID:
+        """Read `12-3`; raises BadEntryID for anything else, `$` and `+` included."""
+        match = re.fullmatch("([0-9]{1,20})-([0-9]{1,20})", text) if isinstance(text, str) else None
+        numbers = [int(n) for n in match.groups()] if match else [-1]
+        if not 0 <= min(numbers) <= max(numbers) < 2**64:
+            raise BadEntryID(f"{str(text)[:80]!r} is no entry ID: it must look like 1-42")
+        return cls(*numbers)
+
+
+ORIGIN = EntryID(0, 0)  # before every entry: attempts count from 1
+KINDS = ("start", "text", "end", "error")
+
+
+class Entry(NamedTuple):
+    """One entry of an answer's stream.
+
+    All entries have the same three fields: Redis stores the names once per node of the stream,
+    which halves the memory of entries as small as tokens.
+    """
+
+    id: EntryID
+    kind: str  # one of KINDS
+    text: str  # the delta; for the other kinds a small JSON object
+    ms: int  # milliseconds since the attempt's start
+
+    @property
+    def final(self) -> bool:
+        """Whether this entry ends the answer."""
+        return self.kind in ("end", "error")
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The JSON object of a start, end or error entry; raises NotAnAnswer."""
+        try:
+            data = json.loads(self.text)
+        except ValueError:
+            data = None
+        if not isinstance(data, dict):
+            raise NotAnAnswer(f"entry {self.id} of kind {self.kind!r} holds no JSON object")
+        return data
+
+    @classmethod
+    def parse(cls, raw_id: str, fields: Mapping[str, str]) -> Entry:
+        """Read an entry as redis-py returns it; raises NotAnAnswer."""
+        try:
+            entry = cls(EntryID.parse(raw_id), fields["kind"], fields["text"], int(fields["ms"]))
+        except (KeyError, ValueError, TypeError):
+            raise NotAnAnswer(f"entry {raw_id} is not the kit's: it needs the fields kind, text and ms") from None
+        if entry.kind not in KINDS:
+            raise NotAnAnswer(f"entry {raw_id} has the unknown kind {entry.kind[:40]!r}")
+        return entry
+
+
+RawEntry = tuple[str, Mapping[str, str] | None]  # ID and fields, as redis-py gives them
+
+
+def parse_entries(raw: Iterable[RawEntry]) -> list[Entry]:
+    """Read the entries of an XRANGE, XREVRANGE or XREAD reply; deleted ones (null fields) are left out."""
+    return [Entry.parse(raw_id, fields) for raw_id, fields in raw or () if fields]
+
+
+def clean(text: str) -> str:
+    """Join surrogate pairs and turn unpaired surrogates into U+FFFD, since UTF-8 can't hold them."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+        return text
+    except UnicodeEncodeError:
+        # The UTF-16 decoder pairs surrogates; what it can't pair comes through surrogatepass as it was.
+        paired = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+        return re.sub("[\ud800-\udfff]", "\ufffd", paired)
+
+
+class Joiner:
+    """Join an emoji whose two surrogates came in two deltas: JSON's \\u escapes allow that split."""
+
+    def __init__(self) -> None:
+        self._held = ""
+
+    def push(self, delta: str) -> str:
+        """Return the text that can be written now; a leading half is held back until its other half comes."""
+        text, self._held = self._held + delta, ""
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, self._held = text[:-1], text[-1]
+        return clean(text)
+
+    def flush(self) -> str:
+        """Return what is still held, once no more deltas come."""
+        text, self._held = clean(self._held), ""
+        return text
