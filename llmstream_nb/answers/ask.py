@@ -13,9 +13,10 @@ from redis.exceptions import RedisError, ResponseError
 
 from llmstream_nb.answers.connection import current, milliseconds, names_of, unusable
 from llmstream_nb.answers.produce import Attempt, Producer, Writing
-from llmstream_nb.answers.read import Look, StillWaiting, look, read_answer
+from llmstream_nb.answers.read import Look, look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.llm.sources import complete
+from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import (
     AnswerNotFound,
     BadAnswerId,

@@ -7,6 +7,7 @@ from typing import Any
 
 import hiredis
 import redis
+import redis.asyncio as aredis
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import (
     AskError,
@@ -24,6 +25,7 @@ from redis.retry import Retry
 
 from llmstream_nb.protocol.wire import LLMStreamError, Names
 
+LOST = (RedisError, RedisClusterException, OSError, AttributeError)  # the last: how fakeredis meets a wrong type
 OLDEST = (6, 2)  # XAUTOCLAIM and XADD … NOMKSTREAM came with Redis 6.2
 
 
@@ -168,7 +170,7 @@ def is_passing(error: Exception) -> bool:
     """Whether trying again may help: after a lost connection, a restart, a full memory, a failover."""
     if isinstance(error, (AuthenticationError, NoPermissionError)):
         return False
-    lost = (redis.ConnectionError, redis.TimeoutError, OSError, OutOfMemoryError, ReadOnlyError)
+    lost = (redis.ConnectionError, redis.TimeoutError, RedisClusterException, OSError, OutOfMemoryError, ReadOnlyError)
     moved = (ClusterDownError, AskError)  # MovedError is an AskError
     return isinstance(error, lost + moved) or said(error).startswith(("MISCONF", "TRYAGAIN", "CLUSTERDOWN"))
 
@@ -192,7 +194,7 @@ _ADVICE: tuple[tuple[Any, tuple[str, ...], str], ...] = (
     ((), ("WRONGTYPE",), "holds another type under a key of this answer: use another id, or delete that key"),
     ((), ("max number of clients",), "has no free connection left: raise its maxclients"),
     (redis.TimeoutError, (), "does not answer in time: is the address right, and the network up?"),
-    ((redis.ConnectionError, UnicodeError), (),
+    ((redis.ConnectionError, RedisClusterException, UnicodeError), (),
      "can't be reached: start a Redis there, or unset REDIS_URL to use the one inside Python"),
     (InvalidResponse, (), "is no Redis: what listens there speaks another protocol"),
     ((TypeError, ValueError), (), "can't be reached with this URL: it should look like redis://127.0.0.1:6379/0"),
@@ -281,6 +283,24 @@ class Line:
             self._redis.connection_pool.disconnect()
             if isinstance(self._client, redis.RedisCluster):
                 self._redis = None
+
+
+def async_client(client: redis.Redis, connections: int) -> Any:
+    """A redis.asyncio client of the server that `client` talks to, with at most so many connections; no retries.
+
+    Every loss surfaces as an error, so that a reader knows when it has to wait before it declares anyone dead.
+    """
+    shared = {"username", "password", "socket_timeout", "socket_connect_timeout"}
+    given = client.get_connection_kwargs()
+    settings = {name: value for name, value in given.items() if name.startswith("ssl_") or name in shared}
+    settings |= {"decode_responses": True, "encoding_errors": "backslashreplace", "protocol": 2}
+    url = environment_of(client)["REDIS_URL"]
+    if isinstance(client, redis.RedisCluster):
+        return aredis.RedisCluster.from_url(url, max_connections=connections, **settings)
+    pool = aredis.BlockingConnectionPool.from_url(
+        url, max_connections=connections, timeout=30, retry=Retry(NoBackoff(), 0), **settings
+    )
+    return aredis.Redis.from_pool(pool)
 
 
 def environment_of(client: redis.Redis) -> dict[str, str]:

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError, WatchError
 
 from llmstream_nb.answers.connection import Line, RedisUnusable, is_passing, milliseconds, names_of, said, unusable
 from llmstream_nb.answers.read import Backoff, look
-from llmstream_nb.answers.record import add_to_index, parse_record
+from llmstream_nb.answers.record import add_to_index
 from llmstream_nb.llm.completion import ModelError
 from llmstream_nb.protocol.wire import (
     Deleted,
@@ -29,6 +29,7 @@ from llmstream_nb.protocol.wire import (
     Timing,
     clean,
     parse_entries,
+    parse_record,
 )
 
 Json = dict[str, Any]
