@@ -246,8 +246,9 @@ def clear(*answer_ids: str, client: redis.Redis | None = None, timing: Timing | 
 
 def _known_ids(client: redis.Redis) -> list[str]:
     """The ids in the index of answers; what can't be an id there is not the kit's."""
-    ids, found = [], client.zrange(names_of(client).answers, 0, -1)
-    for answer_id in found:  # type: ignore[union-attr]
+    found: Any = client.zrange(names_of(client).answers, 0, -1)
+    ids = list[str]()
+    for answer_id in found:
         with suppress(BadAnswerId):
             ids.append(check_answer_id(answer_id))
     return ids
