@@ -239,7 +239,7 @@ def _worker(args: argparse.Namespace) -> int:
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     try:
         client = connect()
-        timing = Timing(lease=args.lease, tick=min(0.5, args.lease / 10))
+        timing = Timing(lease=args.lease)
         worker = Worker(slots=args.slots, name=args.name, client=client, timing=timing)
         say(f"{worker.name} answers questions from {connection.where(client)}; Ctrl-C ends it.")
         serve(worker, args.within, with_parent=args.with_parent)
