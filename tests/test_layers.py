@@ -26,7 +26,7 @@ ROOMS = {
     "viewing": 400,
     "widgets": 800,
     "web": 900,
-    "checks": 1100,  # twenty exercises, each tried with what learners get wrong
+    "checks": 940,  # twenty exercises, each tried with what learners get wrong
     "setup": 1200,  # a bare Python, any system, and errors that say what to do
 }
 SET_UP = ("setup", "__main__")  # before anything is installed
