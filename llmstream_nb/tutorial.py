@@ -181,7 +181,8 @@ def listen_to_streams_by_read_group(
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
-    reading, deadline, wanted = False, time.monotonic() + timeout, dict.fromkeys(streams, ">")
+    reading, deadline = False, time.monotonic() + timeout
+    wanted: Any = dict.fromkeys(streams, ">")
     while True:
         with _turn(deadline, f"{end_chunk(question_id)} for {consumer} of {group}") as ms:
             # Breaks when a consumer dies: what it took stays pending, since nobody reads that again.

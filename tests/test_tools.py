@@ -23,6 +23,7 @@ from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.faults.servers import RedisServer, available
 
 from .model import wait_for
+from .schedules import Restorable
 
 NO_RETRY = Retry(NoBackoff(), 0)
 ENTRY: dict[Any, Any] = {"text": "x"}
@@ -158,14 +159,6 @@ def test_cut_in_the_middle_of_a_reply(proxy: Proxy, direct: redis.Redis) -> None
             client.get("k")
         assert proxy.bytes_down == before + 6
         assert client.get("k") == "value"
-
-
-def test_reply_lost_in_silence_times_out(proxy: Proxy, direct: redis.Redis) -> None:
-    proxy.drop_reply(cut=False)
-    with strict(proxy, socket_timeout=0.1) as client, pytest.raises(redis.TimeoutError):
-        client.xadd("s", ENTRY)
-    proxy.wait_dropped()
-    assert direct.xlen("s") == 1
 
 
 def test_lost_reply_of_a_blocked_read(proxy: Proxy, direct: redis.Redis) -> None:
@@ -312,7 +305,7 @@ def test_killed_server_comes_back_on_its_port_with_its_data(server: RedisServer)
 
 @pytest.mark.parametrize("appendonly", ["yes", "no"])
 def test_snapshot_brings_the_older_data_back(server: RedisServer, appendonly: str) -> None:
-    with RedisServer(server.program, appendonly=appendonly) as mortal, mortal.client() as client:
+    with Restorable(server.program, appendonly=appendonly) as mortal, mortal.client() as client:
         client.xadd("s", ENTRY, id="1-0")
         mortal.snapshot()
         client.xadd("s", ENTRY, id="1-1")

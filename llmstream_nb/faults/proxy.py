@@ -41,7 +41,6 @@ class Fault:
     left: int = 1
     reaches_server: bool = True
     keep: int = 0  # bytes of the reply that still get through
-    cut: bool = True  # else the connection stays open, and silent
 
     def hits(self, request: bytes, commands: list[list[bytes]]) -> bool:
         """Whether this request is one of those meant."""
@@ -103,13 +102,12 @@ class Proxy:
 
     # Faults on cue
 
-    def drop_reply(self, n: int = 1, when: bytes = b"", *, cut: bool = True) -> None:
+    def drop_reply(self, n: int = 1, when: bytes = b"") -> None:
         """Let the next `n` requests that contain `when` reach the server, but lose their replies.
 
-        The server has surely done its work before the connection is cut. With `cut=False` the connection
-        stays open, and the client waits until it times out.
+        The server has surely done its work before the connection is cut.
         """
-        self._order(Fault(when, n, cut=cut))
+        self._order(Fault(when, n))
 
     def drop_request(self, n: int = 1, when: bytes = b"") -> None:
         """Cut off the next `n` requests that contain `when` before the server sees a byte of them."""
@@ -260,10 +258,7 @@ class Proxy:
     def _drop(self, link: Link) -> None:
         with self._changed:
             self.dropped += 1  # before the client can notice
-            if link.fault and link.fault.cut:
-                self._end(link)
-            link.fault = None
-            self._changed.notify_all()
+            self._end(link)
 
     def _end(self, link: Link) -> None:
         with self._changed:
