@@ -8,16 +8,15 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+import redis
 
+from llmstream_nb.answers.ask import Answer
 from llmstream_nb.protocol.wire import LLMStreamError
 from llmstream_nb.tables import entries
 
-if TYPE_CHECKING:
-    import pandas as pd
-    import redis
+if TYPE_CHECKING:  # it takes its time to import
     from matplotlib.figure import Figure
-
-    from llmstream_nb.answers.ask import Answer
 
 # Told apart by dashes and marks as well: colours don't reach everybody, nor a black-and-white print.
 STYLES = (

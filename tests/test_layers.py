@@ -21,13 +21,13 @@ ROOMS = {
     "pool": 640,  # a queue, workers that take over from the dead, and groups on one answer
     "tutorial": 135,
     "tables": 330,
-    "plots": 200,
-    "faults": 420,  # a proxy and servers that break for real, for notebooks and tests
+    "plots": 115,
+    "faults": 361,  # a proxy and servers that break for real, for notebooks and tests
     "viewing": 400,
     "widgets": 800,
     "web": 900,
     "checks": 1100,  # twenty exercises, each tried with what learners get wrong
-    "setup": 1200,  # a bare Python, any system, and errors that say what to do
+    "setup": 1081,  # a bare Python, any system, and errors that say what to do
 }
 SET_UP = ("setup", "__main__")  # before anything is installed
 PURE = {"__future__", "json", "re", "collections", "dataclasses", "typing", "llmstream_nb", "math"}

@@ -105,9 +105,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--port", type=int, help="JupyterLab's port (the first free one from 8888)")
     one.add_argument("--base-url", metavar="PATH", help="the path it is served under, e.g. /user/me/")
 
-    one = command(
-        "test", lambda args: _maintain("suites").run(args.suite, args.k), "run the tests, and the notebooks as tests"
-    )
+    one = command("test", _test, "run the tests, and the notebooks as tests")
     one.add_argument("-k", metavar="EXPRESSION", help="only the tests that match, as in pytest")
     one.add_argument("--suite", choices=["core", "notebooks", "browser"], help="only this part")
 
@@ -156,11 +154,7 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
 
-    one = command(
-        "save-outputs",
-        lambda args: _maintain("save_outputs").save_outputs(args.name),
-        "for maintainers: run notebooks and save their outputs",
-    )
+    one = command("save-outputs", _save_outputs, "for maintainers: run notebooks and save their outputs")
     one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
     return top
 
@@ -192,8 +186,7 @@ class NothingShared(ValueError):
 def _share_redis(args: argparse.Namespace) -> None:
     """Let a command in another terminal see the answers of the lab that runs here."""
     if args.command in {"ask", "watch", "worker", "web", "clear"} and not os.environ.get("REDIS_URL"):
-        url = running_redis()
-        if url:
+        if url := running_redis():
             os.environ["REDIS_URL"] = url
         elif args.command in {"watch", "worker"} or getattr(args, "pool", False):
             what = "nothing to watch" if args.command == "watch" else "no queue"
@@ -322,6 +315,14 @@ def _wheels(args: argparse.Namespace) -> int:
     from llmstream_nb.setup.wheels import fill  # it needs a package
 
     return fill(args.folder, args.platforms, args.pythons, model=not args.no_model)
+
+
+def _test(args: argparse.Namespace) -> int:
+    return int(_maintain("suites").run(args.suite, args.k))
+
+
+def _save_outputs(args: argparse.Namespace) -> int:
+    return int(_maintain("save_outputs").save_outputs(args.name))
 
 
 def _maintain(module: str) -> Any:
