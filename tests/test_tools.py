@@ -161,6 +161,14 @@ def test_cut_in_the_middle_of_a_reply(proxy: Proxy, direct: redis.Redis) -> None
         assert client.get("k") == "value"
 
 
+def test_reply_lost_in_silence_times_out(proxy: Proxy, direct: redis.Redis) -> None:
+    proxy.drop_reply(cut=False)
+    with strict(proxy, socket_timeout=0.1) as client, pytest.raises(redis.TimeoutError):
+        client.xadd("s", ENTRY)
+    proxy.wait_dropped()
+    assert direct.xlen("s") == 1
+
+
 def test_lost_reply_of_a_blocked_read(proxy: Proxy, direct: redis.Redis) -> None:
     """The reply is lost when it comes: the group has delivered the entry, its reader has not got it."""
     direct.xgroup_create("s", "g", mkstream=True)

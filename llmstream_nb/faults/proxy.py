@@ -41,6 +41,7 @@ class Fault:
     left: int = 1
     reaches_server: bool = True
     keep: int = 0  # bytes of the reply that still get through
+    cut: bool = True  # else the connection stays open, and silent
 
     def hits(self, request: bytes, commands: list[list[bytes]]) -> bool:
         """Whether this request is one of those meant."""
@@ -102,12 +103,13 @@ class Proxy:
 
     # Faults on cue
 
-    def drop_reply(self, n: int = 1, when: bytes = b"") -> None:
+    def drop_reply(self, n: int = 1, when: bytes = b"", *, cut: bool = True) -> None:
         """Let the next `n` requests that contain `when` reach the server, but lose their replies.
 
-        The server has surely done its work before the connection is cut.
+        The server has surely done its work before the connection is cut. With `cut=False` the connection
+        stays open, and the client waits until it times out.
         """
-        self._order(Fault(when, n))
+        self._order(Fault(when, n, cut=cut))
 
     def drop_request(self, n: int = 1, when: bytes = b"") -> None:
         """Cut off the next `n` requests that contain `when` before the server sees a byte of them."""
@@ -258,7 +260,10 @@ class Proxy:
     def _drop(self, link: Link) -> None:
         with self._changed:
             self.dropped += 1  # before the client can notice
-            self._end(link)
+            if link.fault and link.fault.cut:
+                self._end(link)
+            link.fault = None
+            self._changed.notify_all()
 
     def _end(self, link: Link) -> None:
         with self._changed:
