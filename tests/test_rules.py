@@ -29,6 +29,7 @@ from llmstream_nb.protocol.wire import Entry, EntryID, Fenced, Timing
 
 from . import model
 from .model import Model, assert_whole, start, stream_of, text_in, wait_for
+from .schedules import Restorable
 
 pytestmark = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")
 FAST = Timing(lease=0.6, tick=0.05, ttl=600, give_up=6.0, patience=1.5)
@@ -38,15 +39,15 @@ FAST = Timing(lease=0.6, tick=0.05, ttl=600, give_up=6.0, patience=1.5)
 class Lab:
     """A redis-server to break, seen directly and through the proxy."""
 
-    server: servers.RedisServer
+    server: Restorable
     proxy: Proxy
     direct: redis.Redis  # the test's own view
     client: redis.Redis  # the producer's, through the proxy
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[tuple[servers.RedisServer, Proxy]]:
-    with servers.RedisServer(appendfsync="always") as server, Proxy("127.0.0.1", server.port) as proxy:
+def machine() -> Iterator[tuple[Restorable, Proxy]]:
+    with Restorable(appendfsync="always") as server, Proxy("127.0.0.1", server.port) as proxy:
         yield server, proxy
 
 
