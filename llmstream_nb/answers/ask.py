@@ -140,6 +140,11 @@ class Answer:
         return self.look().record
 
     @property
+    def exception(self) -> BaseException | None:
+        """What the source raised, if this process has asked it; others see only its class, and a message fit to show."""
+        return self._producer.exception if self._producer else None
+
+    @property
     def at_work(self) -> bool:
         """Whether this process is writing it."""
         return self._producer is not None and not self._producer.done.is_set()

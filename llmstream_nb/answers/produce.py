@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import secrets
 import threading
@@ -37,6 +38,7 @@ from llmstream_nb.protocol.wire import (
     same_question,
 )
 
+log = logging.getLogger(__name__)
 Json = dict[str, Any]
 BATCH = 500  # entries in one MULTI: enough to be fast, small enough not to hold up other clients
 BACKLOG = 5_000  # unsent entries before the model has to wait
@@ -290,7 +292,8 @@ class Producer:
     A pen goes between them: who holds it may use the attempt. The writing thread lays it down only to rest, and
     then the model's thread may write what has just come: to wake the other first would make it late.
 
-    `writing` is how often and how much to keep; `about` goes into the start entry, beside model and source.
+    `writing` is how often and how much to keep; `silence` how many seconds a source may be silent that doesn't look
+    after that itself, before its first delta and after it; `about` goes into the start entry, beside model and source.
     """
 
     def __init__(
@@ -300,18 +303,21 @@ class Producer:
         deltas: Iterable[str],
         timing: Timing,
         writing: Writing | None = None,
+        silence: tuple[float, float] = (math.inf, math.inf),
         **about: str,
     ) -> None:
         writing = writing or Writing()
         self.attempt = Attempt(client, record, timing, writing.maxlen)
         self.done = threading.Event()  # the end is confirmed, or there is no more hope
         self.error: LLMStreamError | None = None  # what kept this producer from writing the end itself
+        self.exception: BaseException | None = None  # what the source raised
         self.ended = False  # the answer has ended, and its record says so
         self.lost = False  # whether the error was a Redis out of reach: someone else may fare better
         self._deltas, self._about = deltas, about
         self._stop = self._left = self._closed = False  # closed: no entry may follow
         self._changed, self._pen = threading.Condition(), threading.Lock()
         self._held, self._pause = "", writing.coalesce_ms / 1000  # text for the next entry; seconds between two
+        self._silence = silence  # seconds that the source may be silent, before its first delta and after it
         self._began = self._next = time.monotonic()  # the next entry may be written from then on
         self._last = self._began  # when the model was asked for the next delta
         self._first_token: int | None = None  # milliseconds
@@ -348,9 +354,14 @@ class Producer:
                 reason = getattr(self._deltas, "finish_reason", None) or "stop"
                 self._close("end", reason=reason, usage=getattr(self._deltas, "usage", None))
         except ModelError as error:
-            self._close("error", error=error.error, message=str(error))
-        except Exception as error:  # noqa: BLE001 - a source may be anybody's code: what it raises becomes an entry
-            self._close("error", error=type(error).__name__, message=clean(str(error))[:500])
+            self._fail(error, error.error, str(error))
+        except BaseException as error:  # noqa: BLE001 - a source may be anybody's code: it may also exit, or be cancelled
+            # What it says may hold anything, and the entry is for all to see.
+            self._fail(error, type(error).__name__, f"The source raised {type(error).__name__}: see answer.exception.")
+
+    def _fail(self, error: BaseException, name: str, message: str) -> None:
+        self.exception = self.exception or error
+        self._close("error", error=name, message=message)
 
     def _add(self, text: str) -> bool:
         """Take in text, to be written by this thread or the other; waits while too much is unsent.
@@ -423,6 +434,9 @@ class Producer:
                     return
                 if self._stop:
                     self._close("end", reason="cancelled")
+                elif self._is_stalled():
+                    self._close_model()
+                    self._close("error", error="Stalled", message="The source has been silent for too long: ask again.")
                 attempt.insist(attempt.flush)
                 if attempt.cancelled:
                     self.stop()
@@ -440,6 +454,11 @@ class Producer:
             self._close_model()
             attempt.close()
             self.done.set()
+
+    def _is_stalled(self) -> bool:
+        """Whether the source has been silent for longer than it may; a model that waits for Redis is not."""
+        limit = self._silence[self._first_token is not None]
+        return self.attempt.sent == len(self.attempt.entries) and time.monotonic() - self._last > limit
 
     def _rest(self) -> None:
         """Lay down the pen until there is something to write, a tick is due, or the end is asked for."""
@@ -459,7 +478,10 @@ class Producer:
         """End the model's request. A generator is let be: closing one that runs raises; it ends at its next delta."""
         close = getattr(self._deltas, "close", None)
         if close and not isinstance(self._deltas, Generator):
-            close()
+            try:
+                close()
+            except Exception as error:  # noqa: BLE001 - a source may be anybody's code, and the answer ends all the same
+                log.warning("%s: closing its source raised %s", self.attempt.record["id"], type(error).__name__)
 
     def _opening(self, _: Entry | None) -> tuple[str, dict[str, Any]]:
         own = {key: self.attempt.record[key] for key in ("model", "source")}
