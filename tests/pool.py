@@ -32,7 +32,8 @@ from llmstream_nb.answers.connection import connect
 from llmstream_nb.answers.produce import Attempt
 from llmstream_nb.answers.read import Backoff
 from llmstream_nb.pool import worker as workers
-from llmstream_nb.pool.worker import Worker, serve
+from llmstream_nb.pool.process import serve
+from llmstream_nb.pool.worker import Worker
 from llmstream_nb.protocol.wire import EntryID, Fenced, Timing, parse_entries
 
 POINTS = {  # what a worker does, where it can be hit: the method, before or after its nth call

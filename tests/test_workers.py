@@ -29,9 +29,12 @@ from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.llm import local
 from llmstream_nb.llm import sources as llm
 from llmstream_nb.llm.completion import ModelError
+from llmstream_nb.pool import queue as queues
 from llmstream_nb.pool import worker as workers
 from llmstream_nb.pool.groups import BadName
-from llmstream_nb.pool.worker import MAX_TAKEOVERS, Worker, enqueue, start_process
+from llmstream_nb.pool.process import start_process
+from llmstream_nb.pool.queue import enqueue
+from llmstream_nb.pool.worker import MAX_TAKEOVERS, Worker
 from llmstream_nb.protocol.events import Ended, Interrupted, Restarted, Started, text_of
 from llmstream_nb.protocol.wire import POOL, AnswerExists, BadAnswerId, BadQuestion, Fenced
 from llmstream_nb.setup import cli, lab
@@ -775,7 +778,7 @@ def test_what_is_no_question_leaves_the_queue_also_when_it_is_taken_over(
 def test_a_source_that_the_worker_has_not_is_an_answer_that_failed(client, pool, monkeypatch, source, error) -> None:
     monkeypatch.setattr(local, "installed", lambda: False)
     monkeypatch.setattr(llm, "_settings", dict)
-    monkeypatch.setattr(workers, "check_source", lambda name: name)
+    monkeypatch.setattr(queues, "check_source", lambda name: name)
     monkeypatch.delenv("LLMSTREAM_LOCAL_URL", raising=False)
     worker = pool(None)
     answer = ended(enqueue("why?", source=source, client=client, timing=FAST))

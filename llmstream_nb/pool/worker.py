@@ -6,37 +6,25 @@ import json
 import logging
 import os
 import secrets
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import redis
 from redis.exceptions import RedisError, ResponseError
 
-from llmstream_nb.answers.ask import Answer, Source, clear, close_answer
-from llmstream_nb.answers.connection import (
-    Line,
-    current,
-    environment_of,
-    is_passing,
-    milliseconds,
-    names_of,
-    said,
-    unusable,
-)
+from llmstream_nb.answers.ask import Source, close_answer
+from llmstream_nb.answers.connection import Line, current, is_passing, milliseconds, names_of, said, unusable
 from llmstream_nb.answers.produce import Producer, Writing
 from llmstream_nb.answers.read import Backoff, look
-from llmstream_nb.answers.record import new_record, parse_record, register
-from llmstream_nb.llm.sources import check_source, complete, default_source
+from llmstream_nb.answers.record import parse_record
+from llmstream_nb.llm.sources import complete
 from llmstream_nb.pool.groups import NEW, check_name, is_gone, read_group
+from llmstream_nb.pool.queue import GivenUp, NotAQuestion
 from llmstream_nb.protocol.wire import (
     POOL,
     BadAnswerId,
@@ -44,7 +32,6 @@ from llmstream_nb.protocol.wire import (
     Fenced,
     LLMStreamError,
     Timing,
-    check_answer_id,
     check_question,
     parse_entries,
 )
@@ -54,41 +41,6 @@ KEPT_FAILURES = 1_000
 FINISH = 30.0  # seconds that a worker has by default to finish its answers when it is told to end
 
 log = logging.getLogger("llmstream_nb.pool.worker")
-
-
-def enqueue(
-    question: str,
-    *,
-    topic: str | None = None,
-    source: str | None = None,
-    model: str | None = None,
-    id: str | None = None,
-    client: redis.Redis | None = None,
-    timing: Timing | None = None,
-) -> Answer:
-    """Put a question into the pool's queue (XADD), and return the same handle as `ask`.
-
-    Some worker will answer it, also after this process has ended; if that worker dies, another begins anew.
-    Without a worker it waits: `Worker().start()`, or `python3 -m llmstream_nb worker` in a terminal.
-
-    Arguments and errors are those of `ask`; what `source` needs must be where the workers are.
-    """
-    client, timing = client or current(), timing or Timing()
-    question, answer_id = check_question(question), check_answer_id(id or secrets.token_hex(6))
-    source = check_source(source or default_source())
-    record = new_record(answer_id, question, topic, source, model or "") | {"pooled": True}
-    register(client, record, timing)
-    try:
-        client.xadd(names_of(client).questions, {"answer": answer_id})
-    except (RedisError, OSError) as error:
-        with suppress(LLMStreamError):
-            clear(answer_id, client=client, timing=timing)
-        raise unusable(error, client) from None
-    return Answer(answer_id, client=client, timing=timing)
-
-
-class NotAQuestion(LLMStreamError):
-    """An entry of the queue, or the record behind it, that `enqueue` did not write."""
 
 
 @dataclass
@@ -403,52 +355,6 @@ class Worker:
                 line.redis.xgroup_delconsumer(queue, POOL, self.name)
 
 
-class GivenUp(LLMStreamError):
-    """A question that has outlived too many workers."""
-
-
 def _failing(error: Exception) -> Iterator[str]:
     raise error
     yield  # makes this a generator: it raises at its first `next`
-
-
-# -------------------------------------------------------------------------------------------------- processes
-
-
-def serve(worker: Worker, within: float = FINISH, *, with_parent: bool = False) -> None:
-    """Run a worker in the main thread of a process, until SIGTERM or Ctrl-C; a second one hands back at once.
-
-    `with_parent` ends it too when standard input does, which is a pipe from the process that wanted it.
-    """
-
-    def end(*_: object) -> None:
-        worker.finish(0 if worker.ending else within)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-
-    def watch() -> None:
-        while os.read(0, 64):
-            pass
-        worker.finish(0)
-
-    if with_parent:
-        threading.Thread(target=watch, name="llmstream parent", daemon=True).start()
-    worker.run()
-
-
-def start_process(
-    name: str, *, slots: int = 1, lease: float = 5.0, client: redis.Redis | None = None
-) -> subprocess.Popen[bytes]:
-    """Start a worker in a process of its own; it ends when this process does, however that happens.
-
-    The process is the worker itself: `kill()` kills it, without a word to Redis. To see what a worker says, start
-    one in a terminal: `python3 -m llmstream_nb worker`.
-    """
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    environment = os.environ | environment_of(client or current()) | {"PYTHONPATH": path, "LLMSTREAM_NO_VENV": "1"}
-    command = [sys.executable, "-m", "llmstream_nb", "worker", "--name", name, "--slots", str(slots)]
-    command += ["--lease", str(lease), "--with-parent"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, **quiet)  # type: ignore[call-overload]

@@ -232,7 +232,7 @@ def _worker(args: argparse.Namespace) -> int:
         return 2
     from llmstream_nb import Timing, Worker, connect
     from llmstream_nb.answers import connection
-    from llmstream_nb.pool.worker import serve
+    from llmstream_nb.pool.process import serve
     from llmstream_nb.protocol.wire import LLMStreamError
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
