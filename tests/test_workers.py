@@ -507,7 +507,7 @@ def test_what_had_ended_is_not_given_up(client, pool, no_waiting_to_judge) -> No
 
 
 def test_the_list_of_failures_is_capped_newest_first(client, pool, monkeypatch) -> None:
-    monkeypatch.setattr(workers, "KEPT_FAILURES", 2)
+    monkeypatch.setattr(queues, "KEPT_FAILURES", 2)
     pool()
     for number in range(4):
         client.xadd(names_of(client).questions, {"answer": f"bad id {number}"})
@@ -529,8 +529,8 @@ def test_an_answer_that_had_ended_is_only_repaired(client, pool, no_waiting_to_j
 def test_a_producer_that_lives_is_not_displaced_though_its_entry_is_idle(client, pool, monkeypatch) -> None:
     """Its worker's coordinator may be held up; what counts is whether the answer is being written."""
     monkeypatch.setattr(Worker, "_wait_to_judge", lambda self: None)
-    models, looks, lives = Models(), [], Worker._lives
-    monkeypatch.setattr(Worker, "_lives", lambda *args: looks.append(lives(*args)) or looks[-1])
+    models, looks, is_written = Models(), [], workers.is_written
+    monkeypatch.setattr(workers, "is_written", lambda *args: looks.append(is_written(*args)) or looks[-1])
     put(client)
     entry = deliver(client)
     attempt = open_attempt(client, entry, "half")
@@ -566,15 +566,15 @@ class Sleeper(Worker):
         self.awake = threading.Event()
         self.awake.set()
 
-    def _round(self, line) -> None:
+    def _round(self) -> None:
         self.awake.wait()
-        super()._round(line)
+        super()._round()
 
     def _begin(self, *args) -> None:
         super()._begin(*args)
-        for job in self._jobs.values():
-            flush = Attempt.flush.__get__(job.producer.attempt)
-            job.producer.attempt.flush = lambda flush=flush: self.awake.wait() and flush()
+        for producer in self._jobs.values():
+            flush = Attempt.flush.__get__(producer.attempt)
+            producer.attempt.flush = lambda flush=flush: self.awake.wait() and flush()
 
 
 @pytest.mark.parametrize("wakes", ["while its heir is writing", "when all is over"])
@@ -822,13 +822,28 @@ def test_a_queue_of_another_type_is_told(client) -> None:
     assert client.get(names_of(client).questions) == "x"
 
 
-def test_a_queue_that_changes_its_type_ends_a_worker_with_an_error(client, pool) -> None:
+def test_a_worker_that_breaks_down_says_so(client, pool, monkeypatch, caplog) -> None:
+    """By its class alone: what an unexpected error says may hold a secret."""
+
+    def broken(self) -> None:
+        raise ZeroDivisionError("redis://:hunter2@127.0.0.1")
+
+    monkeypatch.setattr(Worker, "_take_over", broken)
+    monkeypatch.setattr(Worker, "_wait_to_judge", lambda self: None)
+    worker = pool(name="mule")
+    wait_for(lambda: not worker._thread.is_alive())
+    assert "ZeroDivisionError" in str(worker.error) and isinstance(worker.error.__cause__, ZeroDivisionError)
+    assert "mule" in caplog.text and "ZeroDivisionError" in caplog.text and "hunter2" not in caplog.text
+
+
+def test_a_queue_that_changes_its_type_ends_a_worker_with_an_error(client, pool, caplog) -> None:
     worker = pool()
     wait_for(lambda: client.exists(names_of(client).questions))
     client.delete(names_of(client).questions)
     client.set(names_of(client).questions, "x")
     wait_for(lambda: worker.error)
     assert isinstance(worker.error, RedisUnusable)
+    wait_for(lambda: "RedisUnusable" in caplog.text)
 
 
 def test_a_list_of_failures_of_another_type_ends_a_worker_with_an_error(client, pool) -> None:

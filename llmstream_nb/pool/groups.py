@@ -13,16 +13,7 @@ from llmstream_nb.answers.connection import Line, current, is_passing, milliseco
 from llmstream_nb.answers.read import BLOCK, Backoff, StillWaiting, blocking, queue_look, take_look
 from llmstream_nb.answers.record import parse_record
 from llmstream_nb.protocol.follow import Follower
-from llmstream_nb.protocol.wire import (
-    AnswerKeys,
-    AnswerNotFound,
-    Entry,
-    LLMStreamError,
-    NotAnAnswer,
-    Timing,
-    clean,
-    parse_entries,
-)
+from llmstream_nb.protocol.wire import AnswerNotFound, Entry, LLMStreamError, NotAnAnswer, Timing, clean, parse_entries
 
 COUNT = 100  # entries a read: a batch is lost to its consumer's successor until it is claimed, so not too many
 NEW = ">"  # XREADGROUP's ID for entries that no consumer of the group was given
@@ -74,43 +65,34 @@ def read_answer_group(
         RedisUnusable, NotAnAnswer, BadAnswerId, BadName: as `read_answer`.
     """
     client, timing = client or current(), timing or Timing()
-    keys, group, consumer = names_of(client).answer(answer_id), check_name(group), check_name(consumer)
-    gone = f"the group {group!r} of the answer {answer_id!r} is gone: one of the two was deleted, or has expired"
-    follower, line, retry = Follower(answer_id, timing=timing), Line(client, keys.chunks), Backoff(timing)
+    line = Line(client, names_of(client).answer(answer_id).chunks)
+    reads = Consumer(line, answer_id, check_name(group), check_name(consumer), timing)
+    follower, retry = Follower(answer_id, timing=timing), Backoff(timing)
     began = alive = time.monotonic()
-    made, start, taken = False, "0", list[str]()
     try:
         while not follower.done:
             try:
-                if not made:
-                    create_group(line.redis, answer_id, group, timing)
-                    made = True
-                if taken:  # the caller asks for more: it is through with these
-                    line.redis.xack(keys.chunks, group, *taken)
-                    taken = []
+                reads.acknowledge()  # the caller asks for more: it is through with what it had
                 _check_patience(follower, timeout, began, alive)
                 soon = follower.suspect and follower.state != "interrupted"
-                pause = SOON if soon else min(BLOCK, timeout or BLOCK)
-                raw = read_group(line.redis, keys.chunks, group, consumer, start, count, pause)
-                if not raw and start == NEW and not _is_there(line.redis, keys, follower):
-                    raise GroupGone(gone)
+                raw = reads.read(count, SOON if soon else min(BLOCK, timeout or BLOCK))
+                if not raw and not _is_there(line.redis, follower):
+                    raise GroupGone(f"the entries of {answer_id!r} were deleted, or have expired")
             except StillWaiting:  # a TimeoutError, and so an OSError
                 raise
             except (RedisError, OSError, AttributeError) as error:
                 if is_gone(error):
-                    raise GroupGone(gone) from None
+                    raise GroupGone(
+                        f"the group {group!r} of the answer {answer_id!r} was deleted, or has expired"
+                    ) from None
                 if not is_passing(error) or not retry.sleep():
                     raise unusable(error, client) from None
-                line.reopen()
+                reads.reopen()
                 alive = time.monotonic()
                 follower.reconnected(alive)
                 _check_patience(follower, timeout, began, alive)
-                start = "0"  # what a lost reply held is pending by now
                 continue
             retry.reset()
-            taken = [entry_id for entry_id, _ in raw]
-            if start != NEW:
-                start = taken[-1] if taken else NEW
             if entries := parse_entries(raw):  # what was trimmed is pending without its fields: only to be acked
                 yield entries
                 follower.suspect = entries[-1].final  # nothing to wait for
@@ -120,10 +102,44 @@ def read_answer_group(
         line.close()
 
 
-def _is_there(client: redis.Redis, keys: AnswerKeys, follower: Follower) -> bool:
+class Consumer:
+    """A consumer's reads of its group: what it has pending, page by page, then what is new. Redis errors pass."""
+
+    def __init__(self, line: Line, answer_id: str, group: str, name: str, timing: Timing) -> None:
+        self._line, self._id, self._group, self._name, self._timing = line, answer_id, group, name, timing
+        self._key = names_of(line.redis).answer(answer_id).chunks
+        self._start: str | None = None  # the ID for XREADGROUP; None until the group is there
+        self._taken: list[str] = []  # IDs of the last batch
+
+    def acknowledge(self) -> None:
+        """XACK what was read last."""
+        if self._taken:
+            self._line.redis.xack(self._key, self._group, *self._taken)
+            self._taken = []
+
+    def read(self, count: int, seconds: float) -> list[tuple[str, dict[str, str]]]:
+        """The next entries, at most `count`; waits up to so many seconds for new ones. Makes the group if need be."""
+        if self._start is None:
+            create_group(self._line.redis, self._id, self._group, self._timing)
+            self._start = "0"
+        options = self._line.redis, self._key, self._group, self._name
+        raw = read_group(*options, self._start, count, seconds)
+        if self._start != NEW:
+            self._start = raw[-1][0] if raw else NEW
+            raw = raw or read_group(*options, NEW, count, seconds)
+        self._taken = [entry_id for entry_id, _ in raw]
+        return raw
+
+    def reopen(self) -> None:
+        """After an error: what a lost reply held is pending by now, so begin with that."""
+        self._line.reopen()
+        self._start = self._start and "0"
+
+
+def _is_there(client: redis.Redis, follower: Follower) -> bool:
     """Look at the answer after a read that brought nothing; False if it has ended and its entries are gone."""
     with client.pipeline(transaction=False) as pipe:
-        queue_look(pipe, keys, follower)
+        queue_look(pipe, names_of(client).answer(follower.answer_id), follower)
         replies = pipe.execute()
     take_look(replies, follower, glance=True)
     return bool(replies[0]) or not follower.done

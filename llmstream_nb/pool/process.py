@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import redis
@@ -29,8 +30,9 @@ def serve(worker: Worker, within: float = FINISH, *, with_parent: bool = False) 
         signal.signal(number, end)
 
     def watch() -> None:
-        while os.read(0, 64):
-            pass
+        with suppress(OSError):  # what can't be read has ended, too
+            while os.read(0, 64):
+                pass
         worker.finish(0)
 
     if with_parent:
@@ -51,5 +53,6 @@ def start_process(
     environment = os.environ | environment_of(client or current()) | {"PYTHONPATH": path, "LLMSTREAM_NO_VENV": "1"}
     command = [sys.executable, "-m", "llmstream_nb", "worker", "--name", name, "--slots", str(slots)]
     command += ["--lease", str(lease), "--with-parent"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, **quiet)  # type: ignore[call-overload]
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
