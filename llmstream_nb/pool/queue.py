@@ -15,10 +15,18 @@ from redis.exceptions import RedisError, ResponseError
 
 from llmstream_nb.answers.ask import Answer, clear
 from llmstream_nb.answers.connection import Line, current, milliseconds, names_of, said, unusable
-from llmstream_nb.answers.record import new_record, parse_record, register
+from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.llm.sources import check_source, default_source
 from llmstream_nb.pool.groups import NEW, read_group
-from llmstream_nb.protocol.wire import POOL, BadAnswerId, LLMStreamError, Timing, check_answer_id, check_question
+from llmstream_nb.protocol.wire import (
+    POOL,
+    BadAnswerId,
+    LLMStreamError,
+    Timing,
+    check_answer_id,
+    check_question,
+    parse_record,
+)
 
 KEPT_FAILURES = 1_000
 

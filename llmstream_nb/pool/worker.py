@@ -257,7 +257,7 @@ class Worker:
         with suppress(RedisError, OSError, LLMStreamError):
             for job, producer in self._jobs.items():
                 producer.done.wait(max(0.0, deadline - time.monotonic()))
-                if not producer.open:
+                if producer.ended:
                     self._queue.done(job)
                 elif not producer.error:
                     log.info("%s: hands back %s", self.name, job.answer_id)
