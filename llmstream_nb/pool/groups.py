@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import redis
-from redis.exceptions import RedisError, ResponseError, WatchError
+from redis.exceptions import ResponseError, WatchError
 
-from llmstream_nb.answers.connection import Line, current, is_passing, milliseconds, names_of, said, unusable
+from llmstream_nb.answers.connection import LOST, Line, current, is_passing, milliseconds, names_of, said, unusable
 from llmstream_nb.answers.read import Backoff, longest_block, send
 from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.round import BLOCK, Round, StillWaiting
@@ -89,11 +89,9 @@ def read_answer_group(
                     raise GroupGone(f"the entries of {answer_id!r} were deleted, or have expired")
             except StillWaiting:  # a TimeoutError, and so an OSError
                 raise
-            except (RedisError, OSError, AttributeError) as error:
+            except LOST as error:
                 if is_gone(error):
-                    raise GroupGone(
-                        f"the group {group!r} of the answer {answer_id!r} was deleted, or has expired"
-                    ) from None
+                    raise GroupGone(f"the group {group!r} of {answer_id!r} was deleted, or has expired") from None
                 if not is_passing(error) or not retry.sleep():
                     raise unusable(error, client) from None
                 reads.reopen()
@@ -188,29 +186,28 @@ def create_group(client: redis.Redis, answer_id: str, group: str, timing: Timing
     Raises AnswerNotFound, GroupGone where only the record is left, NotAnAnswer for a key of another type.
     """
     key, question = names_of(client).answer(answer_id)[:2]
+    pipe: Any = client.pipeline(transaction=True)
     try:
-        with client.pipeline(transaction=True) as pipe:
+        with pipe:
             # Watched, for what is seen must still hold when the group is made: an answer may begin just now, and a
             # group must not bring back the key of one that is just deleted.
             pipe.watch(key, question)
-            record = parse_record(pipe.get(question))  # type: ignore[arg-type]
-            kind = str(pipe.type(key))  # after the record: where that tells an end, entries were there before
+            record = parse_record(pipe.get(question))
+            kind = pipe.type(key)  # after the record: where that tells an end, entries were there before
+            if kind not in ("none", "stream"):
+                raise NotAnAnswer(f"{key!r} holds a {kind}, not a stream: use another id, or delete that key")
+            if kind == "none" and record is None:
+                raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
+            if kind == "none" and record and record.get("end"):
+                raise GroupGone(f"the entries of {answer_id!r} have expired: see Answer({answer_id!r}).text")
             if kind == "none":
-                if record is None:
-                    raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
-                if record.get("end"):
-                    raise GroupGone(
-                        f"the entries of {answer_id!r} have expired; its text is in Answer({answer_id!r}).text"
-                    )
                 pipe.multi()
                 pipe.xgroup_create(key, group, "0", mkstream=True)
                 # At once: a reply may be lost, and a key must not stay for ever.
                 pipe.pexpire(key, milliseconds(timing.ttl))
                 pipe.execute()
-            elif kind == "stream":
-                pipe.xgroup_create(key, group, "0")  # no MULTI: it may grow meanwhile
             else:
-                raise NotAnAnswer(f"{key!r} holds a {kind}, not a stream: use another id, or delete that key")
+                pipe.xgroup_create(key, group, "0")  # no MULTI: it may grow meanwhile
     except WatchError:  # it begins, or goes, just now: look again
         create_group(client, answer_id, group, timing)
     except ResponseError as error:
@@ -227,21 +224,18 @@ def claim(
     it first, and acknowledges them. Idle time goes on counting while Redis is down, so don't judge right after
     a restart. Raises GroupGone, RedisUnusable, NotAnAnswer, BadAnswerId or BadName.
     """
-    client = client or current()
-    key, cursor, found = names_of(client).answer(answer_id).chunks, "0-0", list[Entry]()
+    given: Any = client or current()
+    key, group, consumer = names_of(given).answer(answer_id).chunks, check_name(group), check_name(consumer)
+    cursor, found = "", list[Entry]()
     try:
-        while True:
-            reply: Any = client.xautoclaim(
-                key, check_name(group), check_name(consumer), int(idle * 1000), cursor, count=COUNT
-            )
-            cursor = reply[0]
-            found += parse_entries(reply[1])
-            if cursor == "0-0":
-                return found
-    except (RedisError, OSError, AttributeError) as error:
+        while cursor != "0-0":
+            cursor, raw, *_ = given.xautoclaim(key, group, consumer, int(idle * 1000), cursor or "0-0", count=COUNT)
+            found += parse_entries(raw)
+        return found
+    except LOST as error:
         if is_gone(error):
             raise GroupGone(f"the answer {answer_id!r} has no group {group!r}: read_answer_group makes one") from None
-        raise unusable(error, client) from None
+        raise unusable(error, given) from None
 
 
 def is_gone(error: Exception) -> bool:

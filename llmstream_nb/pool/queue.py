@@ -18,15 +18,7 @@ from llmstream_nb.answers.connection import Line, current, milliseconds, names_o
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.llm.sources import check_source, default_source
 from llmstream_nb.pool.groups import NEW, read_group
-from llmstream_nb.protocol.wire import (
-    POOL,
-    BadAnswerId,
-    LLMStreamError,
-    Timing,
-    check_answer_id,
-    check_question,
-    parse_record,
-)
+from llmstream_nb.protocol.wire import POOL, LLMStreamError, Timing, check_answer_id, check_question, parse_record
 
 KEPT_FAILURES = 1_000
 
@@ -70,7 +62,7 @@ def read_question(answer_id: str, client: redis.Redis) -> dict[str, Any] | None:
     """The record that `enqueue` wrote; None where it is gone. Raises NotAQuestion or BadQuestion; Redis errors pass."""
     try:
         text: Any = client.get(names_of(client).answer(answer_id).question)
-    except (BadAnswerId, ResponseError) as error:
+    except (LLMStreamError, ResponseError) as error:  # the first where that can't be an id at all
         raise NotAQuestion(f"This entry of the queue leads to no record of a question: {said(error)}") from None
     if text is None:
         return None

@@ -13,10 +13,10 @@ from contextlib import suppress
 from typing import Any
 
 import redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from llmstream_nb.answers.ask import Source, close_answer
-from llmstream_nb.answers.connection import current, is_passing, names_of, unusable
+from llmstream_nb.answers.connection import LOST, current, is_passing, names_of, unusable
 from llmstream_nb.answers.produce import Producer, Writing
 from llmstream_nb.answers.read import Backoff, look
 from llmstream_nb.llm.sources import complete
@@ -124,7 +124,7 @@ class Worker:
                     while self._goes_on:
                         self._round()
                         retry.reset()
-                except (RedisError, OSError, AttributeError) as error:
+                except LOST as error:
                     if not (is_passing(error) or is_gone(error)) or not retry.sleep():
                         raise unusable(error, self.client) from None
                     self._queue.line.reopen()
@@ -254,7 +254,7 @@ class Worker:
         for producer in self._jobs.values():
             producer.leave()
         deadline = time.monotonic() + 2 * self.timing.tick
-        with suppress(RedisError, OSError, LLMStreamError):
+        with suppress(*LOST, LLMStreamError):
             for job, producer in self._jobs.items():
                 producer.done.wait(max(0.0, deadline - time.monotonic()))
                 if producer.ended:
