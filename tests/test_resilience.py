@@ -36,7 +36,8 @@ from llmstream_nb.answers.produce import Attempt, Producer, Writing
 from llmstream_nb.answers.read import look
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
-from llmstream_nb.pool.worker import Worker, enqueue
+from llmstream_nb.pool.queue import enqueue
+from llmstream_nb.pool.worker import Worker
 from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, text_of
 from llmstream_nb.protocol.follow import Cursor, Follower
 from llmstream_nb.protocol.wire import ORIGIN, Entry, EntryID, Fenced, Timing
