@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from llmstream_nb.answers.connection import Line, current, is_passing, names_of, unusable
 from llmstream_nb.answers.record import parse_record
 from llmstream_nb.protocol.events import Event, Gap, text_of
-from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.protocol.follow import Follower, Signs
 from llmstream_nb.protocol.wire import AnswerKeys, AnswerNotFound, EntryID, LLMStreamError, Timing, parse_entries
 
 COUNT = 500  # entries a read: one round trip for many tokens, still small in memory
@@ -108,8 +108,9 @@ def take_look(replies: list[Any], follower: Follower, glance: bool = False) -> l
     """Judge the replies to `queue_look`; with `glance`, for a follower that does not read the entries itself."""
     top, leased, record, cancelled = replies
     entries = parse_entries(top)
+    signs = Signs(entries[0] if entries else None, bool(leased), parse_record(record), bool(cancelled))
     judge = follower.glance if glance else follower.silence
-    return judge(entries[0] if entries else None, bool(leased), parse_record(record), bool(cancelled), time.monotonic())
+    return judge(signs, time.monotonic())
 
 
 class Look(NamedTuple):

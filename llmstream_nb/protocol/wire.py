@@ -185,12 +185,11 @@ class Entry(NamedTuple):
     def data(self) -> dict[str, Any]:
         """The JSON object of a start, end or error entry; raises NotAnAnswer."""
         try:
-            data = json.loads(self.text)
-        except ValueError:
-            data = None
-        if not isinstance(data, dict):
-            raise NotAnAnswer(f"entry {self.id} of kind {self.kind!r} holds no JSON object")
-        return data
+            if isinstance(data := json.loads(self.text), dict):
+                return data
+        except (ValueError, RecursionError):
+            pass
+        raise NotAnAnswer(f"entry {self.id} of kind {self.kind!r} holds no JSON object")
 
     @classmethod
     def parse(cls, raw_id: str, fields: Mapping[str, str]) -> Entry:
@@ -214,8 +213,6 @@ def parse_entries(raw: Iterable[RawEntry]) -> list[Entry]:
 
 def clean(text: str) -> str:
     """Join surrogate pairs and turn unpaired surrogates into U+FFFD, since UTF-8 can't hold them."""
-    if text.isascii():
-        return text
     try:
         text.encode()
         return text
