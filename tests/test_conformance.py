@@ -235,5 +235,5 @@ def test_every_rule_of_a_reader_has_a_case_and_a_reader_without_it() -> None:
     shown = {rule for case in READING for rule in case["rules"]}
     assert shown == {rule_of(without) for without in WITHOUT} == set(RULES[: len(shown)])
     assert {rule for case in CASES for rule in case["rules"]} <= set(RULES)
-    assert RULES == [f"R{number}" for number in range(1, len(RULES) + 1)]
+    assert [f"R{number}" for number in range(1, len(RULES) + 1)] == RULES
     assert len({case["name"] for case in CASES}) == len(CASES)

@@ -22,7 +22,7 @@ from llmstream_nb.web.sse import Frame, frame, frames
 from tests.test_conformance import FOLDER, READING, named
 
 SCRIPT = (FOLDER / "web/page/answer.js").read_text("utf-8")
-PATIENCE = 5.0  # seconds: a bound, not an expectation
+PATIENCE = 15.0  # seconds: a bound, not an expectation
 KINDS = {"started": Started, "restarted": Restarted, "text": Text, "gap": Gap, "ended": Ended, "failed": Failed}
 BEGIN = """async (after) => {
   const { Answer, Paper } = await import(new URL("answer.js", location.href));
