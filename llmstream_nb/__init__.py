@@ -9,10 +9,9 @@ from llmstream_nb import moved
 _HOMES = {
     "": "checks faults plots tables tutorial",
     "answers.ask": "Answer ask ask_without_stream clear stop_answer",
-    "answers.aread": "aread_answer",
     "answers.connection": "connect environment_of",
     "answers.produce": "Writing",
-    "answers.read": "read_answer",
+    "answers.read": "aread_answer read_answer",
     "llm.sources": "complete prepared_questions",
     "pool.groups": "claim read_answer_group",
     "pool.worker": "Worker enqueue start_process",

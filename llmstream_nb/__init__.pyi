@@ -5,7 +5,6 @@ from llmstream_nb import faults as faults
 from llmstream_nb import plots as plots
 from llmstream_nb import tables as tables
 from llmstream_nb import tutorial as tutorial
-from llmstream_nb.answers.aread import aread_answer as aread_answer
 from llmstream_nb.answers.ask import Answer as Answer
 from llmstream_nb.answers.ask import ask as ask
 from llmstream_nb.answers.ask import ask_without_stream as ask_without_stream
@@ -14,6 +13,7 @@ from llmstream_nb.answers.ask import stop_answer as stop_answer
 from llmstream_nb.answers.connection import connect as connect
 from llmstream_nb.answers.connection import environment_of as environment_of
 from llmstream_nb.answers.produce import Writing as Writing
+from llmstream_nb.answers.read import aread_answer as aread_answer
 from llmstream_nb.answers.read import read_answer as read_answer
 from llmstream_nb.llm.sources import complete as complete
 from llmstream_nb.llm.sources import prepared_questions as prepared_questions

@@ -25,7 +25,7 @@ class Finder:
 
     def find_spec(self, name: str, *_: Any) -> Any:
         """As importlib calls it."""
-        return ModuleSpec(name, self) if name in MOVED else None
+        return ModuleSpec(name, self) if name in MOVED else None  # type: ignore[arg-type]  # no need to import importlib.abc
 
     def create_module(self, spec: Any) -> Any:
         """Import the module under its new name; None would make a new, empty one."""

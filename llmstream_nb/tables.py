@@ -11,8 +11,8 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from llmstream_nb.answers.ask import Answer
 from llmstream_nb.answers.connection import current, names_of, unusable
-from llmstream_nb.answers.read import look
-from llmstream_nb.answers.record import parse_record
+from llmstream_nb.answers.read import look_and_events
+from llmstream_nb.protocol.events import Ended, Failed, Restarted, Text
 from llmstream_nb.protocol.wire import (
     ORIGIN,
     POOL,
@@ -26,6 +26,7 @@ from llmstream_nb.protocol.wire import (
     NotAnAnswer,
     clean,
     parse_entries,
+    parse_record,
 )
 
 if TYPE_CHECKING:
@@ -85,16 +86,20 @@ def answers(*, client: redis.Redis | None = None) -> pd.DataFrame:
 def _summary(answer_id: str, client: redis.Redis) -> list[Any]:
     """A row of `answers`; empty for an answer that has expired."""
     try:
-        found = _entries(client, names_of(client).answer(answer_id))
-        now = look(answer_id, client)
+        _check_answer(client, names_of(client).answer(answer_id))
+        now, events = look_and_events(answer_id, client)
     except AnswerNotFound:
         return []
     except (NotAnAnswer, BadAnswerId, BadEntryID):
         return [answer_id, "unreadable", *[None] * 9]
-    data = now.record | (found[-1].data if found and found[-1].final else {})
-    # An attempt without a start only closes the answer from outside: the text is that of the one before.
-    attempt = max((entry.id.attempt for entry in found if entry.kind == "start"), default=0)
-    times = [entry.ms for entry in found if entry.kind == "text" and entry.id.attempt == attempt]
+    data, times = now.record, list[int]()
+    for event in events:
+        if isinstance(event, Restarted):
+            times.clear()
+        elif isinstance(event, Text) and events[0].id != now.top:  # else all of it is from the record, in one piece
+            times.append(event.ms)
+        elif isinstance(event, (Ended, Failed)):
+            data = data | event.data
     data = {"chunks": len(times), "first_token_ms": times[0] if times else None} | data
     return [
         answer_id,

@@ -28,12 +28,13 @@ import redis
 from llmstream_nb.answers.ask import clear, stop_answer
 from llmstream_nb.answers.connection import RedisUnusable, connect, names_of
 from llmstream_nb.answers.produce import Producer, Writing
-from llmstream_nb.answers.read import Look, StillWaiting, look, read_answer
+from llmstream_nb.answers.read import Look, look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.pool.groups import GroupGone, read_answer_group
 from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, Restarted, Text, text_of
+from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, Deleted, Entry, EntryID, Fenced, Timing, parse_entries
 
 from .model import Model

@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from llmstream_nb.answers.aread import aread_answer
 from llmstream_nb.answers.connection import RedisUnusable, connect, names_of
-from llmstream_nb.answers.read import StillWaiting, read_answer
+from llmstream_nb.answers.read import aread_answer, read_answer
 from llmstream_nb.faults import servers
 from llmstream_nb.protocol.events import Ended, Interrupted, Restarted, Started, Text, text_of
+from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import AnswerNotFound, BadAnswerId, BadEntryID, EntryID, NotAnAnswer, Timing
 
 from . import model

@@ -12,10 +12,11 @@ import redis
 from llmstream_nb.answers import produce
 from llmstream_nb.answers.ask import Answer, ask, ask_without_stream, clear, stop_answer
 from llmstream_nb.answers.connection import environment_of, names_of
-from llmstream_nb.answers.read import StillWaiting, look, read_answer
+from llmstream_nb.answers.read import look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.llm.completion import ModelError
 from llmstream_nb.protocol.events import Ended, Failed, Gap, Interrupted, Started, Text, text_of
+from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import (
     AnswerExists,
     AnswerNotFound,

@@ -16,12 +16,13 @@ import redis
 from llmstream_nb.answers import produce
 from llmstream_nb.answers.ask import ask, clear, stop_answer
 from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of, names_of
-from llmstream_nb.answers.read import StillWaiting, look
+from llmstream_nb.answers.read import look
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.pool import groups
 from llmstream_nb.pool.groups import BadName, GroupGone, claim, read_answer_group
+from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import AnswerNotFound, BadAnswerId, Entry, LLMStreamError, NotAnAnswer, Timing
 
 from .conftest import FAST

@@ -23,7 +23,9 @@ from llmstream_nb.answers.ask import Answer, clear
 from llmstream_nb.faults import servers
 from llmstream_nb.pool.worker import Worker
 from llmstream_nb.protocol.events import Ended, Failed, Gap, Interrupted, Restarted, Started, Text
-from llmstream_nb.protocol.wire import ORIGIN, EntryID, Timing, clean
+from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.protocol.round import Round
+from llmstream_nb.protocol.wire import ORIGIN, EntryID, Names, Timing, clean
 from llmstream_nb.web import Limits, NotServed, WebServer, hub, sse
 from llmstream_nb.web import admission as guard
 
@@ -401,7 +403,7 @@ def test_one_who_is_behind_is_told_when_what_it_lacks_is_gone(client, serve):
 
 
 def test_what_viewers_have_in_common_is_no_more_than_the_window():
-    channel = hub.Channel("a", ORIGIN, FAST)
+    channel = hub.Channel(Round(Names().answer("a"), Follower("a", ORIGIN, FAST)))
     for n in range(1, 200):
         channel.take([Gap(EntryID(1, n), 1), Text(EntryID(1, n), "x" * 5_000)])
         assert sum(len(one.data) for one in channel._frames) == channel._size <= hub.WINDOW
@@ -1263,7 +1265,7 @@ def test_an_id_on_every_event_of_an_entry_would_lose_text(monkeypatch, client, s
 def test_a_hub_without_a_window_would_be_found_out(monkeypatch):
     monkeypatch.setattr(hub, "WINDOW", 1 << 40)
     limit = 256_000
-    channel = hub.Channel("a", ORIGIN, FAST)
+    channel = hub.Channel(Round(Names().answer("a"), Follower("a", ORIGIN, FAST)))
     channel.take([Text(EntryID(1, n), "x" * 5_000) for n in range(1, 100)])
     assert channel._size > limit
 

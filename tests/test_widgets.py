@@ -20,11 +20,11 @@ from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import ask, stop_answer
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
+from llmstream_nb.protocol.round import LOOK
 from llmstream_nb.protocol.wire import BadAnswerId, Joiner
 from llmstream_nb.viewing.markdown import LONGEST, to_html
 from llmstream_nb.widgets import AnswerView, AskPanel
 from llmstream_nb.widgets.live import hub
-from llmstream_nb.widgets.watched import LOOK
 
 from .conftest import FAST
 from .model import Model, start, wait_for
@@ -578,8 +578,8 @@ def test_after_redis_was_away_nobody_is_called_dead_before_they_could_show_a_sig
         wait_for(lambda: view.note == "Redis is away, trying again.")
         server.start()
         wait_for(lambda: view.note == "")
-        looked = view.look_at
-        wait_for(lambda: view.look_at > looked + 4 * LOOK)
+        looked = view.round.look_at
+        wait_for(lambda: view.round.look_at > looked + 4 * LOOK)
         assert view.state == "streaming"
         lease(client)
         add(client, "1-2", "end", '{"reason": "stop"}')

@@ -23,7 +23,7 @@ from llmstream_nb.answers import read
 from llmstream_nb.answers.ask import Answer, ask, clear, close_answer
 from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of, names_of
 from llmstream_nb.answers.produce import Attempt
-from llmstream_nb.answers.read import StillWaiting, look, read_answer
+from llmstream_nb.answers.read import look, read_answer
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.llm import local
@@ -33,6 +33,7 @@ from llmstream_nb.pool import worker as workers
 from llmstream_nb.pool.groups import BadName
 from llmstream_nb.pool.worker import MAX_TAKEOVERS, Worker, enqueue, start_process
 from llmstream_nb.protocol.events import Ended, Interrupted, Restarted, Started, text_of
+from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import POOL, AnswerExists, BadAnswerId, BadQuestion, Fenced
 from llmstream_nb.setup import cli, lab
 from llmstream_nb.setup.environment import ROOT

@@ -13,9 +13,10 @@ from redis.exceptions import RedisError, ResponseError
 
 from llmstream_nb.answers.connection import current, milliseconds, names_of, unusable
 from llmstream_nb.answers.produce import Attempt, Producer, Writing
-from llmstream_nb.answers.read import Look, StillWaiting, look, read_answer
+from llmstream_nb.answers.read import Look, look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.llm.sources import complete
+from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import (
     AnswerNotFound,
     BadAnswerId,
@@ -245,8 +246,9 @@ def clear(*answer_ids: str, client: redis.Redis | None = None, timing: Timing | 
 
 def _known_ids(client: redis.Redis) -> list[str]:
     """The ids in the index of answers; what can't be an id there is not the kit's."""
-    ids, found = [], client.zrange(names_of(client).answers, 0, -1)
-    for answer_id in found:  # type: ignore[union-attr]
+    found: Any = client.zrange(names_of(client).answers, 0, -1)
+    ids = list[str]()
+    for answer_id in found:
         with suppress(BadAnswerId):
             ids.append(check_answer_id(answer_id))
     return ids

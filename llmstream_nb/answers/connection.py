@@ -7,6 +7,8 @@ from typing import Any
 
 import hiredis
 import redis
+import redis.asyncio as aredis
+from redis import Redis  # inside Line, `redis` is its client
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import (
     AskError,
@@ -24,6 +26,7 @@ from redis.retry import Retry
 
 from llmstream_nb.protocol.wire import LLMStreamError, Names
 
+LOST = (RedisError, RedisClusterException, OSError, AttributeError)  # the last: how fakeredis meets a wrong type
 OLDEST = (6, 2)  # XAUTOCLAIM and XADD … NOMKSTREAM came with Redis 6.2
 
 
@@ -110,7 +113,7 @@ class KitCluster(_Named, redis.RedisCluster):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """As redis-py does, whose RedisClusterException is no RedisError."""
         try:
-            return super().execute_command(*args, **options)
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         except RedisClusterException as error:
             raise redis.ConnectionError(str(error)) from None
 
@@ -143,7 +146,7 @@ def _check_server(client: redis.Redis) -> dict[str, Any]:
         raise RedisUnusable(f"{where(client)} is Redis {version}: the kit needs 6.2 or newer, or Valkey")
     if info.get("role") == "slave" and info.get("slave_read_only", 1):
         raise RedisUnusable(f"{where(client)} is a read-only replica: point REDIS_URL at its primary")
-    return info
+    return dict(info)
 
 
 # ------------------------------------------------------------------------------------------------ errors
@@ -168,7 +171,7 @@ def is_passing(error: Exception) -> bool:
     """Whether trying again may help: after a lost connection, a restart, a full memory, a failover."""
     if isinstance(error, (AuthenticationError, NoPermissionError)):
         return False
-    lost = (redis.ConnectionError, redis.TimeoutError, OSError, OutOfMemoryError, ReadOnlyError)
+    lost = (redis.ConnectionError, redis.TimeoutError, RedisClusterException, OSError, OutOfMemoryError, ReadOnlyError)
     moved = (ClusterDownError, AskError)  # MovedError is an AskError
     return isinstance(error, lost + moved) or said(error).startswith(("MISCONF", "TRYAGAIN", "CLUSTERDOWN"))
 
@@ -192,7 +195,7 @@ _ADVICE: tuple[tuple[Any, tuple[str, ...], str], ...] = (
     ((), ("WRONGTYPE",), "holds another type under a key of this answer: use another id, or delete that key"),
     ((), ("max number of clients",), "has no free connection left: raise its maxclients"),
     (redis.TimeoutError, (), "does not answer in time: is the address right, and the network up?"),
-    ((redis.ConnectionError, UnicodeError), (),
+    ((redis.ConnectionError, RedisClusterException, UnicodeError), (),
      "can't be reached: start a Redis there, or unset REDIS_URL to use the one inside Python"),
     (InvalidResponse, (), "is no Redis: what listens there speaks another protocol"),
     ((TypeError, ValueError), (), "can't be reached with this URL: it should look like redis://127.0.0.1:6379/0"),
@@ -210,7 +213,7 @@ def milliseconds(seconds: float) -> int:
 class Packer:
     """Makes bytes of a command as redis-py does, but without a look at each argument, which costs most of a batch."""
 
-    def pack(self, name: str, *args: str | bytes | float) -> list[bytes]:
+    def pack(self, name: str, *args: Any) -> list[bytes]:
         """The command; a name of two words, as `XINFO STREAM`, is two arguments. Raises TypeError for other types."""
         return [hiredis.pack_command((*name.split(), *args))]
 
@@ -239,7 +242,7 @@ class Line:
             client: Any = self._client
             if isinstance(client, redis.RedisCluster):
                 if self._key is None:
-                    return client
+                    return self._client
                 try:
                     if self._again:
                         client.nodes_manager.initialize()  # another node may hold the key by now
@@ -249,7 +252,7 @@ class Line:
             self._redis = self._connect(client.connection_pool)
         return self._redis
 
-    def _connect(self, pool: Any) -> redis.Redis:
+    def _connect(self, pool: Any) -> Redis:
         kwargs = {k: v for k, v in pool.connection_kwargs.items() if not k.startswith(("maint_", "orig_", "himport_"))}
         kwargs |= {
             "decode_responses": True,
@@ -281,6 +284,24 @@ class Line:
             self._redis.connection_pool.disconnect()
             if isinstance(self._client, redis.RedisCluster):
                 self._redis = None
+
+
+def async_client(client: redis.Redis, connections: int) -> Any:
+    """A redis.asyncio client of the server that `client` talks to, with at most so many connections; no retries.
+
+    Every loss surfaces as an error, so that a reader knows when it has to wait before it declares anyone dead.
+    """
+    shared = {"username", "password", "socket_timeout", "socket_connect_timeout"}
+    given = client.get_connection_kwargs()
+    settings = {name: value for name, value in given.items() if name.startswith("ssl_") or name in shared}
+    settings |= {"decode_responses": True, "encoding_errors": "backslashreplace", "protocol": 2}
+    url = environment_of(client)["REDIS_URL"]
+    if isinstance(client, redis.RedisCluster):
+        return aredis.RedisCluster.from_url(url, max_connections=connections, **settings)
+    pool = aredis.BlockingConnectionPool.from_url(
+        url, max_connections=connections, timeout=30, retry=Retry(NoBackoff(), 0), **settings
+    )
+    return aredis.Redis.from_pool(pool)
 
 
 def environment_of(client: redis.Redis) -> dict[str, str]:

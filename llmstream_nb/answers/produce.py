@@ -17,7 +17,7 @@ from redis.exceptions import RedisError, WatchError
 
 from llmstream_nb.answers.connection import Line, RedisUnusable, is_passing, milliseconds, names_of, said, unusable
 from llmstream_nb.answers.read import Backoff, look
-from llmstream_nb.answers.record import add_to_index, parse_record
+from llmstream_nb.answers.record import add_to_index
 from llmstream_nb.llm.completion import ModelError
 from llmstream_nb.protocol.wire import (
     Deleted,
@@ -29,6 +29,7 @@ from llmstream_nb.protocol.wire import (
     Timing,
     clean,
     parse_entries,
+    parse_record,
 )
 
 Json = dict[str, Any]
@@ -118,7 +119,8 @@ class Attempt:
         keys = self.keys
         with self._line.redis.pipeline(transaction=True) as pipe:
             pipe.watch(keys.chunks, keys.cancel)  # the latter, since nobody may delete it meanwhile
-            entries = parse_entries(pipe.xrevrange(keys.chunks, count=1))
+            newest: Any = pipe.xrevrange(keys.chunks, count=1)
+            entries = parse_entries(newest)
             top = entries[0] if entries else None
             if not self.sent and not (top and top.id.attempt >= self.number > 0):  # not opened: judge (again)
                 if top and top.final:
@@ -132,7 +134,8 @@ class Attempt:
             if top and top.id.attempt > self.number:
                 raise Fenced(f"{self.record['id']}: attempt {top.id.attempt} has taken over from {self.number}")
             if top and top.id.attempt == self.number:
-                first = parse_entries(pipe.xrange(keys.chunks, f"{self.number}-0", f"{self.number}-0"))
+                start: Any = pipe.xrange(keys.chunks, f"{self.number}-0", f"{self.number}-0")
+                first = parse_entries(start)
                 own = self.entries[top.id.seq : top.id.seq + 1] == [(top.kind, top.text, top.ms)]
                 if not (first[0].data.get("nonce") == self.nonce if first else own):  # it may have been trimmed away
                     raise Fenced(f"{self.record['id']}: another producer has opened attempt {self.number}")
@@ -244,7 +247,7 @@ class Producer:
         self.attempt = Attempt(client, record, timing, writing.maxlen)
         self.done = threading.Event()  # the end is confirmed, or there is no more hope
         self.error: LLMStreamError | None = None  # what kept this producer from writing the end itself
-        self.open = True  # the answer has not ended, or its record does not say so
+        self.ended = False  # the answer has ended, and its record says so
         self.lost = False  # whether the error was a Redis out of reach: someone else may fare better
         self._deltas, self._about = deltas, about
         self._stop = self._left = self._closed = False  # closed: no entry may follow
@@ -351,7 +354,7 @@ class Producer:
             self._pen.acquire()
             attempt.open(self._opening)
             if attempt.ended_before:
-                self.open = False
+                self.ended = True
                 return
             threading.Thread(target=self._take, name=f"llmstream model {attempt.record['id']}", daemon=True).start()
             while not (self._closed and attempt.sent == len(attempt.entries)):
@@ -366,7 +369,7 @@ class Producer:
                     self.stop()
                 self._note()  # there is room for more
             attempt.insist(attempt.finish)
-            self.open = False
+            self.ended = True
         except LLMStreamError as error:
             self.error = error
         except (RedisError, OSError) as error:

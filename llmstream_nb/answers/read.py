@@ -1,27 +1,21 @@
-"""Read an answer: entry by entry as it grows, or as a whole at one moment."""
+"""Read an answer: event by event as it grows, in a thread or in asyncio, or as a whole at one moment."""
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import redis
-from redis.exceptions import RedisError
 
-from llmstream_nb.answers.connection import Line, current, is_passing, names_of, unusable
-from llmstream_nb.answers.record import parse_record
+from llmstream_nb.answers.connection import LOST, Line, async_client, current, is_passing, names_of, unusable
 from llmstream_nb.protocol.events import Event, Gap, text_of
-from llmstream_nb.protocol.follow import Follower, Signs
-from llmstream_nb.protocol.wire import AnswerKeys, AnswerNotFound, EntryID, LLMStreamError, Timing, parse_entries
-
-COUNT = 500  # entries a read: one round trip for many tokens, still small in memory
-BLOCK = 1.0  # seconds a read may block: well below redis-py's socket timeout of 5 s
-
-
-class StillWaiting(LLMStreamError, TimeoutError):
-    """The answer did not begin, or did not end, in the time that the reader had."""
+from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.protocol.round import BLOCK, Command, Lost, Round, Send, rounds
+from llmstream_nb.protocol.wire import AnswerNotFound, EntryID, Timing, parse_record
 
 
 def read_answer(
@@ -49,68 +43,143 @@ def read_answer(
         NotAnAnswer, BadAnswerId, BadEntryID: the stream, the id or `after` is not the kit's.
     """
     client, timing = client or current(), timing or Timing()
-    keys = names_of(client).answer(answer_id)
-    follower = Follower(answer_id, EntryID.parse(after), timing)
-    line, retry = Line(client, keys.chunks), Backoff(timing)
-    began = alive = time.monotonic()
+    one = _round(answer_id, after, client, timing)
+    steps, line, retry = (
+        rounds(one, timeout, time.monotonic, longest_block(client)),
+        Line(client, one.keys.chunks),
+        Backoff(timing),
+    )
     try:
-        while not follower.done:
-            if timeout is not None and time.monotonic() - began > timeout:
-                raise StillWaiting(f"{answer_id!r} has not ended within {timeout:g} s; it goes on")
+        step = next(steps)
+        while True:
+            if not isinstance(step, Send):
+                yield from step
+                step = next(steps)
+                continue
             try:
-                doubt = follower.suspect and follower.state != "interrupted"
-                events = read_once(line.redis, keys, follower, block=0.05 if doubt else min(BLOCK, timeout or BLOCK))
-            except (RedisError, OSError, AttributeError) as error:
+                replies = send(line.redis, step.commands)
+            except LOST as error:
                 if not is_passing(error) or not retry.sleep():
                     raise unusable(error, client) from None
                 line.reopen()
-                follower.reconnected(time.monotonic())
-                continue
-            retry.reset()
-            if events or follower.state == "streaming":
-                alive = time.monotonic()
-            yield from events
-            # Whoever named a time may wait that long for a busy pool.
-            if time.monotonic() - alive > timing.patience and not (timeout and follower.state == "queued"):
-                if follower.state == "queued":
-                    raise StillWaiting(f"nobody began to answer {answer_id!r} within {timing.patience:g} s")
-                return
+                step = steps.throw(Lost())
+            else:
+                retry.reset()
+                step = steps.send(replies)
+    except StopIteration:
+        return
     finally:
         line.close()
 
 
-def read_once(client: redis.Redis, keys: AnswerKeys, follower: Follower, block: float | None = None) -> list[Event]:
-    """One read for a follower: XREAD, and if it brings nothing a look at the signs of life. Redis errors pass."""
-    wait = None if block is None else blocking(client, block)
-    reply: Any = client.xread({keys.chunks: str(follower.cursor.after)}, count=COUNT, block=wait)
-    if reply and reply[0][1]:
-        return follower.feed(reply[0][1])
+async def aread_answer(
+    answer_id: str,
+    after: str = "0-0",
+    *,
+    timeout: float | None = None,
+    client: redis.Redis | None = None,
+    timing: Timing | None = None,
+) -> AsyncIterator[Event]:
+    """Yield an answer's events from entry `after` on, and wait for more until it ends: `read_answer` for asyncio.
+
+    `async for event in aread_answer("tour"): …` reads without holding up the other tasks of the event loop.
+
+    `client` is one of `connect`; this reader opens a connection of its own to the same Redis, and closes it at the
+    end. Arguments, events and errors are those of `read_answer`.
+    """
+    client, timing = client or current(), timing or Timing()
+    one = _round(answer_id, after, client, timing)
+    steps, line, retry = (
+        rounds(one, timeout, time.monotonic, longest_block(client)),
+        async_client(client, 1),
+        Backoff(timing),
+    )
+    task = asyncio.current_task()
+    cancelled = task.cancelling() if task else 0
+    try:
+        step = next(steps)
+        while True:
+            if not isinstance(step, Send):
+                for event in step:
+                    yield event
+                step = next(steps)
+                continue
+            try:
+                replies = await asend(line, step.commands)
+            except LOST as error:
+                pauses: list[float] = []
+                if not is_passing(error) or not retry.sleep(pauses.append):
+                    raise unusable(error, client) from None
+                await asyncio.sleep(*pauses)
+                step = steps.throw(Lost())
+            else:
+                retry.reset()
+                step = steps.send(replies)
+            if task and task.cancelling() > cancelled:
+                raise asyncio.CancelledError  # redis-py swallows one that meets it while it connects
+    except StopIteration:
+        return
+    finally:
+        await line.aclose()
+
+
+def _round(answer_id: str, after: str, client: redis.Redis, timing: Timing) -> Round:
+    return Round(names_of(client).answer(answer_id), Follower(answer_id, EntryID.parse(after), timing))
+
+
+def send(client: redis.Redis, commands: Sequence[Command]) -> list[Any]:
+    """The replies to these commands, sent in one go. Redis errors pass."""
+    if len(commands) == 1:
+        return [client.execute_command(*commands[0])]
     with client.pipeline(transaction=False) as pipe:
-        queue_look(pipe, keys, follower)
-        return take_look(pipe.execute(), follower)
+        for command in commands:
+            pipe.execute_command(*command)
+        return pipe.execute()
 
 
-def blocking(client: redis.Redis, seconds: float) -> int:
-    """Milliseconds for BLOCK: well below the client's socket timeout, and never 0, which waits for ever."""
-    limit = client.connection_pool.connection_kwargs.get("socket_timeout") or 2 * BLOCK
-    return max(1, int(min(seconds, limit / 2) * 1000))
+async def asend(client: Any, commands: Sequence[Command]) -> list[Any]:
+    """`send` for a client of redis.asyncio."""
+    if len(commands) == 1:
+        return [await client.execute_command(*commands[0])]
+    pipe = client.pipeline(transaction=False)
+    for command in commands:
+        pipe.execute_command(*command)
+    return list(await pipe.execute())
 
 
-def queue_look(pipe: Any, keys: AnswerKeys, follower: Follower) -> None:
-    """Queue the four commands that tell whether a silent answer lives."""
-    pipe.xrevrange(keys.chunks, count=1)
-    pipe.exists(keys.lease(max(1, follower.cursor.after.attempt)))
-    pipe.get(keys.question)
-    pipe.exists(keys.cancel)
+def send_all(client: redis.Redis, asked: Sequence[Sequence[Command]]) -> list[list[Any]]:
+    """The replies to the commands of many, sent in one go; errors are among them, but one that may pass is raised."""
+    with client.pipeline(transaction=False) as pipe:
+        for command in chain.from_iterable(asked):
+            pipe.execute_command(*command)
+        return _deal(asked, pipe.execute(raise_on_error=False))
 
 
-def take_look(replies: list[Any], follower: Follower, glance: bool = False) -> list[Event]:
-    """Judge the replies to `queue_look`; with `glance`, for a follower that does not read the entries itself."""
-    top, leased, record, cancelled = replies
-    entries = parse_entries(top)
-    signs = Signs(entries[0] if entries else None, bool(leased), parse_record(record), bool(cancelled))
-    judge = follower.glance if glance else follower.silence
-    return judge(signs, time.monotonic())
+async def asend_all(client: Any, asked: Sequence[Sequence[Command]]) -> list[list[Any]]:
+    """`send_all` for a client of redis.asyncio."""
+    pipe = client.pipeline(transaction=False)
+    for command in chain.from_iterable(asked):
+        pipe.execute_command(*command)
+    return _deal(asked, await pipe.execute(raise_on_error=False))
+
+
+def _deal(asked: Sequence[Sequence[Command]], replies: list[Any]) -> list[list[Any]]:
+    rest = iter(passing_raised(replies))
+    return [list(islice(rest, len(commands))) for commands in asked]
+
+
+def passing_raised(replies: list[Any]) -> list[Any]:
+    """The replies of a pipeline, errors among them; but one that may pass by itself is raised."""
+    for reply in replies:
+        if isinstance(reply, Exception) and is_passing(reply):
+            raise reply
+    return replies
+
+
+def longest_block(client: redis.Redis) -> float:
+    """Seconds that a read may block on this client: well below its socket timeout."""
+    limit = client.get_connection_kwargs().get("socket_timeout") or 2 * BLOCK
+    return min(BLOCK, limit / 2)
 
 
 class Look(NamedTuple):
@@ -125,25 +194,31 @@ class Look(NamedTuple):
 
 def look(answer_id: str, client: redis.Redis | None = None) -> Look:
     """Read all of an answer without waiting. Raises RedisUnusable, NotAnAnswer or BadAnswerId."""
-    client = client or current()
-    keys = names_of(client).answer(answer_id)
-    follower = Follower(answer_id)
-    text, missing, silent = "", 0, 0
+    return look_and_events(answer_id, client or current())[0]
+
+
+def look_and_events(answer_id: str, client: redis.Redis) -> tuple[Look, list[Event]]:
+    """`look`, and the events that tell it."""
+    one = _round(answer_id, "0-0", client, Timing())
+    follower, events, silent = one.follower, list[Event](), 0
     try:
         while not follower.done and silent < 2:  # silent twice: one more read decides whether it is interrupted
-            events = read_once(client, keys, follower)
-            text = text_of(events, text)
-            missing += sum(event.missing for event in events if isinstance(event, Gap))
-            silent = 0 if events else silent + 1
-        record = parse_record(client.get(keys.question)) or {}  # type: ignore[arg-type]
+            replies = send(client, [one.read()])
+            if not one.entries(replies[0]):
+                replies += send(client, one.look())
+            news = one.hear(replies, time.monotonic())
+            events += news
+            silent = 0 if news else silent + 1
+        record = parse_record(client.get(one.keys.question)) or {}  # type: ignore[arg-type]
     except AnswerNotFound:
-        return Look("missing", "", {}, follower.cursor.after, 0)
-    except (RedisError, OSError, AttributeError) as error:
+        return Look("missing", "", {}, follower.cursor.after, 0), []
+    except LOST as error:
         raise unusable(error, client) from None
-    whole = record.get("text")
+    text, whole = text_of(events), record.get("text")
+    missing = sum(event.missing for event in events if isinstance(event, Gap))
     if missing and follower.done and isinstance(whole, str) and len(whole) > len(text):  # else it has the same hole
         text, missing = whole, 0
-    return Look(follower.state, text, record, follower.cursor.after, missing)
+    return Look(follower.state, text, record, follower.cursor.after, missing), events
 
 
 class Backoff:

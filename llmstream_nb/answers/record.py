@@ -60,12 +60,3 @@ def add_to_index(client: redis.Redis, record: dict[str, Any], timing: Timing) ->
         pipe.zremrangebyscore(answers, "-inf", record["asked"] - max(timing.ttl, Timing.ttl))
         pipe.zremrangebyrank(answers, 0, -KEPT_ANSWERS - 1)
         pipe.execute()
-
-
-def parse_record(text: str | None) -> dict[str, Any] | None:
-    """The question's JSON record; None where there is none or where it is no JSON object."""
-    try:
-        record = json.loads(text) if text else None
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None

@@ -10,9 +10,9 @@ import redis
 from redis.exceptions import RedisError, ResponseError, WatchError
 
 from llmstream_nb.answers.connection import Line, current, is_passing, milliseconds, names_of, said, unusable
-from llmstream_nb.answers.read import BLOCK, Backoff, StillWaiting, blocking, queue_look, take_look
-from llmstream_nb.answers.record import parse_record
+from llmstream_nb.answers.read import Backoff, longest_block, send
 from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.protocol.round import BLOCK, Round, StillWaiting
 from llmstream_nb.protocol.wire import (
     AnswerKeys,
     AnswerNotFound,
@@ -22,6 +22,7 @@ from llmstream_nb.protocol.wire import (
     Timing,
     clean,
     parse_entries,
+    parse_record,
 )
 
 COUNT = 100  # entries a read: a batch is lost to its consumer's successor until it is claimed, so not too many
@@ -122,10 +123,9 @@ def read_answer_group(
 
 def _is_there(client: redis.Redis, keys: AnswerKeys, follower: Follower) -> bool:
     """Look at the answer after a read that brought nothing; False if it has ended and its entries are gone."""
-    with client.pipeline(transaction=False) as pipe:
-        queue_look(pipe, keys, follower)
-        replies = pipe.execute()
-    take_look(replies, follower, glance=True)
+    one = Round(keys, follower)
+    replies = send(client, one.look())
+    one.judge(replies, time.monotonic(), glance=True)
     return bool(replies[0]) or not follower.done
 
 
@@ -151,7 +151,7 @@ def read_group(
     """
     until = time.monotonic() + seconds
     while True:
-        block = blocking(client, until - time.monotonic())
+        block = max(1, int(min(until - time.monotonic(), longest_block(client)) * 1000))
         reply: Any = client.xreadgroup(group, consumer, {key: start}, count=count, block=block)
         if reply or until - time.monotonic() < SOON:
             return reply[0][1] if reply else []

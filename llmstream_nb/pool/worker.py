@@ -34,7 +34,7 @@ from llmstream_nb.answers.connection import (
 )
 from llmstream_nb.answers.produce import Producer, Writing
 from llmstream_nb.answers.read import Backoff, look
-from llmstream_nb.answers.record import new_record, parse_record, register
+from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.llm.sources import check_source, complete, default_source
 from llmstream_nb.pool.groups import NEW, check_name, is_gone, read_group
 from llmstream_nb.protocol.wire import (
@@ -47,6 +47,7 @@ from llmstream_nb.protocol.wire import (
     check_answer_id,
     check_question,
     parse_entries,
+    parse_record,
 )
 
 MAX_TAKEOVERS = 3  # a question that has outlived so many is given up: it may be what kills its workers
@@ -391,7 +392,7 @@ class Worker:
         with suppress(RedisError, OSError, LLMStreamError):
             queue, idle = self._names.questions, 2 * milliseconds(self.timing.lease)
             for job in list(self._jobs.values()):
-                if not job.producer.open:
+                if job.producer.ended:
                     self._done(line.redis, job.entry)
                 elif not job.producer.error:
                     log.info("%s: hands back %s", self.name, job.answer_id)

@@ -211,6 +211,15 @@ def parse_entries(raw: Iterable[RawEntry]) -> list[Entry]:
     return [Entry.parse(raw_id, fields) for raw_id, fields in raw or () if fields]
 
 
+def parse_record(text: str | None) -> dict[str, Any] | None:
+    """The question's JSON record; None where there is none or where it is no JSON object."""
+    try:
+        record = json.loads(text) if text else None
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
 def clean(text: str) -> str:
     """Join surrogate pairs and turn unpaired surrogates into U+FFFD, since UTF-8 can't hold them."""
     try:

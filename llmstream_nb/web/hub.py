@@ -11,18 +11,24 @@ from typing import Any, NamedTuple
 
 import redis
 
-from llmstream_nb.answers.aread import LOST, as_redis_error, async_client, read_once
-from llmstream_nb.answers.connection import is_passing, names_of, unusable
-from llmstream_nb.answers.read import COUNT, queue_look, take_look
-from llmstream_nb.answers.record import parse_record
+from llmstream_nb.answers.connection import LOST, async_client, is_passing, names_of, unusable
+from llmstream_nb.answers.read import asend, asend_all
 from llmstream_nb.protocol.events import Event
 from llmstream_nb.protocol.follow import Follower
-from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, EntryID, LLMStreamError, Timing, parse_entries
+from llmstream_nb.protocol.round import COUNT, Round
+from llmstream_nb.protocol.wire import (
+    ORIGIN,
+    AnswerNotFound,
+    EntryID,
+    LLMStreamError,
+    Timing,
+    parse_entries,
+    parse_record,
+)
 from llmstream_nb.web.sse import HELLO, KEEP_ALIVE, Frame, frame, frames
 
 TICK = 0.02  # seconds between two rounds while something changes
 SLOWEST = 0.1  # the same when nothing has changed for a few seconds
-LOOK = 0.25  # seconds between looks at the signs of life of an answer that is silent
 RETRY = 0.5  # seconds between tries to reach a lost Redis
 WINDOW = 256_000  # bytes of an answer's newest frames that are kept for its viewers
 PAGE = 64_000  # bytes written to a viewer at once; it has to take them before it gets more
@@ -42,14 +48,13 @@ class Place(NamedTuple):
 class Channel:
     """One answer that somebody watches: its newest frames, for all viewers in common."""
 
-    def __init__(self, answer_id: str, after: EntryID, timing: Timing) -> None:
-        self.follower = Follower(answer_id, after, timing)
+    def __init__(self, one: Round) -> None:
+        self.round, self.follower = one, one.follower
         self.viewers = 0
-        self.look_at = 0.0  # monotonic time
         self.dead_since = 0.0  # monotonic time since when it is interrupted; 0: it is not
         self.last: Frame | None = None  # what ends it
         self.state = ""  # queued, streaming or interrupted, once it is known
-        self._base = after  # who has seen this entry, or a later one, goes on from the frames
+        self._base = self.top  # who has seen this entry, or a later one, goes on from the frames
         self._frames: list[Frame] = []
         self._ids: list[EntryID] = []  # of the frames
         self._size = 0
@@ -208,13 +213,12 @@ class Hub:
 
     async def place(self, answer_id: str, seen: EntryID = ORIGIN) -> Place:
         """Where an answer stands, for one who has seen so much; raises AnswerNotFound, NotAnAnswer, RedisUnusable."""
-        pipe = self._pool.pipeline(transaction=False)
-        queue_look(pipe, self.names.answer(answer_id), Follower(answer_id, seen))
+        one = Round(self.names.answer(answer_id), Follower(answer_id, seen))
         try:
             async with self._turn:
-                newest, leased, text, _ = await pipe.execute()
+                newest, leased, text, _ = await asend(self._pool, one.look())
         except LOST as error:
-            raise unusable(as_redis_error(error), self.client) from None
+            raise unusable(error, self.client) from None
         record, top = parse_record(text), parse_entries(newest)
         if not top and record is None:
             raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
@@ -245,21 +249,24 @@ class Hub:
 
     async def page(self, answer_id: str, place: EntryID, count: int) -> list[Frame] | None:
         """The next entries after this place, at most `count`, as frames; None while Redis is away."""
-        follower = Follower(answer_id, place)
+        one = Round(self.names.answer(answer_id), Follower(answer_id, place), count)
         try:
             async with self._turn:
-                events = await read_once(self._pool, self.names.answer(answer_id), follower, count=count)
+                replies = await asend(self._pool, [one.read()])
+                if not one.entries(replies[0]):
+                    replies += await asend(self._pool, one.look())
         except LOST as error:
-            if is_passing(as_redis_error(error)):
+            if is_passing(error):
                 return None
-            raise unusable(as_redis_error(error), self.client) from None
-        return list(frames(events))
+            raise unusable(error, self.client) from None
+        return list(frames(one.hear(replies, time.monotonic())))
 
     def join(self, answer_id: str, place: EntryID) -> Channel:
         """The answer's channel; a new one reads on from this place."""
         channel = self._channels.get(answer_id)
         if channel is None:
-            channel = self._channels[answer_id] = Channel(answer_id, place, self.timing)
+            one = Round(self.names.answer(answer_id), Follower(answer_id, place, self.timing))
+            channel = self._channels[answer_id] = Channel(one)
         channel.viewers += 1
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
@@ -278,9 +285,7 @@ class Hub:
             try:
                 news = await self._round()
                 pause = TICK
-            except LOST as error:
-                # Whatever it is, the viewers wait; what concerns one answer alone is not raised.
-                as_redis_error(error)
+            except LOST:  # whatever it is, the viewers wait; what concerns one answer alone is not raised
                 news, pause = not self._away, RETRY
                 self._away = True
                 for channel in self._channels.values():
@@ -292,41 +297,26 @@ class Hub:
 
     async def _round(self) -> bool:
         """Read once for each channel; whether there was news."""
-        now, channels = time.monotonic(), list(self._channels.items())
-        looks = [now >= channel.look_at for _, channel in channels]
-        pipe = self._line.pipeline(transaction=False)
-        for (answer_id, channel), look in zip(channels, looks, strict=True):
-            keys = self.names.answer(answer_id)
-            pipe.xread({keys.chunks: str(channel.top)}, count=COUNT)
-            if look:
-                channel.look_at = now + LOOK
-                queue_look(pipe, keys, channel.follower)
-        replies = await pipe.execute(raise_on_error=False)
-        for reply in replies:
-            if isinstance(reply, Exception) and is_passing(as_redis_error(reply)):
-                raise reply
+        now, channels = time.monotonic(), list(self._channels.values())
+        replies = await asend_all(self._line, [channel.round.ask(now) for channel in channels])
         if self._away:
             self._away = False
-            for _, channel in channels:
+            for channel in channels:
                 channel.follower.reconnected(time.monotonic())
                 channel.wake()
-        rest, news = iter(replies), False
-        for (_, channel), look in zip(channels, looks, strict=True):
-            found, signs = next(rest), [next(rest) for _ in range(4 * look)]
-            news |= self._tell(channel, found, signs)
-        return news
+        news = [self._tell(channel, reply) for channel, reply in zip(channels, replies, strict=True)]
+        return any(news)
 
-    def _tell(self, channel: Channel, found: Any, signs: list[Any]) -> bool:
+    def _tell(self, channel: Channel, replies: list[Any]) -> bool:
         """Give a channel what was read for it; whether there was news."""
         follower, state = channel.follower, channel.state
         try:
-            for reply in (found, *signs):
-                if isinstance(reply, Exception):
-                    raise unusable(reply, self.client)
-            raw = found[0][1] if found else []
-            events = follower.feed(raw) if raw else take_look(signs, follower) if signs else []
+            events = channel.round.hear(replies, time.monotonic())
         except LLMStreamError as error:
             channel.last, events = _failure(type(error).__name__, str(error), channel.top), []
+        except LOST as error:
+            told = unusable(error, self.client)
+            channel.last, events = _failure(type(told).__name__, str(told), channel.top), []
         now, dead = time.monotonic(), follower.state == "interrupted"
         channel.dead_since = (channel.dead_since or now) if dead else 0.0
         if dead and now - channel.dead_since > self.timing.patience:

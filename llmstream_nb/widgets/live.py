@@ -147,15 +147,6 @@ class Reader:
         view.fail(error if isinstance(error, LLMStreamError) else unusable(error, self.client))
 
 
-def execute(pipe: Any) -> list[Any]:
-    """The replies of a pipeline, errors among them; but one that may pass by itself is raised."""
-    replies: list[Any] = pipe.execute(raise_on_error=False)
-    for reply in replies:
-        if isinstance(reply, Exception) and is_passing(reply):
-            raise reply
-    return replies
-
-
 hub = Hub()
 
 

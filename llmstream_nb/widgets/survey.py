@@ -10,12 +10,11 @@ from typing import Any
 import redis
 
 from llmstream_nb.answers.connection import names_of, said, unusable
-from llmstream_nb.answers.read import queue_look, take_look
-from llmstream_nb.answers.record import parse_record
+from llmstream_nb.answers.read import passing_raised, send_all
 from llmstream_nb.protocol.events import Ended, Event, Failed
+from llmstream_nb.protocol.round import Command, Round
 from llmstream_nb.protocol.wire import POOL, AnswerNotFound, EntryID, LLMStreamError, clean, parse_entries
 from llmstream_nb.viewing.transcript import LABELS, Transcript
-from llmstream_nb.widgets.live import execute
 
 QUIET = 3.0  # seconds after which a worker that holds questions, and renews them each tick, counts as quiet
 WINDOW = 2.0  # seconds over which the rate is measured
@@ -47,15 +46,11 @@ class Survey:
             pipe.xlen(names.questions)
             pipe.xinfo_groups(names.questions)
             pipe.xinfo_consumers(names.questions, POOL)
-            index, failures, *queue = execute(pipe)
+            index, failures, *queue = passing_raised(pipe.execute(raise_on_error=False))
         self._list(self._readable(index, names.answers, notes) or [], lost)
         items = [item for item in self._items.values() if not item.done]
-        with line.pipeline(transaction=False) as pipe:
-            for item in items:
-                item.queue_look(pipe)
-            replies = iter(execute(pipe))
-        for item in items:
-            item.look([next(replies) for _ in range(5)])
+        for item, replies in zip(items, send_all(line, [item.ask() for item in items]), strict=True):
+            item.look(replies)
         return self._queue(queue, notes) | {
             "failures": self._readable(failures, names.failures, notes),
             "answers": [item.row() for item in self._items.values()],
@@ -126,21 +121,21 @@ class Item:
         if lost:
             self._transcript.follower.reconnected(time.monotonic())
         try:
-            self._keys = names_of(client).answer(answer_id)
+            self._round = Round(names_of(client).answer(answer_id), self._transcript.follower)
         except LLMStreamError as error:
             self._problem, self.done = ("unreadable", str(error)), True
 
-    def queue_look(self, pipe: Any) -> None:
-        """Queue the five commands whose replies `look` takes: signs of life, and the attempt's first entry."""
-        queue_look(pipe, self._keys, self._transcript.follower)
-        pipe.xrange(self._keys.chunks, f"{self._attempt}-0", f"{self._attempt}-0")
+    def ask(self) -> list[Command]:
+        """The five commands whose replies `look` takes: signs of life, and the attempt's first entry."""
+        first = f"{self._attempt}-0"
+        return [*self._round.look(), ("XRANGE", self._round.keys.chunks, first, first)]
 
     def look(self, replies: list[Any]) -> None:
         """Judge the replies. Whatever they are, this raises nothing, and the row tells."""
         try:
             for at, reply in enumerate(replies):
                 if isinstance(reply, Exception):
-                    key = self._keys.question if at == 2 else self._keys.chunks
+                    key = self._round.keys.question if at == 2 else self._round.keys.chunks
                     raise LLMStreamError(_why(reply, key, self._client))
             self._judge(replies[:4], replies[4])
             self._problem = ("", "")
@@ -160,10 +155,10 @@ class Item:
     def _follow(self, signs: list[Any]) -> None:
         transcript, follower = self._transcript, self._transcript.follower
         top = parse_entries(signs[0])
-        events = take_look(signs, follower, glance=True)
+        events = self._round.judge(signs, time.monotonic(), glance=True)
         if top and top[0].final and not follower.done:
-            events = take_look(signs, follower, glance=True)  # the first has only moved on to the end
-        self._question = str((parse_record(signs[2]) or {}).get("question") or "")
+            events = self._round.judge(signs, time.monotonic(), glance=True)  # the first has only moved on to the end
+        self._question = str((self._round.record or {}).get("question") or "")
         last = _last_text(events) or (top[0].id if top else EntryID(1, 0))
         attempt, chunks = max(1, last.attempt), max(0, last.seq)
         if attempt != self._attempt:

@@ -1,8 +1,9 @@
-"""How views of an answer are read for: entry by entry, or through a consumer group of their own."""
+"""How views of an answer are read for: entry by entry, at its old pace, or through a consumer group of their own."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import redis
@@ -10,210 +11,157 @@ import traitlets as t
 
 from llmstream_nb.answers.ask import Answer
 from llmstream_nb.answers.connection import current, names_of
-from llmstream_nb.answers.read import queue_look, take_look
-from llmstream_nb.answers.record import parse_record
+from llmstream_nb.answers.read import send, send_all
 from llmstream_nb.pool.groups import GroupGone, check_name, create_group, is_gone
-from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, EntryID, LLMStreamError, RawEntry, parse_entries
+from llmstream_nb.protocol.events import Event
+from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.protocol.round import Command, Round
+from llmstream_nb.protocol.wire import (
+    ORIGIN,
+    AnswerKeys,
+    AnswerNotFound,
+    EntryID,
+    LLMStreamError,
+    RawEntry,
+    parse_entries,
+)
 from llmstream_nb.viewing.transcript import Transcript
-from llmstream_nb.widgets.live import Live, Reader, execute
+from llmstream_nb.widgets.live import Live, Reader
 
 COUNT = 2000  # entries a read
-LOOK = 0.25  # seconds between looks at the signs of life of an answer that is silent
 CONSUMER = "view"  # the one consumer of a view's group
 
 
-def _is_whole(record: Any) -> bool:
-    """Whether a record has all of an ended answer."""
-    return bool(record and record.get("end") and isinstance(record.get("text"), str) and not record.get("missing"))
-
-
 class AnswerReader(Reader):
-    """Reads with XREAD, and looks for signs of life where nothing comes."""
+    """Takes a round for each view of an answer, all in one round trip."""
 
-    at_once = True  # an ended answer is shown from its record, however many entries it has
-
-    def ask(self, line: redis.Redis, views: list[Watched]) -> list[tuple[Any, list[Any]]]:
-        """For each view: the reply to its read, and if a look was due, the four replies to that."""
+    def ask(self, line: redis.Redis, views: list[Watched]) -> list[list[Any]]:
+        """For each view the replies to its round, or the error that keeps it from its group."""
+        errors: dict[Watched, LLMStreamError] = {}
+        for view in views:
+            try:
+                if isinstance(view.round, GroupRound):
+                    view.round.join(line)
+            except AnswerNotFound:
+                pass  # the look tells whether that is final
+            except LLMStreamError as error:
+                errors[view] = error
         now = time.monotonic()
-        looks = [now >= view.look_at and not view.transcript.settled for view in views]
-        with line.pipeline(transaction=False) as pipe:
-            for view, look in zip(views, looks, strict=True):
-                self.queue(pipe, view)
-                if look:
-                    view.look_at = now + LOOK
-                    queue_look(pipe, view.redis_keys, view.transcript.follower)
-            rest = iter(execute(pipe))
-        return [(next(rest), [next(rest) for _ in range(4 * look)]) for look in looks]
+        replies = send_all(line, [view.round.ask(now) for view in views])
+        return [[errors[view]] if view in errors else reply for view, reply in zip(views, replies, strict=True)]
 
-    def queue(self, pipe: Any, view: Watched) -> None:
-        """Queue the command whose reply `entries` takes."""
-        pipe.xread({view.redis_keys.chunks: str(view.transcript.follower.cursor.after)}, count=COUNT)
-
-    def entries(self, _: Watched, reply: Any) -> list[RawEntry]:
-        """The entries in that reply, as redis-py gives them."""
-        return reply[0][1] if reply else []
-
-    def tell(self, view: Watched, reply: tuple[Any, list[Any]]) -> None:
+    def tell(self, view: Watched, reply: list[Any]) -> None:
         """Feed the view's transcript."""
-        transcript, follower = view.transcript, view.transcript.follower
+        transcript, one = view.transcript, view.round
         if self.lost:
-            follower.reconnected(time.monotonic())
-        found, signs = reply
-        for part in (found, *signs):
-            if isinstance(part, Exception):
-                raise part
+            one.follower.reconnected(time.monotonic())
         before = transcript.state, transcript.note
+        events = one.hear(reply, time.monotonic())
         transcript.away = False
-        entries, record = self.entries(view, found), parse_record(signs[2]) if signs else None
-        if self.at_once and _is_whole(record) and follower.cursor.after == ORIGIN:
-            events = follower.from_record(record)
-        else:
-            events = follower.feed(entries) if entries else take_look(signs, follower) if signs else []
         transcript.take(events)
-        if follower.done and not transcript.settled and signs and not events:
-            transcript.mend(record, leased=bool(signs[1]))
+        if one.follower.done and not transcript.settled and len(reply) > 1 and not events:
+            transcript.mend(one.record, one.leased)
             view.unseen = True
         if events or before != (transcript.state, transcript.note):
             view.unseen = True
 
 
-class ReplayReader(AnswerReader):
+class ReplayRound(Round):
     """Reads with XRANGE, and takes each entry when it is due: as late after its attempt's start as it was written."""
 
-    at_once = False
+    def __init__(self, keys: AnswerKeys, follower: Follower, speed: float) -> None:
+        super().__init__(keys, follower, COUNT // 10)
+        self._speed = speed
+        self._attempt, self._began = 0, 0.0  # the one that is shown, and the monotonic time of its start here
 
-    def queue(self, pipe: Any, view: Watched) -> None:
-        """Queue a read of the next entries."""
-        pipe.xrange(view.redis_keys.chunks, f"({view.transcript.follower.cursor.after}", count=COUNT // 10)
+    def read(self, block: float | None = None) -> Command:  # noqa: ARG002 - nothing new is waited for
+        """XRANGE from the cursor on."""
+        return ("XRANGE", self.keys.chunks, f"({self.follower.cursor.after}", "+", "COUNT", self.count)
 
-    def entries(self, view: Watched, reply: Any) -> list[RawEntry]:
+    def entries(self, reply: Any) -> list[RawEntry]:
         """Those that are due."""
         due, now = [], time.monotonic()
         for raw, entry in zip(reply, parse_entries(reply), strict=True):
-            attempt, began = view.clock
-            if attempt != entry.id.attempt:
-                began = now
-            if entry.ms > (now - began) * 1000 * view.replay:
+            began = self._began if entry.id.attempt == self._attempt else now
+            if entry.ms > (now - began) * 1000 * self._speed:
                 break
-            view.clock = entry.id.attempt, began
+            self._attempt, self._began = entry.id.attempt, began
             due.append(raw)
         return due
 
 
-class Place:
-    """Where a view stands in its consumer group. The group remembers what it was given, and the client nothing.
+class GroupRound(Round):
+    """Reads with XREADGROUP … NOACK: the group keeps the place, and nothing is pending with a view that may die.
 
-    It joins, rebuilds the text up to the group's last delivered entry (XRANGE), acknowledges what an earlier view
-    left pending, and then reads on. Whatever goes wrong while a command is on its way, it joins again: nobody
-    knows then what the group has handed out.
+    Who joins reads again what the group was given before (XRANGE). Whatever goes wrong while a command is on its way,
+    it joins again: nobody knows then what the group has handed out.
     """
 
-    def __init__(self, group: str) -> None:
+    def __init__(self, keys: AnswerKeys, follower: Follower, group: str) -> None:
+        super().__init__(keys, follower, COUNT)
         self.group = check_name(group)
-        self.step = self.asked = "join"  # then rebuild, acknowledge, read; `asked` is the step on its way
-        self.until = ORIGIN  # rebuild up to here
-        self.taken: list[str] = []  # IDs in the transcript that the group does not know to be there
-        self.beyond = ORIGIN  # the last entry at the last look, when the group had nothing for this view
+        self.joined = False
+        self._until = self._beyond = ORIGIN  # read again up to here; the last entry when the group had nothing left
+        self._asked = ""
 
-    @property
-    def settled(self) -> bool:
-        """Whether all that was taken is acknowledged."""
-        return self.step == "read" and not self.taken
-
-
-class GroupReader(AnswerReader):
-    """Reads with XREADGROUP, and acknowledges each batch once it is in the transcript."""
-
-    at_once = False  # the group is to have its place at the end
-
-    def ask(self, line: redis.Redis, views: list[Watched]) -> list[tuple[Any, list[Any]]]:
-        """As for other views; the reply is an error where joining the group is not possible."""
-        errors: dict[Watched, LLMStreamError] = {}
-        for view in views:
-            place = view.place
-            place.asked, place.step = place.step, "join"
-        with line.pipeline(transaction=False) as pipe:
-            for view in views:
-                if view.place.taken:
-                    pipe.xack(view.redis_keys.chunks, view.place.group, *view.place.taken)
-            execute(pipe)
-        for view in views:
-            view.place.taken = []
-            if view.place.asked == "join":
-                try:
-                    self._join(line, view)
-                except AnswerNotFound:
-                    pass  # the look tells whether that is final
-                except LLMStreamError as error:
-                    errors[view] = error
-        replies = super().ask(line, views)
-        return [(errors.get(view, found), signs) for view, (found, signs) in zip(views, replies, strict=True)]
-
-    def _join(self, line: redis.Redis, view: Watched) -> None:
-        place, follower, key = view.place, view.transcript.follower, view.redis_keys.chunks
-        create_group(line, follower.answer_id, place.group, follower.timing)
-        with line.pipeline(transaction=False) as pipe:
-            pipe.xinfo_groups(key)
-            pipe.xinfo_consumers(key, place.group)
-            groups, consumers = pipe.execute()
+    def join(self, line: redis.Redis) -> None:
+        """Become the group's one consumer, unless it is. Redis errors pass; LLMStreamError: there are others."""
+        if self.joined:
+            return
+        create_group(line, self.follower.answer_id, self.group, self.follower.timing)
+        groups, consumers = send(
+            line, [("XINFO GROUPS", self.keys.chunks), ("XINFO CONSUMERS", self.keys.chunks, self.group)]
+        )
         if others := sorted({consumer["name"] for consumer in consumers} - {CONSUMER}):
-            raise _shared(place.group, f"has other consumers ({', '.join(others)[:200]})")
-        delivered = next(each["last-delivered-id"] for each in groups if each["name"] == place.group)
-        place.until, place.beyond, place.asked = EntryID.parse(delivered), ORIGIN, "rebuild"
+            raise self._shared(f"has other consumers ({', '.join(others)[:200]})")
+        if any(consumer["pending"] for consumer in consumers):  # with one that acknowledged, and died
+            line.xgroup_delconsumer(self.keys.chunks, self.group, CONSUMER)
+        delivered = next(each["last-delivered-id"] for each in groups if each["name"] == self.group)
+        self._until, self._beyond, self.joined = EntryID.parse(delivered), ORIGIN, True
 
-    def queue(self, pipe: Any, view: Watched) -> None:
-        """Queue the command of the step that the view is at."""
-        place, key, after = view.place, view.redis_keys.chunks, view.transcript.follower.cursor.after
-        match place.asked:
-            case "rebuild":
-                pipe.xrange(key, f"({after}", str(place.until), count=COUNT)
-            case "acknowledge":
-                pipe.xpending_range(key, place.group, "-", "+", COUNT, consumername=CONSUMER)
-            case "read":
-                pipe.xreadgroup(place.group, CONSUMER, {key: ">"}, count=COUNT)
-            case _:
-                pipe.exists(key)
+    def read(self, block: float | None = None) -> Command:  # noqa: ARG002 - a hub never waits
+        """What the group was given before, then what is new to it."""
+        after, key = self.follower.cursor.after, self.keys.chunks
+        if not self.joined:
+            self._asked = "EXISTS"
+            return ("EXISTS", key)
+        self.joined = False  # until the reply is here
+        if after < self._until:
+            self._asked = "XRANGE"
+            return ("XRANGE", key, f"({after}", str(self._until), "COUNT", self.count)
+        self._asked = "XREADGROUP"
+        return ("XREADGROUP", "GROUP", self.group, CONSUMER, "COUNT", self.count, "NOACK", "STREAMS", key, ">")
 
-    def entries(self, view: Watched, reply: Any) -> list[RawEntry]:
-        """The entries in the reply; moves on to the next step."""
-        place = view.place
-        match place.asked:
-            case "rebuild":
-                place.step = "rebuild" if len(reply) == COUNT else "acknowledge"
-                return reply
-            case "acknowledge":
-                place.taken = [taken["message_id"] for taken in reply]
-                place.step = "acknowledge" if reply else "read"
-            case "read":
-                raw = reply[0][1] if reply else []
-                place.taken = [entry_id for entry_id, _ in raw]
-                place.step = "read"
-                return raw
-        return []
+    def entries(self, reply: Any) -> list[RawEntry]:
+        """The entries in the reply to any of these."""
+        if self._asked == "XRANGE":
+            if len(reply) < self.count:
+                self._until = ORIGIN  # the rest of it was trimmed
+            return list(reply)
+        return super().entries(reply) if self._asked == "XREADGROUP" else []
 
-    def tell(self, view: Watched, reply: tuple[Any, list[Any]]) -> None:
-        """Feed the view's transcript; raises when others have taken what the view waits for, or all is gone."""
-        found, signs = reply
-        place, cursor = view.place, view.transcript.follower.cursor
-        if isinstance(found, Exception) and is_gone(found):
-            raise GroupGone(f"The group {place.group!r}, or the answer, was deleted or has expired meanwhile.")
-        super().tell(view, reply)
-        if place.asked == "read" and not found and signs:
-            if place.beyond > cursor.after:  # it was there at the last look, and did not come
-                raise _shared(place.group, "has another reader")
-            top = parse_entries(signs[0])
-            place.beyond = top[0].id if top else ORIGIN
+    def hear(self, replies: Sequence[Any], now: float) -> list[Event]:
+        """As in other rounds; raises GroupGone, and LLMStreamError when others take what this view waits for."""
+        if isinstance(replies[0], Exception) and is_gone(replies[0]):
+            raise GroupGone(f"The group {self.group!r}, or the answer, was deleted or has expired meanwhile.")
+        events = super().hear(replies, now)
+        self.joined = self._asked != "EXISTS"
+        if self._asked == "XREADGROUP" and not self.entries(replies[0]) and len(replies) > 1:
+            if self._beyond > self.follower.cursor.after:  # it was there at the last look, and did not come
+                raise self._shared("has another reader")
+            top = parse_entries(replies[1])
+            self._beyond = top[0].id if top else ORIGIN
+        return events
 
-
-def _shared(group: str, why: str) -> LLMStreamError:
-    return LLMStreamError(
-        f"The group {group!r} {why}: each would get only a part of the text. Give this view a group of its own."
-    )
+    def _shared(self, why: str) -> LLMStreamError:
+        rest = "each would get only a part of the text. Give this view a group of its own."
+        return LLMStreamError(f"The group {self.group!r} {why}: {rest}")
 
 
 class Watched(Live):
     """A view of an answer."""
 
+    reader = AnswerReader
     live = t.Bool(True, help="Whether text may come at any moment. Not synced: for observers in the kernel.")
 
     def __init__(
@@ -224,12 +172,16 @@ class Watched(Live):
         replay: float | None = None,
     ) -> None:
         handle = answer if isinstance(answer, Answer) else Answer(answer, client=client or current())
-        self.redis_keys = names_of(handle.client).answer(handle.id)
+        keys = names_of(handle.client).answer(handle.id)
         self.transcript = Transcript(handle.id, handle.timing, past=bool(replay))
-        self.reader = ReplayReader if replay else AnswerReader if group is None else GroupReader
-        self.replay, self.clock = replay or 1.0, (0, 0.0)  # speed; attempt, monotonic time of its start here
-        self.place = None if group is None else Place(group)
-        self.look_at = 0.0  # monotonic time of the next look at the signs of life
+        follower = self.transcript.follower
+        self.round: Round
+        if replay:
+            self.round = ReplayRound(keys, follower, replay)
+        elif group is None:
+            self.round = Round(keys, follower, COUNT, at_once=True)
+        else:
+            self.round = GroupRound(keys, follower, group)
         super().__init__(handle.client)
 
     def __repr__(self) -> str:
@@ -239,8 +191,8 @@ class Watched(Live):
 
     @property
     def settled(self) -> bool:
-        """Whether the transcript is final, and the group knows it."""
-        return self.transcript.settled and (self.place is None or self.place.settled)
+        """Whether nothing will change any more."""
+        return self.transcript.settled
 
     def lose(self) -> None:
         """Say so, once."""
@@ -250,4 +202,4 @@ class Watched(Live):
     def fail(self, error: LLMStreamError) -> None:
         """Say so, and settle."""
         self.transcript.fail(error)
-        self.place, self.unseen = None, True
+        self.unseen = True
