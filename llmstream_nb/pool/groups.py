@@ -12,7 +12,7 @@ from redis.exceptions import ResponseError, WatchError
 from llmstream_nb.answers.connection import LOST, Line, current, is_passing, milliseconds, names_of, said, unusable
 from llmstream_nb.answers.read import Backoff, longest_block, send
 from llmstream_nb.protocol.follow import Follower
-from llmstream_nb.protocol.round import BLOCK, Round, StillWaiting
+from llmstream_nb.protocol.round import Patience, Round, StillWaiting
 from llmstream_nb.protocol.wire import (
     AnswerNotFound,
     Entry,
@@ -77,14 +77,15 @@ def read_answer_group(
     line = Line(client, names_of(client).answer(answer_id).chunks)
     reads = Consumer(line, answer_id, check_name(group), check_name(consumer), timing)
     follower, retry = Follower(answer_id, timing=timing), Backoff(timing)
-    began = alive = time.monotonic()
+    patience = Patience(follower, timeout, time.monotonic)
     try:
         while not follower.done:
             try:
                 reads.acknowledge()  # the caller asks for more: it is through with what it had
-                _check_patience(follower, timeout, began, alive)
-                soon = follower.suspect and follower.state != "interrupted"
-                raw = reads.read(count, SOON if soon else min(BLOCK, timeout or BLOCK))
+                patience.check()
+                if patience.is_over():
+                    raise StillWaiting(f"the producer of {answer_id!r} died, and nobody took over in time")
+                raw = reads.read(count, patience.pause())
                 if not raw and not _is_there(line.redis, follower):
                     raise GroupGone(f"the entries of {answer_id!r} were deleted, or have expired")
             except StillWaiting:  # a TimeoutError, and so an OSError
@@ -95,16 +96,13 @@ def read_answer_group(
                 if not is_passing(error) or not retry.sleep():
                     raise unusable(error, client) from None
                 reads.reopen()
-                alive = time.monotonic()
-                follower.reconnected(alive)
-                _check_patience(follower, timeout, began, alive)
+                patience.lost()
                 continue
             retry.reset()
             if entries := parse_entries(raw):  # what was trimmed is pending without its fields: only to be acked
                 yield entries
                 follower.suspect = entries[-1].final  # nothing to wait for
-            if raw or follower.state == "streaming":
-                alive = time.monotonic()
+            patience.heard(bool(raw))
     finally:
         line.close()
 
@@ -149,19 +147,6 @@ def _is_there(client: redis.Redis, follower: Follower) -> bool:
     replies = send(client, one.look())
     one.judge(replies, time.monotonic(), glance=True)
     return bool(replies[0]) or not follower.done
-
-
-def _check_patience(follower: Follower, timeout: float | None, began: float, alive: float) -> None:
-    """Raise StillWaiting when it is time; `began` and `alive`, the last sign of life, are monotonic seconds."""
-    now, patience, name = time.monotonic(), follower.timing.patience, repr(follower.answer_id)
-    if timeout is not None and now - began > timeout:
-        raise StillWaiting(f"{name} has not ended within {timeout:g} s; it goes on")
-    if now - alive <= patience:
-        return
-    if follower.state == "interrupted":
-        raise StillWaiting(f"the producer of {name} died, and nobody took over within {patience:g} s")
-    if timeout is None:
-        raise StillWaiting(f"nobody began to answer {name} within {patience:g} s")
 
 
 def read_group(
