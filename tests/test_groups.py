@@ -22,6 +22,7 @@ from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.pool import groups
 from llmstream_nb.pool.groups import BadName, GroupGone, claim, read_answer_group
+from llmstream_nb.protocol import round
 from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import AnswerNotFound, BadAnswerId, Entry, LLMStreamError, NotAnAnswer, Timing
 
@@ -59,7 +60,8 @@ def commands(monkeypatch) -> Commands:
 @pytest.fixture
 def short_blocks(monkeypatch) -> None:
     """Reads that last a tenth of a second at most, where it is not the waiting that is tested."""
-    monkeypatch.setattr(groups, "BLOCK", 0.1)
+    monkeypatch.setattr(round, "BLOCK", 0.1)
+    monkeypatch.setattr(round.Patience.pause, "__defaults__", (0.1,))
 
 
 class Reader(threading.Thread):
