@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import html
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anywidget
 import ipywidgets  # type: ignore[import-untyped]
 import redis
 import traitlets as t
 
+from llmstream_nb.answers.ask import Answer
 from llmstream_nb.viewing.markdown import to_html
 from llmstream_nb.viewing.transcript import LABELS, Transcript
 from llmstream_nb.widgets.bundle import bundle
 from llmstream_nb.widgets.watched import Watched
-
-if TYPE_CHECKING:
-    from llmstream_nb.answers.ask import Answer
 
 KEYFRAME = 10.0  # seconds between two messages with the whole state; a page that missed something asks for it earlier
 RATE = 300_000  # characters a second that whole texts may cost, so that long ones are sent less often

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anywidget
 import redis
 import traitlets as t
 
 from llmstream_nb.answers.connection import current, names_of
+from llmstream_nb.protocol.wire import LLMStreamError
 from llmstream_nb.viewing.transcript import NOTES
 from llmstream_nb.widgets.bundle import bundle
 from llmstream_nb.widgets.live import Live, Reader
 from llmstream_nb.widgets.survey import Survey
-
-if TYPE_CHECKING:
-    from llmstream_nb.protocol.wire import LLMStreamError
 
 EVERY = 0.5  # seconds between two samples
 
@@ -66,9 +64,7 @@ class Monitor(Live, anywidget.AnyWidget):
     waiting = t.Int(None, allow_none=True, help="Questions in the queue that no worker has taken.").tag(sync=True)
     answering = t.Int(None, allow_none=True, help="Those that a worker holds.").tag(sync=True)
     failures = t.Int(None, allow_none=True, help="Questions given up.").tag(sync=True)
-    consumers: t.List[Any] = t.List(help="The group's consumers: name, pending, since when quiet (Unix time).").tag(
-        sync=True
-    )
+    consumers: t.List[Any] = t.List(help="The group's: name, pending, since when quiet (Unix time).").tag(sync=True)
     answers: t.List[Any] = t.List(help="The newest first; see `Item.row`.").tag(sync=True)
     note = t.Unicode(help="What keeps the rest from being the whole truth.").tag(sync=True)
     now = t.Float(help="Unix time in the kernel when this was sent: a browser's clock may differ.").tag(sync=True)
