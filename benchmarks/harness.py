@@ -29,6 +29,7 @@ LIBRARIES = ("redis", "hiredis", "fakeredis", "openai", "jupyterlab", "ipykernel
 
 Figures = Mapping[str, float]  # one run of one side: what was measured, named with its unit
 Samples = dict[str, dict[str, list[float]]]  # side, figure, and its value in each run
+Measure = Callable[[bool], tuple[str, Samples]]  # takes whether to be quick; gives the sizes in words, and samples
 
 
 class Unavailable(Exception):
@@ -58,7 +59,7 @@ class Row:
 
     name: str
     title: str
-    measure: Callable[[bool], tuple[str, Samples]]  # takes whether to be quick; gives the sizes in words, and samples
+    measure: Measure
     lines: tuple[Line, ...]
     bound: float
 
@@ -66,12 +67,10 @@ class Row:
 ROWS: dict[str, Row] = {}
 
 
-def row(
-    title: str, *lines: Line, bound: float = 900
-) -> Callable[[Callable[[bool], tuple[str, Samples]]], Callable[[bool], tuple[str, Samples]]]:
+def row(title: str, *lines: Line, bound: float = 900) -> Callable[[Measure], Measure]:
     """Make the function a row, under its own name."""
 
-    def register(measure: Callable[[bool], tuple[str, Samples]]) -> Callable[[bool], tuple[str, Samples]]:
+    def register(measure: Measure) -> Measure:
         name = measure.__name__.replace("_", "-")
         ROWS[name] = Row(name, title, measure, lines, bound)
         return measure
@@ -149,7 +148,7 @@ def measure(chosen: Row, quick: bool) -> Result:
     """Run one row in a process of its own, so that no row sees what another has left behind."""
     result, began = Result(chosen.name, chosen.title), time.monotonic()
     ours, theirs = SPAWN.Pipe()
-    process = SPAWN.Process(target=_measure, args=(chosen.name, quick, theirs))
+    process = SPAWN.Process(target=_measure, args=(chosen.measure, quick, theirs))
     process.start()
     theirs.close()
     try:
@@ -171,12 +170,9 @@ def measure(chosen: Row, quick: bool) -> Result:
     return result
 
 
-def _measure(name: str, quick: bool, answer: Connection) -> None:
-    from benchmarks.__main__ import load
-
-    load()
+def _measure(function: Measure, quick: bool, answer: Connection) -> None:
     try:
-        answer.send(("measured", *ROWS[name].measure(quick)))
+        answer.send(("measured", *function(quick)))
     except Unavailable as reason:
         answer.send(("skipped", str(reason)))
     except Exception as error:

@@ -21,11 +21,15 @@ MOVED = {
 
 
 class Finder:
-    """Finds the module of today where its old name is asked for."""
+    """Finds the module of today where its old name, in this package, is asked for."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
 
     def find_spec(self, name: str, *_: Any) -> Any:
         """As importlib calls it."""
-        return ModuleSpec(name, self) if name in MOVED else None
+        ours = name in MOVED and name.startswith(self.package)
+        return ModuleSpec(name, self) if ours else None  # type: ignore[arg-type]  # it loads, too
 
     def create_module(self, spec: Any) -> Any:
         """Import the module under its new name; None would make a new, empty one."""
@@ -39,8 +43,11 @@ class Finder:
 
 
 def install() -> None:
-    """Ask after all others: what is there under its own name comes first."""
-    sys.meta_path.append(Finder())
+    """Ask before all others for our own names, after all others for `tests`, which may be somebody else's.
+
+    Where a newer kit was copied over an older one, the older one's files still lie about, under these very names.
+    """
+    sys.meta_path[:] = [Finder("llmstream_nb."), *sys.meta_path, Finder("tests.")]
 
 
 def of_the_package(name: str) -> Any:

@@ -8,16 +8,15 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+import redis
 
+from llmstream_nb.answers.ask import Answer
 from llmstream_nb.protocol.wire import LLMStreamError
 from llmstream_nb.tables import entries
 
-if TYPE_CHECKING:
-    import pandas as pd
-    import redis
+if TYPE_CHECKING:  # it takes its time to import
     from matplotlib.figure import Figure
-
-    from llmstream_nb.answers.ask import Answer
 
 # Told apart by dashes and marks as well: colours don't reach everybody, nor a black-and-white print.
 STYLES = (
@@ -35,7 +34,7 @@ def arrival(*answers: Answer | str, client: redis.Redis | None = None) -> Figure
     Raises as `tables.entries` does.
     """
     labels = []  # height, text, colour
-    with _figure() as (figure, axes):
+    with drawing() as (figure, axes):
         for answer, (colour, dashes, mark, sign) in zip(answers, cycle(STYLES), strict=False):
             texts = _texts(answer, client)
             seconds = [0.0, *texts["ms"] / 1000]
@@ -67,7 +66,7 @@ def lag(answer: Answer | str, reads: Iterable[tuple[float, int]], *, client: red
     read = (noted[:, 0] - began, noted[:, 1])
     moments = np.union1d(produced[0], read[0])
     behind = np.maximum(0, _steps(*produced, moments) - _steps(*read, moments))
-    with _figure(rows=2, figsize=(7, 4.6), sharex=True) as (figure, (above, below)):
+    with drawing(rows=2, figsize=(7, 4.6), sharex=True) as (figure, (above, below)):
         for (seconds, count), what, at, (colour, dashes, *_) in (
             (produced, "produced", 1.0, STYLES[0]),
             (read, "read", 0.8, STYLES[1]),
@@ -88,7 +87,7 @@ def pauses(*answers: Answer | str, client: redis.Redis | None = None) -> Figure:
 
     Raises as `tables.entries` does.
     """
-    with _figure(figsize=(7, 0.8 + 0.5 * len(answers))) as (figure, axes):
+    with drawing(figsize=(7, 0.8 + 0.5 * len(answers))) as (figure, axes):
         for row, (answer, (colour, *_)) in enumerate(zip(answers, cycle(STYLES), strict=False)):
             seconds = _texts(answer, client)["ms"] / 1000
             axes.eventplot(seconds.to_numpy(float), lineoffsets=row, linelengths=0.7, colors=colour)
@@ -108,7 +107,7 @@ def coalescing(answers: Mapping[int, Answer | str], *, client: redis.Redis | Non
         seconds = _texts(answer, client)["ms"] / 1000
         for values, value in zip(figures.values(), (len(seconds), seconds.min(), _longest(seconds)), strict=True):
             values.append(float(value) if len(seconds) else 0.0)
-    with _figure(columns=3, figsize=(9, 2.8)) as (figure, panels):
+    with drawing(columns=3, figsize=(9, 2.8)) as (figure, panels):
         for panel, (title, values), (colour, *_) in zip(panels, figures.items(), STYLES, strict=False):
             bars = panel.bar([str(ms) for ms in answers], values, color=colour)
             panel.bar_label(bars, fmt="{:,.0f}" if title.startswith("entries") else "{:.2f}")
@@ -120,57 +119,14 @@ def coalescing(answers: Mapping[int, Answer | str], *, client: redis.Redis | Non
     return figure
 
 
-BESIDE = {"the tutorial": "tutorial", "plain redis-py": "redis-py", "the kit": "kit"}
-# For each panel: row and figure of the results, title, and the sides to show under short names.
-PANELS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
-    ("produce", "chunks a second", "writing, chunks a second", BESIDE),
-    ("read", "chunks a second", "reading, chunks a second", BESIDE),
-    ("latency", "a chunk p50, ms", "model to reader, ms", BESIDE),
-    ("askers", "exact, % of askers", "100 ask at once, % exact",
-     {"the tutorial": "tutorial", "the kit, threads": "kit", "the kit, pool": "kit, pool"}),
-    ("memory", "bytes", "500 tokens in Redis, bytes",
-     {"the tutorial": "tutorial", "the kit": "kit", "the kit, coalesce_ms=100": "kit, 100 ms"}),
-    ("jupyter", "kernel to browser, kB", "kernel to browser, kB",
-     {"ipywidgets.HTML": "HTML widget", "plain=True": "kit, plain", "AnswerView": "kit"}),
-)  # fmt: skip
-
-
-def measured(results: Mapping[str, Any]) -> Figure:
-    """Draw what the benchmarks found, as their results.json has it: medians, and the spread of all runs as a line.
-
-    Rows that were skipped are left out. Raises LLMStreamError where none is left.
-    """
-    samples = {row["name"]: row["samples"] for row in results["rows"]}
-    panels = [
-        (row, name, *rest, sides)
-        for row, name, *rest, sides in PANELS
-        if all(name in samples.get(row, {}).get(side, {}) for side in sides)
-    ]
-    if not panels:
-        raise LLMStreamError("these results hold none of the rows that this plot shows: run python -m benchmarks")
-    with _figure(rows=-(-len(panels) // 3), columns=3, figsize=(9, 1.7 * -(-len(panels) // 3))) as (figure, axes):
-        for each, (row, name, title, sides) in zip(np.ravel(axes), panels, strict=False):
-            values = [samples[row][side][name] for side in sides]
-            medians = np.array([float(np.median(runs)) for runs in values])
-            spread = np.abs([[min(runs), max(runs)] for runs in values] - medians[:, None]).T
-            colours = [STYLES[0][0] if short.startswith("kit") else "#8c959f" for short in sides.values()]
-            bars = each.barh(list(sides.values()), medians, xerr=spread, color=colours, ecolor="#1f2328")
-            each.bar_label(bars, [f"{median:,.{2 if 0 < median < 10 else 0}f}" for median in medians], padding=4)
-            each.set_title(title, loc="left", fontsize="medium")
-            each.set(xticks=[])
-            each.margins(x=0.35)
-            each.invert_yaxis()  # the first side on top
-        for each in np.ravel(axes)[len(panels) :]:
-            each.remove()
-    return figure
-
-
 # ------------------------------------------------------------------------------------------------- helpers
 
 
 @contextmanager
-def _figure(rows: int = 1, columns: int = 1, figsize: tuple[float, float] = (7, 3.2), **options: Any) -> Iterator[Any]:
-    """A figure and its axes; dark on white, so that it can be read in a dark notebook too."""
+def drawing(
+    rows: int = 1, columns: int = 1, figsize: tuple[float, float] = (7, 3.2), **options: Any
+) -> Iterator[tuple[Figure, Any]]:
+    """A new figure and its axes; dark on white, so that it can be read in a dark notebook too."""
     from matplotlib import pyplot as plt
 
     with plt.style.context("default"):

@@ -179,7 +179,7 @@ def _possible_keys(client: redis.Redis, names: AnswerKeys) -> list[str]:
     """Derived from the answer, since SCAN would walk over all keys of the database."""
     top: Any = client.xrevrange(names.chunks, count=1) if client.type(names.chunks) == "stream" else []
     newest = EntryID.parse(top[0][0]).attempt if top else 0
-    leases = [names.lease(attempt) for attempt in range(max(1, newest - 2), newest + 2)]
+    leases = [names.lease(attempt) for attempt in range(max(0, newest - 2), newest + 2)]
     return [names.chunks, names.question, names.cancel, *leases]
 
 

@@ -2,7 +2,7 @@
 
 All answers share one stream. A START entry stands before an answer's chunks and an END entry after them, and
 a reader passes on what lies between the two. For one asker at a time that works. The comments that begin with
-"Breaks when" say where it doesn't; `produce.py` and `read.py` are what to use instead.
+"Breaks when" say where it doesn't; `ask` and `read_answer` are what to use instead.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def ask_question(
     """Ask a model, write its answer to `stream` between START and END, and return the record.
 
     Returns when the answer is complete: run it in a thread to read meanwhile. The record also goes under the
-    key `questions:<question_id>`. `source` and `model` are those of `answer.ask`.
+    key `questions:<question_id>`. `source` and `model` are those of `ask`.
 
     Raises ModelError, or what an own source raises.
     """
@@ -181,7 +181,8 @@ def listen_to_streams_by_read_group(
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):
                 raise
-    reading, deadline, wanted = False, time.monotonic() + timeout, dict.fromkeys(streams, ">")
+    reading, deadline = False, time.monotonic() + timeout
+    wanted: Any = dict.fromkeys(streams, ">")
     while True:
         with _turn(deadline, f"{end_chunk(question_id)} for {consumer} of {group}") as ms:
             # Breaks when a consumer dies: what it took stays pending, since nobody reads that again.

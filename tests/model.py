@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from llmstream_nb.answers.produce import Producer
 from llmstream_nb.answers.record import new_record, register
-from llmstream_nb.protocol.wire import Entry, Timing, parse_entries
+from llmstream_nb.protocol.wire import Entry, Timing, parse_entries, parse_record
 
 
 class Model:
@@ -51,6 +51,14 @@ def start(client, model, timing: Timing, answer_id: str = "a", question: str = "
     producer = Producer(client, record, model, timing)
     producer.start()
     return producer
+
+
+def record_of(client, answer_id: str = "a") -> dict:
+    """The record of the question that stands under this id, or of one that is not asked yet."""
+    from llmstream_nb.answers.connection import names_of
+
+    found = parse_record(client.get(names_of(client).answer(answer_id).question))
+    return found or new_record(answer_id, "why?", None, "test", "test")
 
 
 def stream_of(client, answer_id: str = "a") -> list[Entry]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
 import threading
 import time
 import uuid
@@ -261,11 +262,28 @@ def is_part(text: str, whole: str) -> bool:
 # ------------------------------------------------------------------------------------------------------- runs
 
 
+class Restorable(servers.RedisServer):
+    """A server that can be given older data back, as one that comes back without its last moments."""
+
+    def snapshot(self) -> None:
+        """Keep a copy of the data as they are now."""
+        self.client().save()
+        shutil.rmtree(self.folder / "snapshot", ignore_errors=True)
+        shutil.copytree(self.data, self.folder / "snapshot")
+
+    def restore_snapshot(self) -> None:
+        """Kill the server, and let it come back with the data of the last snapshot(), and no later ones."""
+        self.kill()
+        shutil.rmtree(self.data)
+        shutil.copytree(self.folder / "snapshot", self.data)
+        self.start()
+
+
 class Lab:
     """The server and the proxy that all runs share."""
 
     def __init__(self) -> None:
-        self.server = servers.RedisServer()
+        self.server = Restorable()
         self.proxy = Proxy("127.0.0.1", self.server.port)
         self.admin = self.server.client()
         self.processes, self._threads = processes(), threads()  # what other tests have left

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 
+import matplotlib.pyplot as plt
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import harness
+from benchmarks import harness, plot
 from benchmarks.harness import Line, Result, Row, interleave, judge, measure, report
 from llmstream_nb.faults import servers
 
@@ -93,3 +94,33 @@ def test_the_kept_results_are_what_one_whole_run_found() -> None:
         assert not (result.failed or result.skipped)
         assert result.lines == [judge(line, result.samples) for line in harness.ROWS[result.name].lines]
     assert (benchmarks.HERE / "RESULTS.md").read_text("utf-8") == report(data["about"], results)
+
+
+def found(*rows: str) -> dict:
+    """Results as the benchmarks write them, where each side of these rows was measured in three runs."""
+    kept = [(row, name, sides) for row, name, _, sides in plot.PANELS if row in rows]
+    return {
+        "rows": [
+            {"name": row, "samples": {side: {name: [n + 1.0, n + 3.0, n + 2.0]} for n, side in enumerate(sides)}}
+            for row, name, sides in kept
+        ]
+    }
+
+
+def test_what_the_benchmarks_measured() -> None:
+    figure = plot.measured(found(*(row for row, *_ in plot.PANELS)))
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [title for _, _, title, _ in plot.PANELS]
+    first = figure.axes[0]
+    assert [bar.get_width() for bar in first.patches] == [2, 3, 4]  # medians
+    assert [label.get_text() for label in first.get_yticklabels()] == ["tutorial", "redis-py", "kit"]
+    assert [text.get_text() for text in first.texts] == ["2.00", "3.00", "4.00"]
+    assert plt.get_fignums() == []
+
+
+def test_rows_that_were_skipped_are_left_out() -> None:
+    results = found("produce", "memory")
+    results["rows"].append({"name": "jupyter", "samples": {}})
+    figure = plot.measured(results)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [plot.PANELS[0][2], plot.PANELS[4][2]]
+    with pytest.raises(ValueError, match="python -m benchmarks"):
+        plot.measured(found())

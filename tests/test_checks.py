@@ -10,7 +10,6 @@ import time
 import pytest
 
 from llmstream_nb import Answer, ask, checks
-from llmstream_nb.checks.hints import HINTS
 
 from .conftest import FAST
 from .model import wait_for
@@ -1106,12 +1105,66 @@ def test_what_is_not_started_costs_no_hint(client):
     assert hint_of(checks.count_entries(None, "k", 1)) == "Hint 1 of 3:"
 
 
-def test_every_check_has_three_hints_in_short_lines():
-    assert set(checks.__all__) == set(HINTS)
-    for name, hints in HINTS.items():
+def test_every_check_has_three_hints_in_short_lines(client):
+    given = {"count_entries": (None, "k", 1), "budget": (0, 0)}
+    for name in checks.__all__:
+        check, limits = getattr(checks, name), LOAD | PROMISES if name == "budget" else {}
+        verdicts = [check(*given.get(name, (None,)), **limits) for _ in range(3)]
+        hints = [verdict.hint.splitlines()[0].partition(" of 3: ")[2] for verdict in verdicts]
         assert len(hints) == len(set(hints)) == 3, name
-        assert all(20 < len(hint) < 130 and "\n" not in hint for hint in hints), name
+        assert all(20 < len(hint) < 130 for hint in hints), name
         assert "`" in hints[2], f"{name}: the last hint shows the essential line"
+
+
+# ------------------------------------------------------------------------------------------------ leftovers
+
+
+@pytest.mark.parametrize(
+    ("check", "solution"),
+    [
+        (checks.get_last_id, right_get_last_id),
+        (checks.rebuild, rebuilder()),
+        (checks.read, reader()),
+        (checks.read_many, many_reader()),
+        (checks.claim, claimer()),
+        (checks.resume, resumer()),
+        (checks.state, lambda client, answer: client.set(f"{answer}:chunks", "overwritten") and "queued"),
+        (checks.produce, clears_first),
+    ],
+)
+def test_what_a_killed_kernel_would_leave_expires(client, check, solution, monkeypatch):
+    """Whenever the learner's function begins or has returned, each key of the check has a time to live."""
+    call, lives = checks.case.Case.call, []
+
+    def look():
+        lives.extend((key, client.ttl(key)) for key in client.scan_iter(match=f"{client.names.prefix}:check:*"))
+
+    def looking(case, *args):
+        look()
+        try:
+            return call(case, *args)
+        finally:
+            look()
+
+    monkeypatch.setattr(checks.case.Case, "call", looking)
+    check(solution)
+    assert lives
+    assert all(0 < life <= 300 for _, life in lives), lives
+
+
+def test_a_produced_answer_expires_already_while_it_is_written(client):
+    def produce(client, stream, question_id, chunks):
+        try:
+            for chunk in chunks:
+                client.xadd(stream, item(question_id, chunk))
+                seen.append(client.ttl(stream))
+        finally:
+            client.xadd(stream, item(question_id, f";END:{question_id}"))
+
+    seen = []
+    assert checks.produce(produce)
+    assert len(seen) == 6
+    assert all(0 < life <= 300 for life in seen), seen
 
 
 # ------------------------------------------------------------------------------------------------- hostile

@@ -126,33 +126,3 @@ def test_coalescing(client):
     assert heights[2] == pytest.approx([0.02, 0.2, 0])
     assert figure.axes[1].get_ylim() == figure.axes[2].get_ylim()  # the same seconds at the same height
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0", "200", "500"]
-
-
-def found(*rows):
-    """Results as the benchmarks write them, where each side of these rows was measured in three runs."""
-    kept = [(row, name, sides) for row, name, _, sides in plots.PANELS if row in rows]
-    return {
-        "rows": [
-            {"name": row, "samples": {side: {name: [n + 1.0, n + 3.0, n + 2.0]} for n, side in enumerate(sides)}}
-            for row, name, sides in kept
-        ]
-    }
-
-
-def test_what_the_benchmarks_measured():
-    figure = plots.measured(found(*(row for row, *_ in plots.PANELS)))
-    assert [axes.get_title(loc="left") for axes in figure.axes] == [title for _, _, title, _ in plots.PANELS]
-    first = figure.axes[0]
-    assert [bar.get_width() for bar in first.patches] == [2, 3, 4]  # medians
-    assert [label.get_text() for label in first.get_yticklabels()] == ["tutorial", "redis-py", "kit"]
-    assert [text.get_text() for text in first.texts] == ["2.00", "3.00", "4.00"]
-    assert plt.get_fignums() == []
-
-
-def test_rows_that_were_skipped_are_left_out():
-    results = found("produce", "memory")
-    results["rows"].append({"name": "jupyter", "samples": {}})
-    figure = plots.measured(results)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == [plots.PANELS[0][2], plots.PANELS[4][2]]
-    with pytest.raises(LLMStreamError, match="python -m benchmarks"):
-        plots.measured(found())

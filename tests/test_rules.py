@@ -29,6 +29,7 @@ from llmstream_nb.protocol.wire import Entry, EntryID, Fenced, Timing
 
 from . import model
 from .model import Model, assert_whole, start, stream_of, text_in, wait_for
+from .schedules import Restorable
 
 pytestmark = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")
 FAST = Timing(lease=0.6, tick=0.05, ttl=600, give_up=6.0, patience=1.5)
@@ -38,15 +39,15 @@ FAST = Timing(lease=0.6, tick=0.05, ttl=600, give_up=6.0, patience=1.5)
 class Lab:
     """A redis-server to break, seen directly and through the proxy."""
 
-    server: servers.RedisServer
+    server: Restorable
     proxy: Proxy
     direct: redis.Redis  # the test's own view
     client: redis.Redis  # the producer's, through the proxy
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[tuple[servers.RedisServer, Proxy]]:
-    with servers.RedisServer(appendfsync="always") as server, Proxy("127.0.0.1", server.port) as proxy:
+def machine() -> Iterator[tuple[Restorable, Proxy]]:
+    with Restorable(appendfsync="always") as server, Proxy("127.0.0.1", server.port) as proxy:
         yield server, proxy
 
 
@@ -62,9 +63,9 @@ def lab(machine) -> Iterator[Lab]:
     made.client.close()
 
 
-def attempt_at(client: redis.Redis, number: int, *texts: str) -> Attempt:
+def attempt_at(client: redis.Redis, number: int, *texts: str, record: dict | None = None) -> Attempt:
     """An attempt that someone else has opened and left open."""
-    other = Attempt(client, {"id": "a", "asked": 0.0}, FAST)
+    other = Attempt(client, record or model.record_of(client), FAST)
     other.open(lambda top: ("start", {}))
     assert other.number == number
     other.entries += [("text", text, 1) for text in texts]
@@ -142,7 +143,7 @@ def a_full_memory_leaves_no_half_batch(lab: Lab) -> None:
 
 def a_lost_reply_to_the_opening_opens_once(lab: Lab) -> None:
     attempt_at(lab.direct, 1, "dead").release()
-    record = new_record("a", "why?", None, "test", "test")
+    record = model.record_of(lab.direct)
     producer = Producer(lab.client, record, Model("one", end=True), FAST)
     lab.proxy.drop_reply(when=b"2-0")
     producer.start()
@@ -181,14 +182,16 @@ def a_rival_with_the_same_attempt_fences(lab: Lab) -> None:
     producer = start(lab.client, says, FAST)
     wait_for(lambda: len(stream_of(lab.direct)) == 1)
     lab.proxy.refuse()
-    lab.direct.delete(names_of(lab.direct).answer("a").chunks)
+    lab.direct.flushall()
     lab.proxy.cut()
-    attempt_at(lab.direct, 1, "theirs")
+    theirs = attempt_at(lab.direct, 1, record=producer.attempt.record)
     lab.proxy.heal()
     says.say("ours")
     says.end()
     wait_for(producer.done.is_set)
     assert isinstance(producer.error, Fenced)
+    theirs.entries.append(("text", "theirs", 1))
+    theirs.flush()
     assert text_in(lab.direct) == "theirs"
 
 
@@ -208,7 +211,8 @@ def an_ended_answer_is_only_repaired(lab: Lab) -> None:
     start(lab.direct, Model("done", end=True), FAST).done.wait(5)
     before, key = stream_of(lab.direct), names_of(lab.direct).answer("a").question
     record = look("a", lab.direct).record
-    asked = {name: record[name] for name in ("id", "question", "topic", "source", "model", "asked")}
+    names = ("id", "question", "topic", "source", "model", "asked", "nonce", "first")
+    asked = {name: record[name] for name in names if name in record}
     lab.direct.set(key, json.dumps(asked))  # as if its producer had died right after the end
     again = Producer(lab.direct, asked, Model("again", end=True), FAST)
     again.start()
@@ -288,10 +292,10 @@ def a_dead_answer_is_closed_and_its_zombie_fenced(lab: Lab) -> None:
 
 
 def a_sleeper_finds_its_answer_asked_anew(lab: Lab) -> None:
-    """It slept beyond its lease; meanwhile the answer was cleared and asked again under the same id."""
+    """It slept beyond its lease; meanwhile Redis lost everything, and somebody asked again under the same id."""
     sleeper = attempt_at(lab.client, 1, "old ")
     wait_for(lambda: not lab.direct.exists(sleeper.keys.lease(1)))
-    clear("a", client=lab.direct, timing=FAST)
+    lab.direct.flushall()
     says = Model("new ")
     producer = start(lab.direct, says, FAST)
     wait_for(lambda: text_in(lab.direct) == "new ")
@@ -382,6 +386,7 @@ def a_nonce_that_changes(patch) -> None:
 
 
 def a_nonce_for_all(patch) -> None:
+    patch.setattr(Producer, "_opening", lambda self, _: ("start", {}))  # what else tells them apart is chance
     patch.setattr(Attempt, "nonce", property(lambda self: "same", lambda self, value: None), raising=False)
     # … and no WATCH: the commands after it still run at once, as they would
     patch.setattr(redis.client.Pipeline, "watch", lambda self, *names: setattr(self, "watching", True))
@@ -390,6 +395,7 @@ def a_nonce_for_all(patch) -> None:
 def a_nonce_for_all_who_open_at_once(patch) -> None:
     """… and the two do choose the same attempt, before either has written it."""
     a_nonce_for_all(patch)
+    patch.setattr(Attempt, "_is_own", lambda self, pipe, top, last: last.seq < len(self.entries))  # nor the last entry
     both, opening = threading.Barrier(2), Producer._opening
 
     def together(self, top):
@@ -402,7 +408,7 @@ def a_nonce_for_all_who_open_at_once(patch) -> None:
 def clear_without_a_mark(patch) -> None:
     def forgetful(*ids, client, timing):
         count = clear_as_it_is(*ids, client=client, timing=timing)
-        client.delete(*(names_of(client).answer(i).cancel for i in ids))
+        client.delete(*(names_of(client).answer(i).cleared for i in ids))
         return count
 
     clear_as_it_is = clear

@@ -23,6 +23,7 @@ from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.faults.servers import RedisServer, available
 
 from .model import wait_for
+from .schedules import Restorable
 
 NO_RETRY = Retry(NoBackoff(), 0)
 ENTRY: dict[Any, Any] = {"text": "x"}
@@ -312,7 +313,7 @@ def test_killed_server_comes_back_on_its_port_with_its_data(server: RedisServer)
 
 @pytest.mark.parametrize("appendonly", ["yes", "no"])
 def test_snapshot_brings_the_older_data_back(server: RedisServer, appendonly: str) -> None:
-    with RedisServer(server.program, appendonly=appendonly) as mortal, mortal.client() as client:
+    with Restorable(server.program, appendonly=appendonly) as mortal, mortal.client() as client:
         client.xadd("s", ENTRY, id="1-0")
         mortal.snapshot()
         client.xadd("s", ENTRY, id="1-1")

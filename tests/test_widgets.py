@@ -21,6 +21,7 @@ from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import ask, stop_answer
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
+from llmstream_nb.llm.completion import ModelError
 from llmstream_nb.protocol.round import LOOK
 from llmstream_nb.protocol.wire import BadAnswerId, Joiner
 from llmstream_nb.viewing.markdown import LONGEST, to_html
@@ -276,7 +277,7 @@ def test_stopped_from_another_process(client) -> None:
 def test_failed_keeps_the_text_and_says_why(client) -> None:
     model = Model("half a sen")
     start(client, model, FAST)
-    model.break_off(RuntimeError("the <b>model</b> caught fire"))
+    model.break_off(ModelError("Burnt", "the <b>model</b> caught fire"))
     view, plain = AnswerView("a"), AnswerView("a", plain=True)
     settled(view, plain)
     assert (view.state, view.note) == ("failed", "the <b>model</b> caught fire")

@@ -18,7 +18,7 @@ from llmstream_nb.protocol.wire import AnswerNotFound, Fenced, Timing
 from llmstream_nb.widgets import AnswerView
 
 from .conftest import FAST
-from .model import Model, start, stream_of, text_in, wait_for
+from .model import Model, record_of, start, stream_of, text_in, wait_for
 
 HOUR = 3_600_000  # milliseconds: nothing is written because of the time
 
@@ -157,8 +157,7 @@ def test_another_attempt_follows_a_trimmed_one(client) -> None:
     wait_for(lambda: first.attempt.sent == 7)
     first.leave()
     wait_for(first.done.is_set)
-    record = new_record("a", "why?", None, "test", "test")
-    second = Producer(client, record, Model("whole", end=True), FAST, Writing(maxlen=3))
+    second = Producer(client, record_of(client), Model("whole", end=True), FAST, Writing(maxlen=3))
     second.start()
     wait_for(second.done.is_set)
     assert second.error is None and look("a").text == "whole" and look("a").top.attempt == 2
@@ -263,7 +262,7 @@ def test_a_replay_of_two_attempts_begins_anew_in_the_middle(client) -> None:
     wait_for(lambda: first.attempt.sent == 2)
     first.leave()
     wait_for(first.done.is_set)
-    second = Producer(client, new_record("a", "why?", None, "test", "test"), Model("all of it", end=True), FAST)
+    second = Producer(client, record_of(client), Model("all of it", end=True), FAST)
     second.start()
     wait_for(second.done.is_set)
     view = AnswerView("a", replay=5.0)

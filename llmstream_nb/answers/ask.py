@@ -9,24 +9,28 @@ from contextlib import suppress
 from typing import Any
 
 import redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError, WatchError
 
-from llmstream_nb.answers.connection import current, milliseconds, names_of, unusable
-from llmstream_nb.answers.produce import Attempt, Producer, Writing
+from llmstream_nb.answers.connection import Line, current, milliseconds, names_of, unusable
+from llmstream_nb.answers.produce import Attempt, Producer, Writing, last_entry
 from llmstream_nb.answers.read import Look, look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.llm.sources import complete
 from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import (
+    AnswerKeys,
     AnswerNotFound,
-    BadAnswerId,
     Deleted,
     Entry,
-    EntryID,
     Fenced,
+    NotAnAnswer,
     Timing,
     check_answer_id,
     check_question,
+    cleared_attempt,
+    first_attempt,
+    is_answer_id,
+    parse_record,
 )
 
 Source = str | Callable[[str, str | None], Iterable[str]] | None
@@ -136,6 +140,11 @@ class Answer:
         return self.look().record
 
     @property
+    def exception(self) -> BaseException | None:
+        """What the source raised, if this process has asked it; others see only its class, and a message fit to show."""
+        return self._producer.exception if self._producer else None
+
+    @property
     def at_work(self) -> bool:
         """Whether this process is writing it."""
         return self._producer is not None and not self._producer.done.is_set()
@@ -179,8 +188,7 @@ def stop_answer(answer_id: str, *, client: redis.Redis | None = None, timing: Ti
             client.set(keys.cancel, "stop", px=milliseconds(timing.ttl))
         # Until the record tells the end, too: its producer writes that last, or has died before it could.
         while now.status != "missing" and not _is_over(now) and time.monotonic() < deadline:
-            attempt = max(1, now.top.attempt)
-            if not client.exists(keys.lease(attempt)):
+            if not client.exists(keys.lease(now.top.attempt)):
                 with suppress(Fenced):  # somebody has just taken over, and will see it
                     close_answer(client, answer_id, timing)  # nobody is there to see the cancel key
             else:
@@ -220,8 +228,8 @@ def close_answer(client: redis.Redis, answer_id: str, timing: Timing, error: str
 def clear(*answer_ids: str, client: redis.Redis | None = None, timing: Timing | None = None) -> int:
     """Delete these answers, or without arguments all of this prefix; return how many there were.
 
-    Live producers are stopped first, so that nothing comes back. The cancel key stays for a while: a producer
-    that sleeps through all of this finds it when it wakes. Raises BadAnswerId or RedisUnusable.
+    Live producers are stopped first. Nothing comes back, and nothing is mixed: the number of the last attempt stays
+    behind, and the next question of this id counts on from it. Raises BadAnswerId or RedisUnusable.
     """
     client, timing = client or current(), timing or Timing()
     names, deadline = names_of(client), time.monotonic() + 2 * timing.lease
@@ -229,12 +237,12 @@ def clear(*answer_ids: str, client: redis.Redis | None = None, timing: Timing | 
         ids = list(answer_ids) or _known_ids(client)
         there = [i for i in ids if client.exists(names.answer(i).question, names.answer(i).chunks)]
         for answer_id in there:
-            client.set(names.answer(answer_id).cancel, "clear", px=milliseconds(max(60.0, 10 * timing.lease)))
+            client.set(names.answer(answer_id).cancel, "stop", px=milliseconds(timing.ttl))
         for answer_id in there:
             keys = names.answer(answer_id)
-            while time.monotonic() < deadline and client.exists(keys.lease(max(1, _top_attempt(client, keys)))):
+            while time.monotonic() < deadline and client.exists(keys.lease(_last_attempt(client, keys))):
                 time.sleep(timing.tick / 10)
-            client.delete(keys.chunks, keys.question, keys.lease(max(1, _top_attempt(client, keys))))
+            _delete(client, keys, timing)
         if ids:
             client.zrem(names.answers, *ids)
         if not answer_ids:
@@ -244,18 +252,41 @@ def clear(*answer_ids: str, client: redis.Redis | None = None, timing: Timing | 
     return len(there)
 
 
+def _delete(client: redis.Redis, keys: AnswerKeys, timing: Timing) -> None:
+    """Delete an answer, and leave behind the number of its last attempt, for as long as anything of it may live.
+
+    Readers who saw it have a cursor, a producer that sleeps wakes up, bytes may be on their way: the next question of
+    this id begins above that number, so that all of them can tell.
+    """
+    line = Line(client, keys.chunks)
+    try:
+        while True:
+            with line.redis.pipeline(transaction=True) as pipe, suppress(WatchError):
+                pipe.watch(keys.chunks, keys.question, keys.cleared)
+                record = parse_record(pipe.get(keys.question)) or {}  # type: ignore[arg-type]
+                before: Any = pipe.get(keys.cleared)
+                last = max(_last_attempt(pipe, keys), first_attempt(record), cleared_attempt(before))
+                pipe.multi()
+                pipe.delete(keys.chunks, keys.question, keys.cancel, keys.lease(0), keys.lease(last))
+                pipe.set(keys.cleared, last, px=milliseconds(timing.ttl))
+                pipe.execute()
+                return
+    finally:
+        line.close()
+
+
 def _known_ids(client: redis.Redis) -> list[str]:
     """The ids in the index of answers; what can't be an id there is not the kit's."""
-    ids, found = [], client.zrange(names_of(client).answers, 0, -1)
-    for answer_id in found:  # type: ignore[union-attr]
-        with suppress(BadAnswerId):
-            ids.append(check_answer_id(answer_id))
-    return ids
+    found: Any = client.zrange(names_of(client).answers, 0, -1)
+    return [answer_id for answer_id in found if is_answer_id(answer_id)]
 
 
-def _top_attempt(client: redis.Redis, keys: Any) -> int:
+def _last_attempt(client: Any, keys: AnswerKeys) -> int:
+    """The newest attempt, as the stream and the record tell it; 0 before the first."""
     try:
-        top: Any = client.xrevrange(keys.chunks, count=1)
-    except ResponseError:
-        return 0  # another type: only to be deleted
-    return EntryID.parse(top[0][0]).attempt if top else 0
+        last = last_entry(client, keys.chunks)[1].attempt
+    except (ResponseError, NotAnAnswer):
+        last = 0  # another type, or another's entries: only to be deleted
+    record = parse_record(client.get(keys.question)) or {}
+    attempt = record.get("attempt")
+    return max(last, attempt if isinstance(attempt, int) else 0)

@@ -8,6 +8,7 @@ from typing import Any
 import hiredis
 import redis
 import redis.asyncio as aredis
+from redis import Redis  # inside Line, `redis` is its client
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import (
     AskError,
@@ -112,7 +113,7 @@ class KitCluster(_Named, redis.RedisCluster):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """As redis-py does, whose RedisClusterException is no RedisError."""
         try:
-            return super().execute_command(*args, **options)
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         except RedisClusterException as error:
             raise redis.ConnectionError(str(error)) from None
 
@@ -145,7 +146,7 @@ def _check_server(client: redis.Redis) -> dict[str, Any]:
         raise RedisUnusable(f"{where(client)} is Redis {version}: the kit needs 6.2 or newer, or Valkey")
     if info.get("role") == "slave" and info.get("slave_read_only", 1):
         raise RedisUnusable(f"{where(client)} is a read-only replica: point REDIS_URL at its primary")
-    return info
+    return dict(info)
 
 
 # ------------------------------------------------------------------------------------------------ errors
@@ -212,7 +213,7 @@ def milliseconds(seconds: float) -> int:
 class Packer:
     """Makes bytes of a command as redis-py does, but without a look at each argument, which costs most of a batch."""
 
-    def pack(self, name: str, *args: str | bytes | float) -> list[bytes]:
+    def pack(self, name: str, *args: Any) -> list[bytes]:
         """The command; a name of two words, as `XINFO STREAM`, is two arguments. Raises TypeError for other types."""
         return [hiredis.pack_command((*name.split(), *args))]
 
@@ -241,7 +242,7 @@ class Line:
             client: Any = self._client
             if isinstance(client, redis.RedisCluster):
                 if self._key is None:
-                    return client
+                    return self._client
                 try:
                     if self._again:
                         client.nodes_manager.initialize()  # another node may hold the key by now
@@ -251,7 +252,7 @@ class Line:
             self._redis = self._connect(client.connection_pool)
         return self._redis
 
-    def _connect(self, pool: Any) -> redis.Redis:
+    def _connect(self, pool: Any) -> Redis:
         kwargs = {k: v for k, v in pool.connection_kwargs.items() if not k.startswith(("maint_", "orig_", "himport_"))}
         kwargs |= {
             "decode_responses": True,

@@ -55,7 +55,8 @@ class Handler(TCPFakeRequestHandler):
         self._sender = self.connection.dup()  # the other one is non-blocking: what its buffer can't hold would be lost
         self._sender.settimeout(60)
         self.writer.writer = self._sender.makefile("wb")
-        read = self.current_client.read_response
+        client: Any = self.current_client
+        read = client.read_response
 
         def read_response(**options: Any) -> Any:
             try:
@@ -63,7 +64,7 @@ class Handler(TCPFakeRequestHandler):
             except ResponseError as error:
                 return error
 
-        self.current_client.read_response = read_response
+        client.read_response = read_response
 
     def finish(self) -> None:
         """Close what `setup` has opened."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import secrets
 import threading
@@ -13,13 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis
-from redis.exceptions import RedisError, WatchError
+from redis.exceptions import RedisError, ResponseError, WatchError
 
 from llmstream_nb.answers.connection import Line, RedisUnusable, is_passing, milliseconds, names_of, said, unusable
 from llmstream_nb.answers.read import Backoff, look
 from llmstream_nb.answers.record import add_to_index
 from llmstream_nb.llm.completion import ModelError
 from llmstream_nb.protocol.wire import (
+    ORIGIN,
+    BadEntryID,
     Deleted,
     Entry,
     EntryID,
@@ -28,10 +31,14 @@ from llmstream_nb.protocol.wire import (
     LLMStreamError,
     Timing,
     clean,
+    cleared_attempt,
+    first_attempt,
     parse_entries,
     parse_record,
+    same_question,
 )
 
+log = logging.getLogger(__name__)
 Json = dict[str, Any]
 BATCH = 500  # entries in one MULTI: enough to be fast, small enough not to hold up other clients
 BACKLOG = 5_000  # unsent entries before the model has to wait
@@ -72,6 +79,7 @@ class Attempt:
         self.ended_before: Entry | None = None  # the end that someone else has written: nothing is left to answer
         self._line = Line(client, self.keys.chunks)
         self._seen = self._ticked = float("-inf")  # monotonic times of the last reply and of the last tick
+        self._whole = False  # the attempt's start stands in the stream, as far as is known
         self.took = 0.0  # seconds that the last batch took
 
     @property
@@ -113,47 +121,89 @@ class Attempt:
     def synchronise(self) -> None:
         """Bring `sent` in line with the stream, and begin the attempt if it isn't there.
 
-        The top entry is read under WATCH, so nobody can begin another attempt in between. Raises Fenced when a
-        newer attempt stands, Deleted when the answer was cleared, WatchError when the stream changed meanwhile.
+        All of it under WATCH, so nobody can begin another attempt, or delete the answer, in between. Raises Fenced when
+        another has taken over, Deleted when the answer was cleared, WatchError when something changed meanwhile.
         """
-        keys = self.keys
+        keys, name = self.keys, self.record["id"]
         with self._line.redis.pipeline(transaction=True) as pipe:
-            pipe.watch(keys.chunks, keys.cancel)  # the latter, since nobody may delete it meanwhile
-            entries = parse_entries(pipe.xrevrange(keys.chunks, count=1))
-            top = entries[0] if entries else None
-            if not self.sent and not (top and top.id.attempt >= self.number > 0):  # not opened: judge (again)
+            pipe.watch(keys.chunks, keys.question, keys.cleared)
+            stood = self._check_question(pipe)
+            top, last = last_entry(pipe, keys.chunks)
+            newest = max(last.attempt, stood)  # somebody may have deleted the stream, but not the record
+            if not self.sent and not newest >= self.number > 0:  # not opened: judge (again)
+                if self.ended_before:
+                    return
                 if top and top.final:
                     self.ended_before = top
                     return
-                if top and pipe.exists(keys.lease(top.id.attempt)):
-                    raise Fenced(f"{self.record['id']}: the producer of attempt {top.id.attempt} is alive")
-                self.number = (top.id.attempt if top else 0) + 1
+                if newest and pipe.exists(keys.lease(newest)):
+                    raise Fenced(f"{name}: the producer of attempt {newest} is alive")
+                self.number = max(newest + 1, first_attempt(self.record))
                 kind, data = self._opening(top)
                 self.entries = [(kind, json.dumps(data | {"nonce": self.nonce}), 0)]
-            if top and top.id.attempt > self.number:
-                raise Fenced(f"{self.record['id']}: attempt {top.id.attempt} has taken over from {self.number}")
-            if top and top.id.attempt == self.number:
-                first = parse_entries(pipe.xrange(keys.chunks, f"{self.number}-0", f"{self.number}-0"))
-                own = self.entries[top.id.seq : top.id.seq + 1] == [(top.kind, top.text, top.ms)]
-                if not (first[0].data.get("nonce") == self.nonce if first else own):  # it may have been trimmed away
-                    raise Fenced(f"{self.record['id']}: another producer has opened attempt {self.number}")
-                self.sent = top.id.seq + 1
-            elif pipe.get(keys.cancel) == "clear":
-                raise Deleted(f"{self.record['id']} was deleted")
-            else:
+            if newest > self.number:
+                raise Fenced(f"{name}: attempt {newest} has taken over from {self.number}")
+            if top and top.final and top.id.attempt < self.number and self.sent:
+                raise Fenced(f"{name}: attempt {top.id.attempt} has ended the answer")
+            if last.attempt < self.number:
                 self._begin(pipe)
+            elif not self._is_own(pipe, top, last):
+                raise Fenced(f"{name}: another producer has opened attempt {self.number}")
+            elif self._lost_its_start(pipe):
+                self.number, self.sent = self.number + 1, 0
+                self._begin(pipe)
+            else:
+                self.sent = last.seq + 1
             self._seen = time.monotonic()
 
+    def _check_question(self, pipe: Any) -> int:
+        """Whether the question is still the one to answer; return the newest attempt that its record tells of."""
+        name, (text, cleared) = self.record["id"], pipe.mget(self.keys.question, self.keys.cleared)
+        found = parse_record(text)
+        if cleared_attempt(cleared) >= first_attempt(self.record):
+            raise Deleted(f"{name} was deleted")
+        if found is None:
+            return 0
+        if not same_question(found, self.record):
+            raise Fenced(f"{name}: another question is asked under this id")
+        if found.get("end") and not self.sent:
+            with suppress(BadEntryID):
+                self.ended_before = Entry(EntryID.parse(found["end"]), "end", "{}", 0)
+        attempt = found.get("attempt")
+        return attempt if isinstance(attempt, int) else 0
+
+    def _is_own(self, pipe: Any, top: Entry | None, last: EntryID) -> bool:
+        """Whether the entries of this attempt's number are this producer's, and none of them is foreign."""
+        if top is None:  # somebody has emptied the stream: the lease tells
+            return last.seq < len(self.entries) and pipe.get(self.keys.lease(self.number)) in (None, self.nonce)
+        if self.entries[top.id.seq : top.id.seq + 1] != [(top.kind, top.text, top.ms)]:
+            return False
+        start = parse_entries(pipe.xrange(self.keys.chunks, f"{self.number}-0", f"{self.number}-0"))
+        return not start or start[0].data.get("nonce") == self.nonce  # it may have been trimmed away
+
+    def _lost_its_start(self, pipe: Any) -> bool:
+        """Whether the stream was deleted and made anew by another, so that entries of this attempt are missing."""
+        oldest = parse_entries(pipe.xrange(self.keys.chunks, count=1))
+        self._whole = bool(oldest) and oldest[0].id == EntryID(self.number, 0)
+        # Trimming takes the oldest first: what stands before this attempt was not there when it began.
+        return (
+            bool(oldest)
+            and oldest[0].id.attempt < self.number
+            and not pipe.xrange(self.keys.chunks, f"{self.number}-0", f"{self.number}-0")
+        )
+
     def _begin(self, pipe: Any) -> None:
-        """Write `<attempt>-0`, in MULTI, with the lease before it and the record if Redis has lost that."""
+        """Write `<attempt>-0`, in MULTI, with the lease before it and the number of the attempt in the record."""
         pipe.multi()
         pipe.set(self.keys.lease(self.number), self.nonce, px=milliseconds(self.timing.lease))
-        pipe.set(self.keys.question, json.dumps(self.record), nx=True, px=milliseconds(self.timing.ttl))
+        pipe.delete(self.keys.lease(0))
+        record = self.record | {"attempt": self.number}
+        pipe.set(self.keys.question, json.dumps(record), px=milliseconds(self.timing.ttl))
         self._queue_xadd(pipe, 0, create=True)
         pipe.pexpire(self.keys.chunks, milliseconds(self.timing.ttl))
         pipe.execute()
-        self.sent = 1
-        add_to_index(self.client, self.record, self.timing)
+        self.sent, self._whole = 1, True
+        add_to_index(self.client, self.record)
 
     def _queue_xadd(self, pipe: Any, seq: int, create: bool = False) -> None:
         kind, text, ms = self.entries[seq]
@@ -167,18 +217,21 @@ class Attempt:
         if now - self._seen > self.timing.lease:
             self.synchronise()  # this process slept beyond its lease: is the answer still ours?
         first, last = self.sent, min(self.sent + BATCH, len(self.entries))
-        tick = now - self._ticked >= self.timing.tick
+        tick, start = now - self._ticked >= self.timing.tick, f"{self.number}-0"
         with self._line.redis.pipeline(transaction=tick or last - first > 1) as pipe:  # one XADD needs no MULTI
             for seq in range(first, last):
                 self._queue_xadd(pipe, seq)
             if tick:
                 pipe.set(self.keys.lease(self.number), self.nonce, px=milliseconds(self.timing.lease))
                 pipe.pexpire(self.keys.question, milliseconds(self.timing.ttl))
+                pipe.xrange(self.keys.chunks, start, start)
                 pipe.pexpire(self.keys.chunks, milliseconds(self.timing.ttl))
                 pipe.exists(self.keys.cancel)
             replies = pipe.execute()
         if None in replies[: last - first] or (tick and not replies[-2]):
             raise WatchError("the stream is gone")  # look again at what Redis holds
+        if tick and self._whole and not self.maxlen and not replies[-3]:
+            raise WatchError("the start of the attempt is gone")
         self.sent, self._seen = last, time.monotonic()
         self.took = self._seen - now
         if tick:
@@ -198,16 +251,16 @@ class Attempt:
 
     def _save(self, record: Json, closing: Json, end: EntryID, text: str, repair: bool = False) -> None:
         """Write the record, unless it has been deleted, belongs to a newer question, or needs no repair any more."""
-        whole = record | closing | {"start": f"{end.attempt}-0", "end": str(end), "text": text}
-        whole.pop("nonce", None)
+        told = {name: value for name, value in closing.items() if name != "nonce"}
+        whole = record | told | {"start": f"{end.attempt}-0", "end": str(end), "text": text}
         with self._line.redis.pipeline(transaction=True) as pipe:
-            pipe.watch(self.keys.cancel, self.keys.question)
-            found = parse_record(pipe.get(self.keys.question)) or {}  # type: ignore[arg-type]
-            if found.get("asked", record["asked"]) != record["asked"]:
+            pipe.watch(self.keys.question, self.keys.cleared)
+            found = parse_record(pipe.get(self.keys.question)) or record  # type: ignore[arg-type]
+            if not same_question(found, record):
                 return
-            keep = pipe.get(self.keys.cancel) == "clear" or (repair and "end" in found)
+            cleared = cleared_attempt(pipe.get(self.keys.cleared)) >= first_attempt(record)
             pipe.multi()
-            if not keep:
+            if not (cleared or (repair and "end" in found)):
                 pipe.set(self.keys.question, json.dumps(whole), px=milliseconds(self.timing.ttl))
                 pipe.pexpire(self.keys.chunks, milliseconds(self.timing.ttl))
             pipe.delete(self.keys.lease(end.attempt))
@@ -223,13 +276,24 @@ class Attempt:
         self._line.close()
 
 
+def last_entry(pipe: Any, key: str) -> tuple[Entry | None, EntryID]:
+    """The last entry of a stream, and the last ID that it ever had: who empties a stream leaves that behind."""
+    newest = parse_entries(pipe.xrevrange(key, count=1))
+    if newest:
+        return newest[0], newest[0].id
+    with suppress(ResponseError):  # there is no such key
+        return None, EntryID.parse(pipe.xinfo_stream(key)["last-generated-id"])
+    return None, ORIGIN
+
+
 class Producer:
     """Two threads: one takes deltas from the model, the other writes them, so neither holds up the other.
 
     A pen goes between them: who holds it may use the attempt. The writing thread lays it down only to rest, and
     then the model's thread may write what has just come: to wake the other first would make it late.
 
-    `writing` is how often and how much to keep; `about` goes into the start entry, beside model and source.
+    `writing` is how often and how much to keep; `silence` how many seconds a source may be silent that doesn't look
+    after that itself, before its first delta and after it; `about` goes into the start entry, beside model and source.
     """
 
     def __init__(
@@ -239,18 +303,21 @@ class Producer:
         deltas: Iterable[str],
         timing: Timing,
         writing: Writing | None = None,
+        silence: tuple[float, float] = (math.inf, math.inf),
         **about: str,
     ) -> None:
         writing = writing or Writing()
         self.attempt = Attempt(client, record, timing, writing.maxlen)
         self.done = threading.Event()  # the end is confirmed, or there is no more hope
         self.error: LLMStreamError | None = None  # what kept this producer from writing the end itself
-        self.open = True  # the answer has not ended, or its record does not say so
+        self.exception: BaseException | None = None  # what the source raised
+        self.ended = False  # the answer has ended, and its record says so
         self.lost = False  # whether the error was a Redis out of reach: someone else may fare better
         self._deltas, self._about = deltas, about
         self._stop = self._left = self._closed = False  # closed: no entry may follow
         self._changed, self._pen = threading.Condition(), threading.Lock()
         self._held, self._pause = "", writing.coalesce_ms / 1000  # text for the next entry; seconds between two
+        self._silence = silence  # seconds that the source may be silent, before its first delta and after it
         self._began = self._next = time.monotonic()  # the next entry may be written from then on
         self._last = self._began  # when the model was asked for the next delta
         self._first_token: int | None = None  # milliseconds
@@ -287,9 +354,14 @@ class Producer:
                 reason = getattr(self._deltas, "finish_reason", None) or "stop"
                 self._close("end", reason=reason, usage=getattr(self._deltas, "usage", None))
         except ModelError as error:
-            self._close("error", error=error.error, message=str(error))
-        except Exception as error:  # noqa: BLE001 - a source may be anybody's code: what it raises becomes an entry
-            self._close("error", error=type(error).__name__, message=clean(str(error))[:500])
+            self._fail(error, error.error, str(error))
+        except BaseException as error:  # noqa: BLE001 - a source may be anybody's code: it may also exit, or be cancelled
+            # What it says may hold anything, and the entry is for all to see.
+            self._fail(error, type(error).__name__, f"The source raised {type(error).__name__}: see answer.exception.")
+
+    def _fail(self, error: BaseException, name: str, message: str) -> None:
+        self.exception = self.exception or error
+        self._close("error", error=name, message=message)
 
     def _add(self, text: str) -> bool:
         """Take in text, to be written by this thread or the other; waits while too much is unsent.
@@ -352,7 +424,7 @@ class Producer:
             self._pen.acquire()
             attempt.open(self._opening)
             if attempt.ended_before:
-                self.open = False
+                self.ended = True
                 return
             threading.Thread(target=self._take, name=f"llmstream model {attempt.record['id']}", daemon=True).start()
             while not (self._closed and attempt.sent == len(attempt.entries)):
@@ -362,12 +434,15 @@ class Producer:
                     return
                 if self._stop:
                     self._close("end", reason="cancelled")
+                elif self._is_stalled():
+                    self._close_model()
+                    self._close("error", error="Stalled", message="The source has been silent for too long: ask again.")
                 attempt.insist(attempt.flush)
                 if attempt.cancelled:
                     self.stop()
                 self._note()  # there is room for more
             attempt.insist(attempt.finish)
-            self.open = False
+            self.ended = True
         except LLMStreamError as error:
             self.error = error
         except (RedisError, OSError) as error:
@@ -379,6 +454,11 @@ class Producer:
             self._close_model()
             attempt.close()
             self.done.set()
+
+    def _is_stalled(self) -> bool:
+        """Whether the source has been silent for longer than it may; a model that waits for Redis is not."""
+        limit = self._silence[self._first_token is not None]
+        return self.attempt.sent == len(self.attempt.entries) and time.monotonic() - self._last > limit
 
     def _rest(self) -> None:
         """Lay down the pen until there is something to write, a tick is due, or the end is asked for."""
@@ -398,7 +478,10 @@ class Producer:
         """End the model's request. A generator is let be: closing one that runs raises; it ends at its next delta."""
         close = getattr(self._deltas, "close", None)
         if close and not isinstance(self._deltas, Generator):
-            close()
+            try:
+                close()
+            except Exception as error:  # noqa: BLE001 - a source may be anybody's code, and the answer ends all the same
+                log.warning("%s: closing its source raised %s", self.attempt.record["id"], type(error).__name__)
 
     def _opening(self, _: Entry | None) -> tuple[str, dict[str, Any]]:
         own = {key: self.attempt.record[key] for key in ("model", "source")}

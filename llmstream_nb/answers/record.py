@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from typing import Any
 
@@ -10,13 +11,25 @@ import redis
 from redis.exceptions import RedisError
 
 from llmstream_nb.answers.connection import milliseconds, names_of, unusable
-from llmstream_nb.protocol.wire import AnswerExists, NotAnAnswer, Timing, clean
+from llmstream_nb.protocol.wire import (
+    AnswerExists,
+    NotAnAnswer,
+    Timing,
+    clean,
+    cleared_attempt,
+    is_answer_id,
+    parse_record,
+    same_question,
+)
 
-KEPT_ANSWERS = 1_000  # ids in the index of answers
+SAMPLE = 20  # ids in the index that are looked at when another is added: those whose answer has expired go
 
 
 def new_record(answer_id: str, question: str, topic: str | None, source: str, model: str) -> dict[str, Any]:
-    """The JSON record of a question that has just been asked; `asked` is Unix time in seconds."""
+    """The JSON record of a question that has just been asked; `asked` is Unix time in seconds.
+
+    `nonce` tells it from other questions under the same id, also from one asked in the same millisecond.
+    """
     return {
         "id": answer_id,
         "topic": clean(topic or ""),
@@ -24,39 +37,78 @@ def new_record(answer_id: str, question: str, topic: str | None, source: str, mo
         "source": source,
         "model": model,
         "asked": round(time.time(), 3),
+        "nonce": secrets.token_hex(4),
     }
 
 
 def register(client: redis.Redis, record: dict[str, Any], timing: Timing) -> None:
-    """Write the record, the index and a first lease; raises AnswerExists, NotAnAnswer or RedisUnusable."""
-    names = names_of(client)
-    keys = names.answer(record["id"])
-    text = json.dumps(record)
+    """Write the record, the index and a first lease; raises AnswerExists, NotAnAnswer or RedisUnusable.
+
+    Adds to the record what only Redis knows: the time by its clock, and the number of the `first` attempt.
+    """
+    keys = names_of(client).answer(record["id"])
     try:
-        kind = str(client.type(keys.chunks))
+        with client.pipeline(transaction=False) as pipe:
+            pipe.type(keys.chunks)
+            pipe.get(keys.cleared)
+            pipe.time()
+            kind, cleared, now = pipe.execute(raise_on_error=False)
         if kind not in ("none", "stream"):
-            raise NotAnAnswer(f"{keys.chunks!r} holds a {kind}, not a stream: use another id, or delete that key")
+            raise (
+                kind
+                if isinstance(kind, Exception)
+                else NotAnAnswer(f"{keys.chunks!r} holds a {kind}, not a stream: use another id, or delete that key")
+            )
+        if isinstance(now, tuple):  # not every user may ask; but the clocks of many askers don't agree
+            record["asked"] = round(now[0] + now[1] / 1e6, 3)
+        record["first"] = cleared_attempt(cleared) + 1
         # A retried SET NX is refused by its own first try, so what stands there decides.
         new = kind == "none" and (
-            client.set(keys.question, text, nx=True, px=milliseconds(timing.ttl)) or client.get(keys.question) == text
+            client.set(keys.question, json.dumps(record), nx=True, px=milliseconds(timing.ttl))
+            or same_question(parse_record(client.get(keys.question)) or {}, record)  # type: ignore[arg-type]
         )
         if not new:
             raise AnswerExists(
                 f"there is an answer {record['id']!r} already: clear({record['id']!r}) first, or use another id"
             )
-        client.delete(keys.cancel)
-        if not record.get("pooled"):
-            client.set(keys.lease(1), "asked", px=milliseconds(timing.lease))
-        add_to_index(client, record, timing)
+        _announce(client, record, timing)
     except (RedisError, OSError) as error:
         raise unusable(error, client) from None
 
 
-def add_to_index(client: redis.Redis, record: dict[str, Any], timing: Timing) -> None:
-    """Put the answer into the sorted set of answers, and drop those that have expired."""
-    answers = names_of(client).answers
+def _announce(client: redis.Redis, record: dict[str, Any], timing: Timing) -> None:
+    """Write what belongs to a new record: the index, and the lease of who asks. Redis errors pass."""
+    names = names_of(client)
+    keys = names.answer(record["id"])
     with client.pipeline(transaction=False) as pipe:
-        pipe.zadd(answers, {record["id"]: record["asked"]})
-        pipe.zremrangebyscore(answers, "-inf", record["asked"] - max(timing.ttl, Timing.ttl))
-        pipe.zremrangebyrank(answers, 0, -KEPT_ANSWERS - 1)
-        pipe.execute()
+        pipe.get(keys.cleared)
+        pipe.zrandmember(names.answers, SAMPLE)
+        pipe.delete(keys.cancel)
+        if not record.get("pooled"):
+            pipe.set(keys.lease(0), "asked", px=milliseconds(timing.lease))
+        cleared, found, *_ = pipe.execute()
+    if cleared_attempt(cleared) >= record["first"]:  # just now, by somebody else: count on from there
+        record["first"] = cleared_attempt(cleared) + 1
+        client.set(keys.question, json.dumps(record), px=milliseconds(timing.ttl))
+    add_to_index(client, record)
+    _forget_expired(client, found)
+
+
+def add_to_index(client: redis.Redis, record: dict[str, Any]) -> None:
+    """Put the answer into the sorted set of answers, by the time when it was asked."""
+    asked = record.get("asked")
+    client.zadd(names_of(client).answers, {record["id"]: asked if isinstance(asked, (int, float)) else 0})
+
+
+def _forget_expired(client: redis.Redis, found: list[str]) -> None:
+    """Of these ids in the index, take out those whose answer has expired. A few at a time: it costs always the same."""
+    names = names_of(client)
+    some = {answer_id: names.answer(answer_id) for answer_id in found if is_answer_id(answer_id)}
+    with client.pipeline(transaction=False) as pipe:
+        for keys in some.values():
+            pipe.exists(keys.question)
+            pipe.exists(keys.chunks)
+        there = pipe.execute()
+    gone = [answer_id for answer_id, *signs in zip(some, there[::2], there[1::2], strict=True) if not any(signs)]
+    if gone:
+        client.zrem(names.answers, *gone)

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-from llmstream_nb.checks.answers import produce, read, read_many, rebuild
-from llmstream_nb.checks.bounds import budget, lag
-from llmstream_nb.checks.events import last_event_id, parse
-from llmstream_nb.checks.groups import claim, work
-from llmstream_nb.checks.resuming import missing, resume, state
-from llmstream_nb.checks.streams import collect, count_entries, get_last_id, pages, stopped
-from llmstream_nb.checks.take_home import poll, source
+from llmstream_nb.checks.nb00 import count_entries, stopped
+from llmstream_nb.checks.nb01 import collect, get_last_id, pages
+from llmstream_nb.checks.nb02 import produce, rebuild
+from llmstream_nb.checks.nb03 import read, read_many
+from llmstream_nb.checks.nb04 import claim, work
+from llmstream_nb.checks.nb05 import poll, source
+from llmstream_nb.checks.nb06 import missing, resume, state
+from llmstream_nb.checks.nb07 import budget, lag
+from llmstream_nb.checks.nb08 import last_event_id, parse
 
 __all__ = [
-    "budget",
-    "claim",
-    "collect",
-    "count_entries",
-    "get_last_id",
-    "lag",
-    "last_event_id",
-    "missing",
-    "pages",
-    "parse",
-    "poll",
-    "produce",
-    "read",
-    "read_many",
-    "rebuild",
-    "resume",
-    "source",
-    "state",
-    "stopped",
-    "work",
-]
+    "budget", "claim", "collect", "count_entries", "get_last_id", "lag", "last_event_id", "missing", "pages", "parse",
+    "poll", "produce", "read", "read_many", "rebuild", "resume", "source", "state", "stopped", "work",
+]  # fmt: skip

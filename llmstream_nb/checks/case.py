@@ -6,13 +6,15 @@ import inspect
 import secrets
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import Any
+
+import redis
 
 from llmstream_nb.answers.connection import names_of
-from llmstream_nb.checks.judging import WrongError, require, show
+from llmstream_nb.checks.verdict import WrongError, require, show
 
-if TYPE_CHECKING:
-    import redis
+LIFETIME = 300  # seconds after which Redis forgets the keys of a check whose kernel was killed
 
 
 class BrokenModelError(Exception):
@@ -23,7 +25,7 @@ class Case:
     """A stream of the check's own, and calls of the learner's function on it."""
 
     def __init__(self, client: redis.Redis) -> None:
-        self.client = client
+        self.client: Any = client  # redis-py's replies are typed as those of its asynchronous client too
         self.stream = f"{names_of(client).prefix}:check:{secrets.token_hex(6)}"
         self.about = "here"  # what the learner's function is busy with
         self._result: Any = None  # of the last call
@@ -44,6 +46,8 @@ class Case:
         except Exception as error:  # noqa: BLE001 - whatever the learner's code raises
             said = show(error, lambda error: str(error).replace(self.stream, "…"))  # its key differs at every check
             raise WrongError(f"{about}, your function raises {type(error).__name__}: {said}") from None
+        finally:
+            self._expire()
         if inspect.iscoroutine(self._result):
             self._result.close()
             raise WrongError("your function is asynchronous: write `def`, not `async def`.")
@@ -51,18 +55,17 @@ class Case:
 
     def breaks(self, function: Any, about: str, *args: Any) -> bool:
         """Call the learner's function; whether it lets a `BrokenModelError` pass."""
-        try:
+        with suppress(BrokenModelError):
             self.call(function, about, *args)
-        except BrokenModelError:
-            return True
-        return False
+            return False
+        return True
 
     @property
     def got(self) -> str:
         """What the last call returned, as a sentence that goes on."""
         return f"{self.about}, your function returns {show(self._result)}"
 
-    def require_form(self, what: str, form: str, kind: type = str, of: type = object) -> None:
+    def require_form(self, what: str, form: str, kind: type[Iterable[Any]] = str, of: type = object) -> None:
         """Require that the last call returned `what`: something of this kind, each item in it of that one."""
         require(self._result is not None, f"your function returns None: return {what}.")
         fits = isinstance(self._result, kind) and all(isinstance(item, of) for item in self._result)
@@ -82,18 +85,19 @@ class Case:
 
     def entries(self) -> list[tuple[str, dict[str, str]]]:
         """What lies in the stream."""
-        return self.client.xrange(self.stream)  # type: ignore[return-value]
+        return list(self.client.xrange(self.stream))
 
     def groups(self) -> dict[str, Any]:
         """The stream's groups, by name."""
-        return {group["name"]: group for group in self.client.xinfo_groups(self.stream)}  # type: ignore[union-attr]
+        return {group["name"]: group for group in self.client.xinfo_groups(self.stream)}
 
     def put(self, entries: Iterable[tuple[str, dict[str, str]]], stream: str = "") -> str:
         """Add entries of (id, fields) at once; return the last one's ID, or 0-0 without one."""
         with self.client.pipeline() as pipe:
             for entry_id, fields in entries:
-                pipe.xadd(stream or self.stream, fields, id=entry_id)  # type: ignore[arg-type]
-            return (pipe.execute() or ["0-0"])[-1]
+                pipe.xadd(stream or self.stream, fields, id=entry_id)
+            *ids, _ = pipe.expire(stream or self.stream, LIFETIME).execute()
+            return ids[-1] if ids else "0-0"
 
     def add(self, entries: list[tuple[str, str]]) -> str:
         """Add entries of (question id, text) at once, as notebooks 02 and 03 write them; return the last one's ID."""
@@ -113,6 +117,16 @@ class Case:
 
         self._writer = threading.Thread(target=write, name="llmstream check", daemon=True)
         self._writer.start()
+
+    def keep(self, key: str, value: str) -> None:
+        """Set a key of the check's own to this text."""
+        self.client.set(key, value, ex=LIFETIME)
+
+    def _expire(self) -> None:
+        """Let expire what the learner's function may have written."""
+        with suppress(redis.RedisError):
+            for key in (self.stream, *self._others):
+                self.client.expire(key, LIFETIME)
 
     def clear(self) -> None:
         """Delete the stream, and what else was used."""

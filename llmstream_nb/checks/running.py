@@ -9,18 +9,15 @@ import textwrap
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from functools import update_wrapper
+from typing import Any
 
-from redis.exceptions import RedisError
+import redis
 
 from llmstream_nb.answers.connection import current
 from llmstream_nb.checks.case import Case
-from llmstream_nb.checks.judging import WrongError
-from llmstream_nb.checks.verdict import Verdict, right, wrong
+from llmstream_nb.checks.verdict import Verdict, WrongError, right, wrong
 from llmstream_nb.protocol.wire import LLMStreamError
-
-if TYPE_CHECKING:
-    import redis
 
 TIMEOUT = 6.0  # seconds that a check waits for the learner's code
 
@@ -29,49 +26,74 @@ class Interrupted(SystemExit):
     """Raised inside the learner's function when its time is up; a thread may end with it silently."""
 
 
-def check(name: str, mine: Any, examine: Callable[[Case], str], client: redis.Redis | None) -> Verdict:
-    """Examine what the learner wrote, `mine`, and say what is wrong; if nothing is, say what `examine` returns."""
+def exercise(*hints: str) -> Callable[[Callable[..., str]], Callable[..., Verdict]]:
+    """Make a check of a function that examines what the learner gave, and returns what is right about it.
+
+    That function takes a `Case` and what the learner gave; it raises WrongError where that is wrong. The check takes
+    what the learner gave and a `client`, by default the current one. Its verdicts give one of the hints after another.
+    """
+
+    def make(examine: Callable[..., str]) -> Callable[..., Verdict]:
+        def check(*mine: Any, client: redis.Redis | None = None, **more: Any) -> Verdict:
+            signature.bind(*mine, **more)  # here a wrong call raises TypeError; in the thread it would be the learner's
+
+            def judge(case: Case) -> Verdict:
+                if any(map(_untouched, [*mine, *more.values()])):
+                    return Verdict(None, "Not started yet: replace the `...`")
+                return right(examine.__name__, examine(case, *mine, **more))
+
+            return _run(judge, lambda text: wrong(examine.__name__, text, hints), client)
+
+        whole, own = inspect.signature(examine), inspect.signature(check)
+        shown = [*list(whole.parameters.values())[1:], own.parameters["client"]]  # without the case
+        signature = own.replace(parameters=shown)
+        update_wrapper(check, examine)
+        check.__signature__ = signature  # type: ignore[attr-defined]
+        return check
+
+    return make
+
+
+def _run(judge: Callable[[Case], Verdict], fail: Callable[[str], Verdict], client: redis.Redis | None) -> Verdict:
+    """Judge what the learner wrote within TIMEOUT; where that goes wrong, `fail` with a sentence that says how."""
     try:
         case = Case(client or current())
-    except (LLMStreamError, RedisError, ValueError) as error:
+    except (LLMStreamError, redis.RedisError, ValueError) as error:
         return Verdict(False, f"this can't be checked now: {error}")
     verdicts: list[Verdict] = []
-    work = threading.Thread(target=_examine, args=(name, mine, examine, case, verdicts), daemon=True)
-    work.start()
-    work.join(TIMEOUT)
-    if work.is_alive():
-        verdicts.insert(0, wrong(name, f"{case.about}, your function does not return: does its loop end?"))
-        _interrupt(work, case)
-    with suppress(RedisError):
+
+    def work() -> None:
+        try:
+            verdicts.append(judge(case))
+        except WrongError as error:
+            verdicts.append(fail(str(error)))
+        except Interrupted:
+            pass
+        except (LLMStreamError, redis.RedisError) as error:
+            verdicts.append(Verdict(False, f"this can't be checked now: {error}"))
+        except BaseException as error:  # noqa: BLE001 - even SystemExit must not pass without a word
+            verdicts.append(fail(f"{case.about}, your code raises {type(error).__name__}."))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    if thread.is_alive():
+        verdicts.insert(0, fail(f"{case.about}, your function does not return: does its loop end?"))
+        _interrupt(thread, case)
+    with suppress(redis.RedisError):
         case.close()
     return verdicts[0]
 
 
-def _examine(name: str, mine: Any, examine: Callable[[Case], str], case: Case, verdicts: list[Verdict]) -> None:
-    try:
-        if any(_untouched(part) for part in (mine if isinstance(mine, tuple) else (mine,))):
-            verdicts.append(Verdict(None, "Not started yet: replace the `...`"))
-        else:
-            verdicts.append(right(name, examine(case)))
-    except WrongError as error:
-        verdicts.append(wrong(name, str(error)))
-    except Interrupted:
-        pass
-    except (LLMStreamError, RedisError) as error:
-        verdicts.append(Verdict(False, f"this can't be checked now: {error}"))
-    except BaseException as error:  # noqa: BLE001 - even SystemExit must not pass without a word
-        verdicts.append(wrong(name, f"{case.about}, your code raises {type(error).__name__}."))
-
-
-def _interrupt(work: threading.Thread, case: Case) -> None:
+def _interrupt(thread: threading.Thread, case: Case) -> None:
     """End the learner's loop, which else would go on in the kernel until that is restarted."""
     stop = ctypes.pythonapi.PyThreadState_SetAsyncExc
     for _ in range(10):
-        if work.is_alive():
-            stop(ctypes.c_ulong(work.ident or 0), ctypes.py_object(Interrupted))
-            with suppress(RedisError):
+        if thread.is_alive():
+            stop(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Interrupted))
+            with suppress(redis.RedisError):
                 case.add([("a", ";END:a")])  # wakes a read that blocks without a limit
-            work.join(0.1)
+            thread.join(0.1)
 
 
 def _untouched(thing: Any) -> bool:

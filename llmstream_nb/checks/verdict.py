@@ -1,14 +1,17 @@
-"""What a check says, and which hint goes with it."""
+"""What a check requires, and what it says of what came instead; the hint is plainer at each try."""
 
 from __future__ import annotations
 
 import html
+import reprlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-
-from llmstream_nb.checks.hints import HINTS
+from typing import Any
 
 tries: Counter[str] = Counter()  # failed tries of each exercise, since it was last solved
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,10 +40,32 @@ def right(name: str, text: str) -> Verdict:
     return Verdict(True, text)
 
 
-def wrong(name: str, text: str) -> Verdict:
-    """The exercise is not solved; the hint is plainer at each try."""
-    hints = HINTS[name]
+def wrong(name: str, text: str, hints: tuple[str, ...]) -> Verdict:
+    """The exercise is not solved; each try gets the next of these hints, and then always the last."""
     step = min(tries[name], len(hints) - 1)
     tries[name] += 1
     more = "\nThe whole of it stands below, under Solution." if step == len(hints) - 1 else ""
     return Verdict(False, text, f"Hint {step + 1} of {len(hints)}: {hints[step]}{more}")
+
+
+class WrongError(Exception):
+    """What is wrong, in a sentence for the learner."""
+
+
+def require(condition: bool, otherwise: str) -> None:
+    """Go on if this is so; else the check ends with this sentence."""
+    if not condition:
+        raise WrongError(otherwise)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether this is a whole number; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def show(value: Any, how: Callable[[Any], str] = _short.repr) -> str:
+    """A value as text of bearable length, whatever its own methods do."""
+    try:
+        return how(value)[:200]
+    except Exception:  # noqa: BLE001 - it is the learner's object
+        return f"a {type(value).__name__}"

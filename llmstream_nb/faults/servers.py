@@ -45,8 +45,7 @@ class RedisServer:
         self.options = DEFAULTS | {name.replace("_", "-"): value for name, value in options.items()}
         self.folder = Path(tempfile.mkdtemp(prefix="llmstream-server-"))
         self.port = 0
-        self._data = self.folder / "data"
-        self._snapshot = self.folder / "snapshot"
+        self.data = self.folder / "data"
         self._log = self.folder / "log.txt"
         self._mark = f"{uuid.uuid4().hex}.rdb"  # tells this server from another one on the same port
         self._process: subprocess.Popen[bytes] | None = None
@@ -99,21 +98,7 @@ class RedisServer:
     def wipe(self) -> None:
         """Kill the server, and let it come back empty."""
         self.kill()
-        shutil.rmtree(self._data, ignore_errors=True)
-        self.start()
-
-    def snapshot(self) -> None:
-        """Keep a copy of the data as they are now."""
-        with self._admin() as admin:
-            admin.save()
-        shutil.rmtree(self._snapshot, ignore_errors=True)
-        shutil.copytree(self._data, self._snapshot)
-
-    def restore_snapshot(self) -> None:
-        """Kill the server, and let it come back with the data of the last snapshot(), and no later ones."""
-        self.kill()
-        shutil.rmtree(self._data)
-        shutil.copytree(self._snapshot, self._data)
+        shutil.rmtree(self.data, ignore_errors=True)
         self.start()
 
     def pause(self) -> None:
@@ -141,10 +126,10 @@ class RedisServer:
         options = self.options | {"port": self.port, "bind": "127.0.0.1", "dbfilename": self._mark}
         config = self.folder / "redis.conf"
         config.write_text("".join(f"{name} {value}\n" for name, value in options.items()), encoding="utf-8")
-        self._data.mkdir(exist_ok=True)
+        self.data.mkdir(exist_ok=True)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [self.program, str(config)], cwd=self._data, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [self.program, str(config)], cwd=self.data, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         tell_watchdog(self._process.pid, self.folder)
         deadline = time.monotonic() + START_TIMEOUT

@@ -392,7 +392,7 @@ class Worker:
         with suppress(RedisError, OSError, LLMStreamError):
             queue, idle = self._names.questions, 2 * milliseconds(self.timing.lease)
             for job in list(self._jobs.values()):
-                if not job.producer.open:
+                if job.producer.ended:
                     self._done(line.redis, job.entry)
                 elif not job.producer.error:
                     log.info("%s: hands back %s", self.name, job.answer_id)

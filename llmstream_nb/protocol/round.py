@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 
 from llmstream_nb.protocol.events import Event
 from llmstream_nb.protocol.follow import Follower
-from llmstream_nb.protocol.wire import ORIGIN, AnswerKeys, LLMStreamError, RawEntry, parse_entries, parse_record
+from llmstream_nb.protocol.wire import (
+    ORIGIN,
+    AnswerKeys,
+    LLMStreamError,
+    RawEntry,
+    cleared_attempt,
+    parse_entries,
+    parse_record,
+)
 
 COUNT = 500  # entries a read: one round trip for many tokens, still small in memory
 BLOCK = 1.0  # seconds a read may block: well below redis-py's socket timeout of 5 s
@@ -45,10 +53,10 @@ class Round:
         return ("XREAD", *wait, "COUNT", self.count, "STREAMS", self.keys.chunks, str(self.follower.cursor.after))
 
     def look(self) -> list[Command]:
-        """What tells whether a silent answer lives: its last entry, its lease, its record, and a cancel."""
-        chunks, question, cancel, _ = self.keys
-        lease = self.keys.lease(max(1, self.follower.cursor.after.attempt))
-        return [("XREVRANGE", chunks, "+", "-", "COUNT", 1), ("EXISTS", lease), ("GET", question), ("EXISTS", cancel)]
+        """What tells whether a silent answer lives: its last entry, its lease, its record, if it was deleted."""
+        chunks, question, _, cleared, _ = self.keys
+        lease = self.keys.lease(self.follower.cursor.after.attempt)
+        return [("XREVRANGE", chunks, "+", "-", "COUNT", 1), ("EXISTS", lease), ("GET", question), ("GET", cleared)]
 
     def ask(self, now: float) -> list[Command]:
         """Both at once, for those who don't wait: the read, and the look if one is due at `now` (monotonic seconds)."""
@@ -81,7 +89,8 @@ class Round:
         """What the replies to `look` mean; with `glance`, for a follower that doesn't read the entries itself."""
         entries, self.leased, self.record = parse_entries(signs[0]), bool(signs[1]), parse_record(signs[2])
         judge = self.follower.glance if glance else self.follower.silence
-        return judge(entries[0] if entries else None, self.leased, self.record, bool(signs[3]), now)
+        deleted = cleared_attempt(signs[3]) >= self.follower.cursor.after.attempt
+        return judge(entries[0] if entries else None, self.leased, self.record, deleted, now)
 
 
 def _is_whole(record: dict[str, Any] | None) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+DEEPEST = 4  # levels of the JSON that entries and records hold
+LARGEST = 2**53  # numbers beyond it lose digits in JSON readers, JavaScript's among them
 MAX_QUESTION = 20_000  # characters; a longer one is refused before it costs anything
 
 
@@ -58,10 +60,16 @@ class Timing:
     """Every time span of the protocol, in seconds, so that a test can run in fractions of one."""
 
     lease: float = 5.0  # a producer silent for this long counts as dead
-    tick: float = 0.5  # how often a producer renews its lease and looks for a cancel; well below the lease
+    tick: float = 0.0  # how often a producer renews its lease and looks for a cancel; 0: as the lease needs it
     ttl: float = 86_400.0  # how long an answer stays in Redis after it was last written
     give_up: float = 60.0  # how long a producer or a reader goes on trying to reach a lost Redis
     patience: float = 60.0  # how long a reader waits without any sign of life
+
+    def __post_init__(self) -> None:
+        if not self.tick:
+            object.__setattr__(self, "tick", min(0.5, self.lease / 10))
+        if min(self.lease, self.tick, self.ttl) <= 0 or min(self.give_up, self.patience) < 0:
+            raise ValueError(f"{self}: these are seconds, and lease, tick and ttl are more than 0")
 
 
 # -------------------------------------------------------------------------------------------------- keys
@@ -74,9 +82,14 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
+def is_answer_id(answer_id: Any) -> bool:
+    """Whether this can be an answer's id."""
+    return isinstance(answer_id, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,63}", answer_id) is not None
+
+
 def check_answer_id(answer_id: str) -> str:
     """Return `answer_id`, or raise BadAnswerId."""
-    if not isinstance(answer_id, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,63}", answer_id):
+    if not is_answer_id(answer_id):
         raise BadAnswerId(
             f"{str(answer_id)[:80]!r} can't be an answer's id: use 1 to 64 letters, digits, '.', '_', '~' or '-', "
             "beginning with a letter or digit"
@@ -94,15 +107,16 @@ def check_question(question: str) -> str:
 
 
 class AnswerKeys(NamedTuple):
-    """The keys of one answer. The braces are a hash tag: Redis Cluster keeps all four on one node."""
+    """The keys of one answer. The braces are a hash tag: Redis Cluster keeps all of them on one node."""
 
     chunks: str  # stream: the answer
     question: str  # string: the JSON record
     cancel: str  # string: Stop, from anyone
+    cleared: str  # string: the last attempt of an answer that was deleted; the next one of this id counts on from it
     lease_prefix: str
 
     def lease(self, attempt: int) -> str:
-        """The key that lives only as long as that attempt's producer does."""
+        """The key that lives only as long as that attempt's producer does; of attempt 0, as long as who asks."""
         return f"{self.lease_prefix}{attempt}"
 
 
@@ -118,7 +132,7 @@ class Names:
     def answer(self, answer_id: str) -> AnswerKeys:
         """The keys of one answer; raises BadAnswerId."""
         base = f"{self.prefix}:{{{check_answer_id(answer_id)}}}"
-        return AnswerKeys(f"{base}:chunks", f"{base}:question", f"{base}:cancel", f"{base}:lease:")
+        return AnswerKeys(*(f"{base}:{name}" for name in ("chunks", "question", "cancel", "cleared", "lease:")))
 
     @property
     def answers(self) -> str:
@@ -184,11 +198,8 @@ class Entry(NamedTuple):
     @property
     def data(self) -> dict[str, Any]:
         """The JSON object of a start, end or error entry; raises NotAnAnswer."""
-        try:
-            data = json.loads(self.text)
-        except ValueError:
-            data = None
-        if not isinstance(data, dict):
+        data = _tidy_object(self.text)
+        if data is None:
             raise NotAnAnswer(f"entry {self.id} of kind {self.kind!r} holds no JSON object")
         return data
 
@@ -196,7 +207,7 @@ class Entry(NamedTuple):
     def parse(cls, raw_id: str, fields: Mapping[str, str]) -> Entry:
         """Read an entry as redis-py returns it; raises NotAnAnswer."""
         try:
-            entry = cls(EntryID.parse(raw_id), fields["kind"], fields["text"], int(fields["ms"]))
+            entry = cls(EntryID.parse(raw_id), fields["kind"], fields["text"], min(int(fields["ms"]), LARGEST))
         except (KeyError, ValueError, TypeError):
             raise NotAnAnswer(f"entry {raw_id} is not the kit's: it needs the fields kind, text and ms") from None
         if entry.kind not in KINDS:
@@ -214,11 +225,48 @@ def parse_entries(raw: Iterable[RawEntry]) -> list[Entry]:
 
 def parse_record(text: str | None) -> dict[str, Any] | None:
     """The question's JSON record; None where there is none or where it is no JSON object."""
+    return _tidy_object(text) if text else None
+
+
+def same_question(record: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two records are of one question: an id may be used again, once its answer was deleted."""
+    return all(record.get(name) == other.get(name) for name in ("nonce", "asked"))
+
+
+def first_attempt(record: Mapping[str, Any]) -> int:
+    """The number that a question's attempts begin with: 1, or more where the id was used before."""
+    first = record.get("first")
+    return first if isinstance(first, int) and first > 0 else 1
+
+
+def cleared_attempt(value: Any) -> int:
+    """The number that `clear` left behind: attempts up to it are void. 0 where it left none."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else 0
+
+
+def _tidy_object(text: str) -> dict[str, Any] | None:
+    """The JSON object in a text that anybody may have written; None for anything else.
+
+    What could break whoever passes it on is made harmless: numbers that are none become None, halves of surrogate pairs
+    U+FFFD, and what is nested deeper than any entry or record of the kit is dropped.
+    """
     try:
-        record = json.loads(text) if text else None
+        data = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) else None
+    return _tidy(data, DEEPEST) if isinstance(data, dict) else None
+
+
+def _tidy(value: Any, depth: int) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {clean(name): _tidy(item, depth - 1) for name, item in value.items()} if depth else None
+    if isinstance(value, list):
+        return [_tidy(item, depth - 1) for item in value] if depth else None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not abs(value) < LARGEST:
+        return None  # also NaN
+    return value
 
 
 def clean(text: str) -> str:

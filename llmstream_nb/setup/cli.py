@@ -10,15 +10,19 @@ import signal
 import sys
 import time
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from llmstream_nb.llm.names import SOURCES
+from llmstream_nb.protocol.wire import AnswerNotFound, LLMStreamError
 from llmstream_nb.setup import environment
+from llmstream_nb.setup.doctor import doctor
 from llmstream_nb.setup.environment import say
+from llmstream_nb.setup.lab import lab, running_redis
+from llmstream_nb.setup.restore import restore
 
 EPILOG = """\
 examples:
@@ -63,11 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             python = environment.ensure(dev=args.command == "test", model=model, wheels=args.wheels)
         if python != Path(sys.executable) and not environment.in_venv():
             environment.hand_over(python, given)
-        _join_running_lab(args.command)
-        return args.run(args)
-    except environment.SetupError as error:
-        say(f"llmstream-nb: {error}")
-        return 1
+        _share_redis(args)
+        return int(args.run(args))
+    except (environment.SetupError, LLMStreamError, NothingShared) as error:
+        say(f"llmstream-nb: {printable(str(error))}")
+        return 2 if isinstance(error, (AnswerNotFound, ValueError)) else 1
     except KeyboardInterrupt:
         say("\nStopped.")
         return 130
@@ -91,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 
-    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         one = commands.add_parser(name, parents=[common], help=text, description=text[0].upper() + text[1:] + ".")
         one.set_defaults(run=run)
         return one
@@ -133,30 +137,21 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("wheels", _wheels, "fill a folder with all that lab --wheels needs, for other machines too")
     one.add_argument("folder", type=Path, metavar="DIR")
-    one.add_argument(
-        "--for",
-        action="append",
-        dest="platforms",
-        choices=environment.PLATFORMS,
-        help="for which system; repeat it for several (default: windows, macos and linux)",
-    )
-    one.add_argument(
-        "--python",
-        action="append",
-        dest="pythons",
-        metavar="X.Y",
-        type=_version,
-        help="for which Python; repeat it for several (default: 3.11 to 3.14)",
-    )
+    systems = "for which system; repeat it for several (default: windows, macos and linux)"
+    one.add_argument("--for", action="append", dest="platforms", choices=environment.PLATFORMS, help=systems)
+    pythons = "for which Python; repeat it for several (default: 3.11 to 3.14)"
+    one.add_argument("--python", action="append", dest="pythons", metavar="X.Y", type=_version, help=pythons)
 
-    command("doctor", _doctor, "check this machine and say what to do")
+    command("doctor", lambda _: doctor(), "check this machine and say what to do")
 
     one = command("clear", _clear, "delete answers")
     one.add_argument("id", nargs="*", help="the answers to delete")
     one.add_argument("--all", action="store_true", help="all answers under LLMSTREAM_PREFIX")
     one.add_argument("--yes", action="store_true", help="do not ask first")
 
-    one = command("restore", _restore, "bring changed notebooks back as they came, after a backup")
+    one = command(
+        "restore", lambda args: restore(args.name), "bring changed notebooks back as they came, after a backup"
+    )
     one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
 
     one = command("save-outputs", _save_outputs, "for maintainers: run notebooks and save their outputs")
@@ -184,14 +179,18 @@ def _version(text: str) -> str:
     return text
 
 
-def _join_running_lab(command: str) -> None:
-    """Let a command in another terminal see the answers of the lab that runs here."""
-    if command in {"ask", "watch", "worker", "web", "clear"} and not os.environ.get("REDIS_URL"):
-        from llmstream_nb.setup.lab import running_redis
+class NothingShared(ValueError):
+    """No Redis is shared with other processes, so there is nothing to do in this one."""
 
-        url = running_redis()
-        if url:
+
+def _share_redis(args: argparse.Namespace) -> None:
+    """Let a command in another terminal see the answers of the lab that runs here."""
+    if args.command in {"ask", "watch", "worker", "web", "clear"} and not os.environ.get("REDIS_URL"):
+        if url := running_redis():
             os.environ["REDIS_URL"] = url
+        elif args.command in {"watch", "worker"} or getattr(args, "pool", False):
+            what = "nothing to watch" if args.command == "watch" else "no queue"
+            raise NothingShared(f"there is {what}: no lab runs in this folder, and REDIS_URL is not set.")
 
 
 # ---------------------------------------------------------------------------------------------- answers
@@ -203,14 +202,10 @@ def printable(text: str) -> str:
 
 
 def _ask(args: argparse.Namespace) -> int:
-    from llmstream_nb import ask, enqueue
-    from llmstream_nb.protocol.wire import LLMStreamError
+    from llmstream_nb import Answer, ask, enqueue
 
-    put: Any = enqueue if args.pool else partial(ask, stream=not args.no_stream)
-    try:
-        answer = put(args.question, topic=args.topic, source=args.source, model=args.model)
-    except LLMStreamError as error:
-        return _refused(error)
+    put: Callable[..., Answer] = enqueue if args.pool else partial(ask, stream=not args.no_stream)
+    answer = put(args.question, topic=args.topic, source=args.source, model=args.model)
     say(f"id {answer.id}")
     try:
         return _follow(answer.id)
@@ -220,47 +215,37 @@ def _ask(args: argparse.Namespace) -> int:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    if not os.environ.get("REDIS_URL"):
-        say("llmstream-nb: there is nothing to watch: no lab runs in this folder, and REDIS_URL is not set.")
-        return 2
-    return _follow(args.id)
+    from llmstream_nb.answers import connection
+
+    try:
+        return _follow(args.id)
+    except AnswerNotFound as error:
+        prefix = connection.names_of(connection.current()).prefix
+        hint = f"Looked under the prefix {prefix!r}. A notebook has its own: LLMSTREAM_PREFIX=nb00 for 00."
+        raise AnswerNotFound(f"{error}\n{hint}") from None
 
 
 def _worker(args: argparse.Namespace) -> int:
-    if not os.environ.get("REDIS_URL"):
-        say("llmstream-nb: there is no queue: no lab runs in this folder, and REDIS_URL is not set.")
-        return 2
     from llmstream_nb import Timing, Worker, connect
     from llmstream_nb.answers import connection
     from llmstream_nb.pool.worker import serve
-    from llmstream_nb.protocol.wire import LLMStreamError
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
-    try:
-        client = connect()
-        timing = Timing(lease=args.lease, tick=min(0.5, args.lease / 10))
-        worker = Worker(slots=args.slots, name=args.name, client=client, timing=timing)
-        say(f"{worker.name} answers questions from {connection.where(client)}; Ctrl-C ends it.")
-        serve(worker, args.within, with_parent=args.with_parent)
-    except LLMStreamError as error:
-        return _refused(error)
+    client = connect()
+    timing = Timing(lease=args.lease)
+    worker = Worker(slots=args.slots, name=args.name, client=client, timing=timing)
+    say(f"{worker.name} answers questions from {connection.where(client)}; Ctrl-C ends it.")
+    serve(worker, args.within, with_parent=args.with_parent)
     return 0
 
 
 def _web(args: argparse.Namespace) -> int:
     from llmstream_nb import WebServer, connect
     from llmstream_nb.answers import connection
-    from llmstream_nb.protocol.wire import LLMStreamError
 
-    if args.pool and not os.environ.get("REDIS_URL"):
-        say("llmstream-nb: there is no queue: no lab runs in this folder, and REDIS_URL is not set.")
-        return 2
-    try:
-        client = connect()
-        server = WebServer(args.port, client=client, pool=args.pool)
-    except LLMStreamError as error:
-        return _refused(error)
+    client = connect()
+    server = WebServer(args.port, client=client, pool=args.pool)
     environment.allow_open_files(8_192)  # each viewer is one
     say(f"Answers are kept in {connection.where(client)}. Ctrl-C ends the server.")
     if args.pool:
@@ -277,54 +262,37 @@ def _web(args: argparse.Namespace) -> int:
 def _follow(answer_id: str) -> int:
     """Print an answer as it comes: its text on standard output, all else on standard error."""
     from llmstream_nb import read_answer
-    from llmstream_nb.answers import connection
-    from llmstream_nb.protocol import events, wire
+    from llmstream_nb.protocol import events
 
     began, first, chunks = time.monotonic(), None, 0
-    try:
-        for event in read_answer(answer_id):
-            match event:
-                case events.Text(text=text):
-                    first, chunks = first or time.monotonic(), chunks + 1
-                    print(printable(text), end="", flush=True)
-                case events.Restarted():
-                    chunks = 0
-                    say("\n[another attempt took over: the answer begins again]")
-                case events.Gap(missing=missing):
-                    say(f"\n[{missing} entries are missing here]")
-                case events.Interrupted():
-                    say("\n[its producer died; waiting for another to take over]")
-                case events.Ended(reason=reason):
-                    print(flush=True)
-                    now = time.monotonic()
-                    times = f"first after {(first or now) - began:.2f} s, all after {now - began:.2f} s"
-                    say(printable(f"[{reason}: {chunks} chunks, {times}]"))
-                    return 0
-                case events.Failed(error=error, message=message):
-                    print(flush=True)
-                    say(printable(f"[failed: {error}: {message}]"))
-                    return 1
-    except wire.AnswerNotFound as error:
-        prefix = connection.names_of(connection.current()).prefix
-        refused = _refused(error)
-        say(f"Looked under the prefix {prefix!r}. A notebook has its own: LLMSTREAM_PREFIX=nb00 for 00.")
-        return refused
-    except wire.LLMStreamError as error:
-        return _refused(error)
+    for event in read_answer(answer_id):
+        match event:
+            case events.Text(text=text):
+                first, chunks = first or time.monotonic(), chunks + 1
+                print(printable(text), end="", flush=True)
+            case events.Restarted():
+                chunks = 0
+                say("\n[another attempt took over: the answer begins again]")
+            case events.Gap(missing=missing):
+                say(f"\n[{missing} entries are missing here]")
+            case events.Interrupted():
+                say("\n[its producer died; waiting for another to take over]")
+            case events.Ended(reason=reason):
+                print(flush=True)
+                now = time.monotonic()
+                times = f"first after {(first or now) - began:.2f} s, all after {now - began:.2f} s"
+                say(printable(f"[{reason}: {chunks} chunks, {times}]"))
+                return 0
+            case events.Failed(error=error, message=message):
+                print(flush=True)
+                say(printable(f"[failed: {error}: {message}]"))
+                return 1
     say("[nobody took over: this is all there is]")
     return 1
 
 
-def _refused(error: Exception) -> int:
-    from llmstream_nb.protocol.wire import AnswerNotFound
-
-    say(f"llmstream-nb: {printable(str(error))}")
-    return 2 if isinstance(error, (AnswerNotFound, ValueError)) else 1
-
-
 def _clear(args: argparse.Namespace) -> int:
     from llmstream_nb import clear
-    from llmstream_nb.protocol.wire import LLMStreamError
 
     if bool(args.id) == args.all:
         say("llmstream-nb: name the answers to delete, or say --all.")
@@ -332,11 +300,7 @@ def _clear(args: argparse.Namespace) -> int:
     ask_first = args.all and not args.yes and sys.stdin.isatty()
     if ask_first and input("Delete all answers? [y/N] ").strip().lower() not in {"y", "yes"}:
         return 1
-    try:
-        count = clear(*args.id)
-    except LLMStreamError as error:
-        return _refused(error)
-    say(f"{count} deleted.")
+    say(f"{clear(*args.id)} deleted.")
     return 0
 
 
@@ -344,35 +308,21 @@ def _clear(args: argparse.Namespace) -> int:
 
 
 def _lab(args: argparse.Namespace) -> int:
-    from llmstream_nb.setup.lab import lab
-
     return lab(port=args.port, base_url=args.base_url, browser=not args.no_browser, model=not args.no_model)
 
 
-def _test(args: argparse.Namespace) -> int:
-    return _maintain("suites").run(args.suite, args.k)
-
-
 def _wheels(args: argparse.Namespace) -> int:
-    from llmstream_nb.setup.wheels import fill
+    from llmstream_nb.setup.wheels import fill  # it needs a package
 
     return fill(args.folder, args.platforms, args.pythons, model=not args.no_model)
 
 
-def _doctor(_args: argparse.Namespace) -> int:
-    from llmstream_nb.setup.doctor import doctor
-
-    return doctor()
-
-
-def _restore(args: argparse.Namespace) -> int:
-    from llmstream_nb.setup.restore import restore
-
-    return restore(args.name)
+def _test(args: argparse.Namespace) -> int:
+    return int(_maintain("suites").run(args.suite, args.k))
 
 
 def _save_outputs(args: argparse.Namespace) -> int:
-    return _maintain("save_outputs").save_outputs(args.name)
+    return int(_maintain("save_outputs").save_outputs(args.name))
 
 
 def _maintain(module: str) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from llmstream_nb.llm.names import SOURCES
+from llmstream_nb.protocol.wire import LLMStreamError
 from llmstream_nb.setup import environment
 from llmstream_nb.setup.environment import LOCKED, LOCKED_MODEL, ROOT, VENV
 from llmstream_nb.setup.lab import StartError, find_redis, running_redis
@@ -49,7 +50,7 @@ def _python() -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    path: list[str] = []
+    path = None
     if os.environ.get("LLMSTREAM_NO_VENV"):
         yield Check(OK, "set-up", "LLMSTREAM_NO_VENV is set: this Python is used as it is")
     elif environment.is_set_up():
@@ -91,8 +92,6 @@ def _redis() -> Iterator[Check]:
 
 
 def _given_redis(url: str) -> Check:
-    from llmstream_nb.protocol.wire import LLMStreamError
-
     try:
         from llmstream_nb.answers.connection import connect, masked
 
@@ -134,11 +133,6 @@ def _machine() -> Iterator[Check]:
     yield Check(verdict, "disk", f"{free / 1e9:.1f} GB free{advice}")
     if not os.access(ROOT, os.W_OK):
         yield Check(PROBLEM, "folder", f"{ROOT} can't be written: copy it to a place of your own")
-    browser = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome")), None)
-    if browser:
-        yield Check(OK, "Chromium", f"{browser}, for the tests")
-    else:
-        yield Check(NOTE, "Chromium", "not found: only the tests in a browser need it")
 
 
 CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (_python, _packages, _redis, _models, _binder, _machine)

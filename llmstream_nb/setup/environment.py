@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple, NoReturn, TextIO
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 from llmstream_nb.setup.guard import end, guarded
 
@@ -132,10 +132,10 @@ def _pending(steps: Sequence[Step]) -> list[Step]:
     return [step for step in steps if stamp["done"].get(step.title) != step.key]
 
 
-def read_stamp() -> dict:
+def read_stamp() -> dict[str, Any]:
     """What the last set-up wrote: `python`, `done` and, while a step runs or after it was killed, `busy`."""
     try:
-        return json.loads(STAMP.read_text("utf-8"))
+        return dict(json.loads(STAMP.read_text("utf-8")))
     except (OSError, ValueError):
         return {"busy": "nothing was set up yet", "done": {}}
 
@@ -154,12 +154,11 @@ def _venv_version() -> str | None:
     """The version of the Python in `.venv`; None where it no longer starts, e.g. after a system upgrade."""
     if in_venv():
         return VERSION
-    command = [PYTHON, "-I", "-S", "-c", "import sys; print(*sys.version_info[:2], sep='.')"]
+    command = [str(PYTHON), "-I", "-S", "-c", "import sys; print(*sys.version_info[:2], sep='.')"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=30).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
 
 
 class Pin(NamedTuple):
@@ -179,10 +178,10 @@ def pins(*files: Path) -> dict[str, Pin]:
     return found
 
 
-def differences(*files: Path, path: Sequence[str] = ()) -> list[str]:
+def differences(*files: Path, path: list[str] | None = None) -> list[str]:
     """What is installed on `path` (default: here) other than the lock files say, as phrases to show."""
-    where = {"path": list(path)} if path else {}
-    names = [(one.metadata["Name"], one.version) for one in metadata.distributions(**where)]
+    found_there = metadata.distributions(path=sys.path if path is None else path)
+    names = [(one.metadata["Name"], one.version) for one in found_there]
     installed = {_canonical(name): version for name, version in reversed(names) if name}
     found = []
     for name, pin in pins(*files).items():
@@ -283,19 +282,22 @@ def explain(lines: Sequence[str], what: str, wheels: Path | None = None) -> str:
     return f"{what}: {errors[0] if errors else 'it printed nothing'}. Put it right. {AGAIN}"
 
 
-def _write_stamp(stamp: dict) -> None:
+def _write_stamp(stamp: dict[str, Any]) -> None:
     part = STAMP.with_suffix(".part")
     part.write_text(json.dumps(stamp, indent=1), "utf-8")
     part.replace(STAMP)
 
 
 def _save_pristine() -> None:
-    """Keep a copy of the notebooks as they came, where no git does."""
-    if not (ROOT / ".git").exists():
+    """Keep a copy of the notebooks as they came, where no git does; another, once a newer kit was copied over this."""
+    kit = PRISTINE / "kit"  # tells which kit they came with
+    came_with = _digest(ROOT / "pyproject.toml")
+    if not (ROOT / ".git").exists() and not (kit.exists() and kit.read_text("utf-8") == came_with):
+        shutil.rmtree(PRISTINE, ignore_errors=True)
+        PRISTINE.mkdir(parents=True)
         for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-            if not (PRISTINE / notebook.name).exists():
-                PRISTINE.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(notebook, PRISTINE / notebook.name)
+            shutil.copy2(notebook, PRISTINE / notebook.name)
+        kit.write_text(came_with, "utf-8")
 
 
 # --------------------------------------------------------------------------------- running and showing it
@@ -373,7 +375,7 @@ def try_lock(file: Path) -> int | None:
     """Lock `file` while the returned descriptor is open, here or in a child; None where another holds it."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)

@@ -28,7 +28,7 @@ def guarded(command: Sequence[str], *, hold: int | None = None, **options: Any) 
         hold: descriptor of a lock that the guard keeps until the command is gone, even after this process is.
         options: those of `Popen`.
     """
-    if os.name == "nt":
+    if sys.platform == "win32":
         options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
     else:
         options["start_new_session"] = True
@@ -50,9 +50,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def main(command: list[str]) -> int:
     """Run `command` until it ends or standard input does; return its exit code."""
-    group = {} if os.name == "nt" else {"process_group": 0}
+    group = None if sys.platform == "win32" else 0  # on Windows taskkill finds the children
     try:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, **group)
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=group)
     except OSError as error:
         print(f"{command[0]} does not start: {error.strerror}", file=sys.stderr)
         return 127
@@ -74,7 +74,7 @@ def main(command: list[str]) -> int:
 
 def _signal(child: subprocess.Popen[bytes], number: int) -> None:
     """Signal a command and the children it has in its process group; Windows knows only a hard end."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         subprocess.run(["taskkill", "/F", "/T", "/PID", str(child.pid)], capture_output=True, check=False)
     else:
         with contextlib.suppress(ProcessLookupError):

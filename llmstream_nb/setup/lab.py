@@ -42,7 +42,7 @@ def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
 def answers(host: str, port: int) -> bool:
@@ -203,7 +203,10 @@ def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -
         jupyter = guarded(_jupyter_command(port, base_url, browser), env=environment)
         stack.callback(end, jupyter)
         try:
-            return _wait(jupyter)
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    # Windows does not interrupt a wait without end on Ctrl-C.
+                    return jupyter.wait(0.5 if os.name == "nt" else None)
         except KeyboardInterrupt:
             say("\nEnding JupyterLab, its kernels and the servers ...")
             return 0
@@ -259,10 +262,3 @@ def start_model(stack: contextlib.ExitStack) -> str | None:
     stack.callback(end, process)
     say(f"Model: SmolLM2-135M (real, small, invents facts) at http://127.0.0.1:{port}/v1.")
     return f"http://127.0.0.1:{port}/v1"
-
-
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            # Windows does not interrupt a wait without end on Ctrl-C.
-            return process.wait(0.5 if os.name == "nt" else None)

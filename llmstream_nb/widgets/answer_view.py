@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import anywidget
-import ipywidgets  # type: ignore[import-untyped]
+import ipywidgets
 import redis
 import traitlets as t
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 import anywidget
-import ipywidgets  # type: ignore[import-untyped]
+import ipywidgets
 import traitlets as t
 
 from llmstream_nb.answers.ask import Answer, ask

@@ -8,7 +8,7 @@ import weakref
 from collections import defaultdict
 from typing import Any
 
-import ipywidgets  # type: ignore[import-untyped]
+import ipywidgets
 import redis
 
 from llmstream_nb.answers.connection import Line, is_passing, unusable

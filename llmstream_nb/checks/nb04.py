@@ -3,46 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmstream_nb.checks.case import BrokenModelError, Case
-from llmstream_nb.checks.judging import require, show
-from llmstream_nb.checks.running import check
-
-if TYPE_CHECKING:
-    import redis
-
-    from llmstream_nb.checks.verdict import Verdict
+from llmstream_nb.checks.running import exercise
+from llmstream_nb.checks.verdict import require, show
 
 
-def claim(function: Callable[..., list[str]], *, client: redis.Redis | None = None) -> Verdict:
+@exercise(
+    "XAUTOCLAIM gives `consumer` what is pending in its group; XACK takes an entry off the pending list.",
+    "XAUTOCLAIM claims 100 entries a call: go on from the cursor that it returns, until that is `0-0`.",
+    "Loop: `cursor, entries, *_ = client.xautoclaim(stream, group, consumer, 0, cursor)`, XACK, keep the texts.",
+)
+def claim(case: Case, function: Callable[..., list[str]]) -> str:
     """Exercise of notebook 04: `take_over(client, stream, group, consumer)`, the work that a dead consumer left.
 
     It claims for `consumer` whatever is pending in the group, however short its idle time, acknowledges it, and
     returns the texts (field `text`) in the order of their IDs. It touches nothing else.
     """
-
-    def examine(case: Case) -> str:
-        for pending, about in (
-            ([2, 3, 5, 9, 10], "when five entries are pending"),
-            ([], "when nothing is pending"),
-            ([*range(2, 152)], "when 150 entries are pending"),
-        ):
-            _leave_pending(case, pending)
-            lay, before = case.entries(), case.groups()
-            result = case.call(function, about, case.client, case.stream, "workers", "worker-2")
-            kept = case.entries() == lay
-            require(kept, f"{about}, your function changes the stream: XACK, and leave the entries where they are.")
-            _judge_groups(case, before)
-            _judge_claimed(case, result, [f"text {number}" for number in pending])
-            left = case.groups()["workers"]["pending"]
-            require(not left, f"{about}, {left} of them still are after your function: acknowledge each with XACK.")
-            owners: Any = case.client.xinfo_consumers(case.stream, "workers")
-            mine = not pending or "worker-2" in [owner["name"] for owner in owners]
-            require(mine, f"{about}, your function claims nothing for the consumer that it is given.")
-        return "what the dead consumer left, in order, and acknowledged; the rest as it was."
-
-    return check("claim", function, examine, client)
+    for pending, about in (
+        ([2, 3, 5, 9, 10], "when five entries are pending"),
+        ([], "when nothing is pending"),
+        ([*range(2, 152)], "when 150 entries are pending"),
+    ):
+        _leave_pending(case, pending)
+        lay, before = case.entries(), case.groups()
+        result = case.call(function, about, case.client, case.stream, "workers", "worker-2")
+        kept = case.entries() == lay
+        require(kept, f"{about}, your function changes the stream: XACK, and leave the entries where they are.")
+        _judge_groups(case, before)
+        _judge_claimed(case, result, [f"text {number}" for number in pending])
+        left = case.groups()["workers"]["pending"]
+        require(not left, f"{about}, {left} of them still are after your function: acknowledge each with XACK.")
+        owners = [owner["name"] for owner in case.client.xinfo_consumers(case.stream, "workers")]
+        mine = not pending or "worker-2" in owners
+        require(mine, f"{about}, your function claims nothing for the consumer that it is given.")
+    return "what the dead consumer left, in order, and acknowledged; the rest as it was."
 
 
 def _leave_pending(case: Case, pending: list[int]) -> None:
@@ -73,10 +69,8 @@ def _judge_groups(case: Case, before: dict[str, Any]) -> None:
 
 def _judge_claimed(case: Case, result: Any, right: list[str]) -> None:
     case.require_form("the list of texts", "a list of the texts alone, `fields['text']` of each entry", list, str)
-    found = bool(result) or not right
-    require(found, f"{case.got}: is the minimum idle time 0, and does each text go into the list?")
-    order = result == right or sorted(result) != sorted(right)
-    require(order, f"{case.got}: return them in the order of their IDs.")
+    require(bool(result) or not right, f"{case.got}: is the minimum idle time 0, and does each text go into the list?")
+    require(result == right or sorted(result) != sorted(right), f"{case.got}: return them in the order of their IDs.")
     some = set(result) < set(right)
     require(not some, f"{case.about}, your function returns {len(result)} texts: go on until nothing is left.")
     done = any(text.startswith("done") for text in result)
@@ -84,29 +78,30 @@ def _judge_claimed(case: Case, result: Any, right: list[str]) -> None:
     case.require_result(right)
 
 
-def work(function: Callable[..., object], *, client: redis.Redis | None = None) -> Verdict:
+@exercise(
+    "Two reads by XREADGROUP: `0` gives what is pending with `consumer`, `>` what nobody was given yet.",
+    "For each entry first `do(fields['text'])`, then XACK: if `do` raises, the XACK is never reached.",
+    "`for begin in ('0', '>'):` and in it `client.xreadgroup(group, consumer, {stream: begin})`.",
+)
+def work(case: Case, function: Callable[..., object]) -> str:
     """Optional exercise of notebook 04: `work(client, stream, group, consumer, do)`, acknowledged after the work.
 
     It takes what is pending with `consumer`, then what is new, calls `do(text)` for each entry, and acknowledges
     that entry once `do` has returned. What `do` raises passes, and its entry stays pending.
     """
-
-    def examine(case: Case) -> str:
-        for left, new, about in (
-            (0, 3, "when three entries are new"),
-            (2, 2, "when two entries are left over, and two are new"),
-            (2, 0, "when two entries are left over"),
-            (0, 0, "when there is nothing to do"),
-        ):
-            _hand_out(case, left, new)
-            _judge_work(case, function, [f"left {n}" for n in range(left)] + [f"new {n}" for n in range(new)], about)
-        _hand_out(case, 1, 3)
-        first, again = ["left 0", "new 0", "new 1"], ["new 1", "new 2"]
-        _judge_work(case, function, first, "when `do` raises at the third of four entries", breaks_at="new 1")
-        _judge_work(case, function, again, "when it is called again, after `do` had raised")
-        return "each entry is done, and acknowledged after that; what broke off comes again."
-
-    return check("work", function, examine, client)
+    for left, new, about in (
+        (0, 3, "when three entries are new"),
+        (2, 2, "when two entries are left over, and two are new"),
+        (2, 0, "when two entries are left over"),
+        (0, 0, "when there is nothing to do"),
+    ):
+        _hand_out(case, left, new)
+        _judge_work(case, function, [f"left {n}" for n in range(left)] + [f"new {n}" for n in range(new)], about)
+    _hand_out(case, 1, 3)
+    first, again = ["left 0", "new 0", "new 1"], ["new 1", "new 2"]
+    _judge_work(case, function, first, "when `do` raises at the third of four entries", breaks_at="new 1")
+    _judge_work(case, function, again, "when it is called again, after `do` had raised")
+    return "each entry is done, and acknowledged after that; what broke off comes again."
 
 
 def _hand_out(case: Case, left: int, new: int) -> None:
@@ -122,7 +117,7 @@ def _hand_out(case: Case, left: int, new: int) -> None:
 
 def _pending(case: Case, consumer: str) -> list[str]:
     """The texts of the entries that are pending with this consumer of the group `workers`."""
-    ids: Any = case.client.xpending_range(case.stream, "workers", "-", "+", 100, consumername=consumer)
+    ids = case.client.xpending_range(case.stream, "workers", "-", "+", 100, consumername=consumer)
     texts = {entry_id: fields["text"] for entry_id, fields in case.entries()}
     return [texts.get(entry["message_id"], "") for entry in ids]
 

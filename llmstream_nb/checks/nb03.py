@@ -1,0 +1,93 @@
+"""What the exercises of notebook 03 check: answers are read while they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llmstream_nb.checks.case import Case, Noting
+from llmstream_nb.checks.running import exercise
+from llmstream_nb.checks.verdict import require, show
+
+
+@exercise(
+    "Look at every entry once: go on from the ID of the last one you saw, whoever it belongs to.",
+    "Skip what has another `questionId`; stop at yours whose `chunkOutput` is the end, and nothing else.",
+    "`while True:` XREAD `{key: last_id}`, `block=1000`; at each entry `last_id = entry_id` first.",
+)
+def read(case: Case, function: Callable[..., str]) -> str:
+    """Exercise of notebook 03: `read(client, stream, last_id, question_id)`, one answer's text among others.
+
+    It reads on from `last_id`, takes only entries with its own `questionId`, waits for those to come, stops
+    at `;END:<question_id>`, and returns the text without START and END.
+    """
+    opening, end = [("a", "START:a;"), ("a", "Hi "), ("a", "there")], ("a", ";END:a")
+    mixed = [("b", "START:b;"), *opening, ("b", "blue"), ("a", " you"), ("b", ";END:b"), ("a", " all"), end]
+    words = [*opening, ("a", " at END:"), ("a", ";END:b"), ("a", ";END:a is"), ("a", " the end"), end]
+    said = "Hi there at END:;END:b;END:a is the end"
+    for before, entries, right, about in (
+        ([], [*opening, end], "Hi there", "when the answer lies there complete"),
+        ([("a", "old"), ("b", "old")], [*opening, end], "Hi there", "when there are entries up to `last_id`"),
+        ([], mixed, "Hi there you all", "when another asker's entries lie between yours"),
+        ([], words, said, "when the answer itself speaks of the end"),
+        ([], [*opening, end, ("a", "after"), ("b", "after")], "Hi there", "when more entries follow the end"),
+    ):
+        case.clear()
+        last_id = case.add(before)
+        case.add(entries)
+        _judge_read(case, function, last_id, right, about)
+    case.clear()
+    case.add(opening)
+    later = [("b", "blue"), ("a", " you"), ("a", " all")], [("b", "seas"), ("a", " and")], [("a", " me"), end]
+    case.trickle(*later, add=case.add)
+    _judge_read(case, function, "0-0", "Hi there you all and me", "when the entries come while it reads")
+    return "your words, all of them, and nobody else's."
+
+
+def _judge_read(case: Case, function: Any, last_id: str, right: str, about: str) -> None:
+    result = case.call(function, about, case.client, case.stream, last_id, "a")
+    case.require_form("the text that it has read", "the text as one string")
+    marked = "START:a;" in result or result.endswith(";END:a")
+    require(not marked, "your text holds START or END: they only mark where an answer lies; leave them out.")
+    case.require_result(right)
+
+
+@exercise(
+    "XREAD takes a dictionary: for each stream the last ID that you saw there. All of them go into one call.",
+    "Begin with `0-0` for each. The reply names the stream of each list of entries: note the ID under that name.",
+    "`while last_ids: for key, entries in redis.xread(last_ids, block=1000):` and at an end `del last_ids[key]`",
+)
+def read_many(case: Case, function: Callable[..., dict[str, str]]) -> str:
+    """Optional exercise of notebook 03: `read_many(client, keys)`, several answers of the kit by one XREAD at a time.
+
+    It reads the streams under `keys` from their beginnings until each has its entry of the kind `end`, and returns
+    a dictionary: for each key the text.
+    """
+    texts = {"two": ["end", " it"], "three": [" "], "one": ["red ", "green "]}  # in the order of their ends
+    right = {name: "".join(texts[name]) for name in ("one", "two", "three")}
+    keys = {name: case.other(name) for name in right}
+    entries = []
+    for name, pieces in texts.items():
+        entries += [(name, (f"1-{number}", "text", piece)) for number, piece in enumerate(pieces, 1)]
+        entries.append((name, (f"1-{len(pieces) + 1}", "end", '{"reason": "stop"}')))
+
+    def write(entry: tuple[str, tuple[str, str, str]]) -> None:
+        case.write([entry[1]], keys[entry[0]])
+
+    for later, about in ((False, "when three answers lie there"), (True, "when three answers are being written")):
+        case.clear()
+        for name in keys:
+            write((name, ("1-0", "start", '{"model": "m"}')))
+        if later:
+            case.trickle(*entries, add=write)
+        else:
+            for entry in entries:
+                write(entry)
+        noting = Noting(case.client)
+        result = case.call(function, about, noting, list(keys.values()))
+        require(isinstance(result, dict), f"{case.got}: return a dictionary.")
+        named = {name: result.get(key) for name, key in keys.items()}
+        require(named == right, f"{about}, the texts of your function are {show(named)}, not {show(right)}.")
+        together = any(name == "xread" and len(streams) == 3 for name, streams, _ in noting.calls)
+        require(together, f"{about}, your function reads one stream at a time: give all of them to one XREAD.")
+    return "all of them, with one read at a time."

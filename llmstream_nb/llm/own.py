@@ -1,0 +1,102 @@
+"""A source of one's own: whatever a function of (question, topic) gives becomes an iterator over deltas."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any, cast
+
+Deltas = Iterable[str | None] | AsyncIterable[str | None] | str
+Source = Callable[[str, str | None], Any]  # gives Deltas, or a coroutine that does
+
+NOTHING = object()
+
+
+class OwnSource:
+    """An answer of such a function: iterate over it, in one thread, for deltas; `close` it from any thread.
+
+    The function may return text, yield it, or do either asynchronously, in an event loop that runs for it alone.
+    Deltas that are None are passed over, as a chat completion's chunks have them. With `stream=False` all of the text
+    is one delta. Iterating raises what the function raises, and TypeError for what is no text.
+    """
+
+    def __init__(self, function: Source, question: str, topic: str | None, *, stream: bool = True) -> None:
+        self.source = self.model = getattr(function, "__name__", "own")
+        self._made = function(question, topic)
+        self._stream, self._closed = stream, False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    @property
+    def finish_reason(self) -> Any:
+        """Why it ended, where the function returned an object that says so."""
+        return getattr(self._made, "finish_reason", None)
+
+    @property
+    def usage(self) -> Any:
+        """What it cost, likewise."""
+        return getattr(self._made, "usage", None)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._deltas() if self._stream else iter(["".join(self._deltas())])
+
+    def close(self) -> None:
+        """End it: what is awaited is cancelled, what has a `close` of its own is closed.
+
+        A generator that runs can't be closed from outside; it ends at its next delta.
+        """
+        self._closed = True
+        if self._loop and self._task:
+            with suppress(RuntimeError):  # the loop has ended meanwhile
+                self._loop.call_soon_threadsafe(self._task.cancel)
+        elif not inspect.isgenerator(self._made) and hasattr(self._made, "close"):
+            self._made.close()
+
+    def _deltas(self) -> Iterator[str]:
+        awaited = inspect.isawaitable(self._made) or hasattr(self._made, "__aiter__")
+        for delta in self._awaited() if awaited else _each(self._made):
+            if isinstance(delta, str):
+                yield delta
+            elif delta is not None:
+                raise TypeError(f"a source yields text, and this one yielded {type(delta).__name__}")
+
+    def _awaited(self) -> Iterator[Any]:
+        self._loop = asyncio.new_event_loop()
+        steps = self._steps()
+        try:
+            while (delta := self._run(anext(steps, NOTHING))) is not NOTHING:
+                yield delta
+        except asyncio.CancelledError:
+            if not self._closed:
+                raise
+        finally:
+            self._loop.run_until_complete(steps.aclose())  # type: ignore[attr-defined]
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+    async def _steps(self) -> AsyncIterator[Any]:
+        given = await self._made if inspect.isawaitable(self._made) else self._made
+        if hasattr(given, "__aiter__"):
+            async for delta in given:
+                yield delta
+        else:
+            for delta in _each(given):
+                yield delta
+
+    def _run(self, awaitable: Any) -> Any:
+        async def wait() -> Any:
+            return await awaitable
+
+        loop = cast("asyncio.AbstractEventLoop", self._loop)
+        self._task = loop.create_task(wait())
+        return loop.run_until_complete(self._task)
+
+
+def _each(given: Any) -> Iterable[Any]:
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, Iterable):
+        return given
+    raise TypeError(f"a source returns text, or yields it; this one returned {type(given).__name__}")
