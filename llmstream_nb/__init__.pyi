@@ -19,9 +19,9 @@ from llmstream_nb.llm.sources import complete as complete
 from llmstream_nb.llm.sources import prepared_questions as prepared_questions
 from llmstream_nb.pool.groups import claim as claim
 from llmstream_nb.pool.groups import read_answer_group as read_answer_group
+from llmstream_nb.pool.process import start_process as start_process
+from llmstream_nb.pool.queue import enqueue as enqueue
 from llmstream_nb.pool.worker import Worker as Worker
-from llmstream_nb.pool.worker import enqueue as enqueue
-from llmstream_nb.pool.worker import start_process as start_process
 from llmstream_nb.protocol.events import Ended as Ended
 from llmstream_nb.protocol.events import Failed as Failed
 from llmstream_nb.protocol.events import Gap as Gap

@@ -14,7 +14,7 @@ MOVED = {
     "llmstream_nb.llm.answers": "llmstream_nb.llm.prepared",
     "llmstream_nb.produce": "llmstream_nb.answers.produce",
     "llmstream_nb.read": "llmstream_nb.answers.read",
-    "llmstream_nb.workers": "llmstream_nb.pool.worker",
+    "llmstream_nb.workers": "llmstream_nb.pool.process",
     "tests.faults": "llmstream_nb.faults",
     "tests.servers": "llmstream_nb.faults",
 }

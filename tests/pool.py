@@ -32,7 +32,9 @@ from llmstream_nb.answers.connection import connect
 from llmstream_nb.answers.produce import Attempt
 from llmstream_nb.answers.read import Backoff
 from llmstream_nb.pool import worker as workers
-from llmstream_nb.pool.worker import Worker, serve
+from llmstream_nb.pool.process import serve
+from llmstream_nb.pool.queue import Job, Queue
+from llmstream_nb.pool.worker import Worker
 from llmstream_nb.protocol.wire import EntryID, Fenced, Timing, parse_entries
 
 POINTS = {  # what a worker does, where it can be hit: the method, before or after its nth call
@@ -40,7 +42,7 @@ POINTS = {  # what a worker does, where it can be hit: the method, before or aft
     "opens an attempt": (Attempt, "_begin"),
     "writes": (Attempt, "_queue_xadd"),  # in the middle of building a batch, when all has been checked
     "writes the record": (Attempt, "finish"),
-    "takes it from the queue": (Worker, "_done"),
+    "takes it from the queue": (Queue, "done"),
 }
 
 
@@ -216,7 +218,7 @@ def no_fencing() -> None:
 
 def no_look_at_the_lease() -> None:
     """What is idle in the queue is taken for dead, also while its answer is being written."""
-    Worker._lives = lambda self, answer_id: False
+    workers.is_written = lambda answer_id, client: False
     synchronise = Attempt.synchronise
 
     def careless(self: Attempt) -> None:
@@ -231,16 +233,16 @@ def ack_before_the_end() -> None:
     """At most once: what is taken from the queue is out of it."""
     begin = Worker._begin
 
-    def careless(self: Worker, line: Any, entry: str, *args: Any) -> None:
-        begin(self, line, entry, *args)
-        self._done(line, entry)
+    def careless(self: Worker, job: Job) -> None:
+        begin(self, job)
+        self._queue.done(job)
 
     Worker._begin = careless
 
 
 def no_ack() -> None:
     """What has been answered stays in the queue."""
-    Worker._done = lambda self, line, entry: None
+    Queue.done = lambda self, job: None
 
 
 def as_it_is() -> None:
@@ -288,8 +290,8 @@ def slow_coordinator() -> None:
     """Not broken: held up for seconds after each question it takes, while its producers go on."""
     begin = Worker._begin
 
-    def slow(self: Worker, *args: Any) -> None:
-        begin(self, *args)
+    def slow(self: Worker, job: Job) -> None:
+        begin(self, job)
         time.sleep(3 * self.timing.lease)
 
     Worker._begin = slow

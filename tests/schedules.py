@@ -631,7 +631,7 @@ class Run:
                 assert len(self.producers) > 1 or self.stopped or self.cleared, "a lonely producer is fenced"
             else:
                 assert error is None, f"{type(error).__name__}: {error}"
-            if error is None and not producer.open and not attempt.ended_before and not self.cleared:
+            if error is None and producer.ended and not attempt.ended_before and not self.cleared:
                 assert self.entries[-1].id == (attempt.number, len(attempt.entries) - 1), (
                     "its end is not the last entry"
                 )
@@ -684,7 +684,7 @@ class Run:
     @property
     def orphaned(self) -> bool:
         """Whether every producer has left or been refused, although someone was to take over."""
-        return len(self.producers) > 1 and all(producer.open for producer in self.producers)
+        return len(self.producers) > 1 and all(not producer.ended for producer in self.producers)
 
     def text_attempt(self, last: Entry) -> int:
         """The attempt whose text an answer with this last entry has."""

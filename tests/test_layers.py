@@ -18,7 +18,7 @@ ROOMS = {
     "protocol": 320,
     "llm": 610,  # a client for whatever calls itself OpenAI-compatible, and two models of the kit's own
     "answers": 1000,  # the core: connections that never lie, the one who writes, those who read
-    "pool": 640,  # a queue, workers that take over from the dead, and groups on one answer
+    "pool": 532,  # a queue, workers that take over from the dead, and groups on one answer
     "tutorial": 135,
     "tables": 330,
     "plots": 115,

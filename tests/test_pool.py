@@ -25,7 +25,8 @@ import redis
 from llmstream_nb.answers.connection import connect, names_of
 from llmstream_nb.answers.read import look, read_answer
 from llmstream_nb.faults import servers
-from llmstream_nb.pool.worker import MAX_TAKEOVERS, enqueue
+from llmstream_nb.pool.queue import enqueue
+from llmstream_nb.pool.worker import MAX_TAKEOVERS
 from llmstream_nb.protocol.events import Ended, Event, Gap, text_of
 from llmstream_nb.protocol.wire import POOL, LLMStreamError, Timing
 

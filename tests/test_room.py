@@ -18,7 +18,8 @@ from llmstream_nb.answers.connection import RedisUnusable, connect
 from llmstream_nb.answers.read import read_answer
 from llmstream_nb.faults import servers
 from llmstream_nb.pool.groups import claim, read_answer_group
-from llmstream_nb.pool.worker import Worker, enqueue
+from llmstream_nb.pool.queue import enqueue
+from llmstream_nb.pool.worker import Worker
 from llmstream_nb.protocol.events import text_of
 from llmstream_nb.web import WebServer
 from llmstream_nb.widgets import AnswerView, Monitor

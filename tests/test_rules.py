@@ -1,4 +1,4 @@
-"""The rules of the protocol under real faults, and for each a broken variant of the code that its test catches.
+"""Rules of PROTOCOL.md under real faults, and for each a broken variant of the code that its test catches.
 
 A scenario asserts one rule. It runs once against the code as it is, and once for each variant, in which one thing
 is broken on purpose: there it must fail.
@@ -73,7 +73,7 @@ def attempt_at(client: redis.Redis, number: int, *texts: str, record: dict | Non
     return other
 
 
-# ------------------------------------------------------------------------------------------- rule 1: losses
+# ---------------------------------------------------------------------------------------------- losses: R18, R22 to R25
 
 
 def a_lost_reply_neither_doubles_nor_loses(lab: Lab) -> None:
@@ -138,7 +138,7 @@ def a_full_memory_leaves_no_half_batch(lab: Lab) -> None:
     assert_whole(lab.direct, ["one ", *["x" * 5_000] * 100])
 
 
-# ------------------------------------------------------------------------------------------ rule 2: opening
+# ------------------------------------------------------------------------------------------ opening: R19, R20, R29, R33
 
 
 def a_lost_reply_to_the_opening_opens_once(lab: Lab) -> None:
@@ -221,7 +221,7 @@ def an_ended_answer_is_only_repaired(lab: Lab) -> None:
     assert json.loads(lab.direct.get(key)) == record
 
 
-# -------------------------------------------------------------------------------------------- rule 3: ticks
+# ------------------------------------------------------------------------------------------------------ ticks: R21, R27
 
 
 def a_silent_model_keeps_its_lease(lab: Lab) -> None:
@@ -263,7 +263,7 @@ def stop_ends_the_models_request_though_redis_is_away(lab: Lab) -> None:
     assert_whole(lab.direct, ["one ", "two "])
 
 
-# ---------------------------------------------------------------------------------------- rule 4: the end
+# ----------------------------------------------------------------------------------------------- the end: R26, R28, R32
 
 
 def no_record_before_the_end_is_confirmed(lab: Lab) -> None:
@@ -309,7 +309,7 @@ def a_sleeper_finds_its_answer_asked_anew(lab: Lab) -> None:
     assert text_in(lab.direct) == "new text"
 
 
-# ------------------------------------------------------------------------------------------ rules 6, 7, 8
+# ----------------------------------------------------------------------------------- readers, time to live: R1, R2, R31
 
 
 def a_reader_survives_everything_exactly(lab: Lab) -> None:

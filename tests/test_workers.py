@@ -13,6 +13,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from types import SimpleNamespace
 
 import psutil
@@ -29,9 +30,12 @@ from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.llm import local
 from llmstream_nb.llm import sources as llm
 from llmstream_nb.llm.completion import ModelError
+from llmstream_nb.pool import queue as queues
 from llmstream_nb.pool import worker as workers
 from llmstream_nb.pool.groups import BadName
-from llmstream_nb.pool.worker import MAX_TAKEOVERS, Worker, enqueue, start_process
+from llmstream_nb.pool.process import start_process
+from llmstream_nb.pool.queue import enqueue
+from llmstream_nb.pool.worker import MAX_TAKEOVERS, Worker
 from llmstream_nb.protocol.events import Ended, Interrupted, Restarted, Started, text_of
 from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import POOL, AnswerExists, BadAnswerId, BadQuestion, Fenced
@@ -505,7 +509,7 @@ def test_what_had_ended_is_not_given_up(client, pool, no_waiting_to_judge) -> No
 
 
 def test_the_list_of_failures_is_capped_newest_first(client, pool, monkeypatch) -> None:
-    monkeypatch.setattr(workers, "KEPT_FAILURES", 2)
+    monkeypatch.setattr(queues, "KEPT_FAILURES", 2)
     pool()
     for number in range(4):
         client.xadd(names_of(client).questions, {"answer": f"bad id {number}"})
@@ -527,8 +531,8 @@ def test_an_answer_that_had_ended_is_only_repaired(client, pool, no_waiting_to_j
 def test_a_producer_that_lives_is_not_displaced_though_its_entry_is_idle(client, pool, monkeypatch) -> None:
     """Its worker's coordinator may be held up; what counts is whether the answer is being written."""
     monkeypatch.setattr(Worker, "_wait_to_judge", lambda self: None)
-    models, looks, lives = Models(), [], Worker._lives
-    monkeypatch.setattr(Worker, "_lives", lambda *args: looks.append(lives(*args)) or looks[-1])
+    models, looks, is_written = Models(), [], workers.is_written
+    monkeypatch.setattr(workers, "is_written", lambda *args: looks.append(is_written(*args)) or looks[-1])
     put(client)
     entry = deliver(client)
     attempt = open_attempt(client, entry, "half")
@@ -564,15 +568,15 @@ class Sleeper(Worker):
         self.awake = threading.Event()
         self.awake.set()
 
-    def _round(self, line) -> None:
+    def _round(self) -> None:
         self.awake.wait()
-        super()._round(line)
+        super()._round()
 
     def _begin(self, *args) -> None:
         super()._begin(*args)
-        for job in self._jobs.values():
-            flush = Attempt.flush.__get__(job.producer.attempt)
-            job.producer.attempt.flush = lambda flush=flush: self.awake.wait() and flush()
+        for producer in self._jobs.values():
+            flush = Attempt.flush.__get__(producer.attempt)
+            producer.attempt.flush = lambda flush=flush: self.awake.wait() and flush()
 
 
 @pytest.mark.parametrize("wakes", ["while its heir is writing", "when all is over"])
@@ -776,7 +780,7 @@ def test_what_is_no_question_leaves_the_queue_also_when_it_is_taken_over(
 def test_a_source_that_the_worker_has_not_is_an_answer_that_failed(client, pool, monkeypatch, source, error) -> None:
     monkeypatch.setattr(local, "installed", lambda: False)
     monkeypatch.setattr(llm, "_settings", dict)
-    monkeypatch.setattr(workers, "check_source", lambda name: name)
+    monkeypatch.setattr(queues, "check_source", lambda name: name)
     monkeypatch.delenv("LLMSTREAM_LOCAL_URL", raising=False)
     worker = pool(None)
     answer = ended(enqueue("why?", source=source, client=client, timing=FAST))
@@ -807,6 +811,11 @@ def test_a_source_that_breaks_is_an_answer_that_failed(client, pool, source) -> 
     assert worker.error is None
 
 
+def test_an_old_notebook_finds_the_workers() -> None:
+    old = import_module("llmstream_nb.workers")
+    assert (old.Worker, old.enqueue, old.start_process) == (Worker, enqueue, start_process) and old.serve
+
+
 def test_a_queue_of_another_type_is_told(client) -> None:
     client.set(names_of(client).questions, "x")
     with pytest.raises(RedisUnusable, match="type"):
@@ -820,13 +829,28 @@ def test_a_queue_of_another_type_is_told(client) -> None:
     assert client.get(names_of(client).questions) == "x"
 
 
-def test_a_queue_that_changes_its_type_ends_a_worker_with_an_error(client, pool) -> None:
+def test_a_worker_that_breaks_down_says_so(client, pool, monkeypatch, caplog) -> None:
+    """By its class alone: what an unexpected error says may hold a secret."""
+
+    def broken(self) -> None:
+        raise ZeroDivisionError("redis://:hunter2@127.0.0.1")
+
+    monkeypatch.setattr(Worker, "_take_over", broken)
+    monkeypatch.setattr(Worker, "_wait_to_judge", lambda self: None)
+    worker = pool(name="mule")
+    wait_for(lambda: not worker._thread.is_alive())
+    assert "ZeroDivisionError" in str(worker.error) and isinstance(worker.error.__cause__, ZeroDivisionError)
+    assert "mule" in caplog.text and "ZeroDivisionError" in caplog.text and "hunter2" not in caplog.text
+
+
+def test_a_queue_that_changes_its_type_ends_a_worker_with_an_error(client, pool, caplog) -> None:
     worker = pool()
     wait_for(lambda: client.exists(names_of(client).questions))
     client.delete(names_of(client).questions)
     client.set(names_of(client).questions, "x")
     wait_for(lambda: worker.error)
     assert isinstance(worker.error, RedisUnusable)
+    wait_for(lambda: "RedisUnusable" in caplog.text)
 
 
 def test_a_list_of_failures_of_another_type_ends_a_worker_with_an_error(client, pool) -> None:

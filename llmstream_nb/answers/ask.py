@@ -141,7 +141,7 @@ class Answer:
 
     @property
     def exception(self) -> BaseException | None:
-        """What the source raised, if this process has asked it; others see only its class, and a message fit to show."""
+        """What the source raised, where this process has asked it; others see its class, and a message fit to show."""
         return self._producer.exception if self._producer else None
 
     @property

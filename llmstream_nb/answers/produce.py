@@ -30,7 +30,6 @@ from llmstream_nb.protocol.wire import (
     Joiner,
     LLMStreamError,
     Timing,
-    clean,
     cleared_attempt,
     first_attempt,
     parse_entries,

@@ -14,7 +14,7 @@ import redis
 from llmstream_nb.answers.connection import LOST, Line, async_client, current, is_passing, names_of, unusable
 from llmstream_nb.protocol.events import Event, Gap, text_of
 from llmstream_nb.protocol.follow import Follower
-from llmstream_nb.protocol.round import BLOCK, Command, Lost, Round, Send, rounds
+from llmstream_nb.protocol.round import BLOCK, Command, Lost, Patience, Round, Send, rounds
 from llmstream_nb.protocol.wire import AnswerNotFound, EntryID, Timing, parse_record
 
 
@@ -45,7 +45,7 @@ def read_answer(
     client, timing = client or current(), timing or Timing()
     one = _round(answer_id, after, client, timing)
     steps, line, retry = (
-        rounds(one, timeout, time.monotonic, longest_block(client)),
+        rounds(one, Patience(one.follower, timeout, time.monotonic), longest_block(client)),
         Line(client, one.keys.chunks),
         Backoff(timing),
     )
@@ -90,7 +90,7 @@ async def aread_answer(
     client, timing = client or current(), timing or Timing()
     one = _round(answer_id, after, client, timing)
     steps, line, retry = (
-        rounds(one, timeout, time.monotonic, longest_block(client)),
+        rounds(one, Patience(one.follower, timeout, time.monotonic), longest_block(client)),
         async_client(client, 1),
         Backoff(timing),
     )

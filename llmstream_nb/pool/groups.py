@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import redis
-from redis.exceptions import RedisError, ResponseError, WatchError
+from redis.exceptions import ResponseError, WatchError
 
-from llmstream_nb.answers.connection import Line, current, is_passing, milliseconds, names_of, said, unusable
+from llmstream_nb.answers.connection import LOST, Line, current, is_passing, milliseconds, names_of, said, unusable
 from llmstream_nb.answers.read import Backoff, longest_block, send
 from llmstream_nb.protocol.follow import Follower
-from llmstream_nb.protocol.round import BLOCK, Round, StillWaiting
+from llmstream_nb.protocol.round import Patience, Round, StillWaiting
 from llmstream_nb.protocol.wire import (
-    AnswerKeys,
     AnswerNotFound,
     Entry,
     LLMStreamError,
@@ -75,71 +74,79 @@ def read_answer_group(
         RedisUnusable, NotAnAnswer, BadAnswerId, BadName: as `read_answer`.
     """
     client, timing = client or current(), timing or Timing()
-    keys, group, consumer = names_of(client).answer(answer_id), check_name(group), check_name(consumer)
-    gone = f"the group {group!r} of the answer {answer_id!r} is gone: one of the two was deleted, or has expired"
-    follower, line, retry = Follower(answer_id, timing=timing), Line(client, keys.chunks), Backoff(timing)
-    began = alive = time.monotonic()
-    made, start, taken = False, "0", list[str]()
+    line = Line(client, names_of(client).answer(answer_id).chunks)
+    reads = Consumer(line, answer_id, check_name(group), check_name(consumer), timing)
+    follower, retry = Follower(answer_id, timing=timing), Backoff(timing)
+    patience = Patience(follower, timeout, time.monotonic)
     try:
         while not follower.done:
             try:
-                if not made:
-                    create_group(line.redis, answer_id, group, timing)
-                    made = True
-                if taken:  # the caller asks for more: it is through with these
-                    line.redis.xack(keys.chunks, group, *taken)
-                    taken = []
-                _check_patience(follower, timeout, began, alive)
-                soon = follower.suspect and follower.state != "interrupted"
-                pause = SOON if soon else min(BLOCK, timeout or BLOCK)
-                raw = read_group(line.redis, keys.chunks, group, consumer, start, count, pause)
-                if not raw and start == NEW and not _is_there(line.redis, keys, follower):
-                    raise GroupGone(gone)
+                reads.acknowledge()  # the caller asks for more: it is through with what it had
+                patience.check()
+                if patience.is_over():
+                    raise StillWaiting(f"the producer of {answer_id!r} died, and nobody took over in time")
+                raw = reads.read(count, patience.pause())
+                if not raw and not _is_there(line.redis, follower):
+                    raise GroupGone(f"the entries of {answer_id!r} were deleted, or have expired")
             except StillWaiting:  # a TimeoutError, and so an OSError
                 raise
-            except (RedisError, OSError, AttributeError) as error:
+            except LOST as error:
                 if is_gone(error):
-                    raise GroupGone(gone) from None
+                    raise GroupGone(f"the group {group!r} of {answer_id!r} was deleted, or has expired") from None
                 if not is_passing(error) or not retry.sleep():
                     raise unusable(error, client) from None
-                line.reopen()
-                alive = time.monotonic()
-                follower.reconnected(alive)
-                _check_patience(follower, timeout, began, alive)
-                start = "0"  # what a lost reply held is pending by now
+                reads.reopen()
+                patience.lost()
                 continue
             retry.reset()
-            taken = [entry_id for entry_id, _ in raw]
-            if start != NEW:
-                start = taken[-1] if taken else NEW
             if entries := parse_entries(raw):  # what was trimmed is pending without its fields: only to be acked
                 yield entries
                 follower.suspect = entries[-1].final  # nothing to wait for
-            if raw or follower.state == "streaming":
-                alive = time.monotonic()
+            patience.heard(bool(raw))
     finally:
         line.close()
 
 
-def _is_there(client: redis.Redis, keys: AnswerKeys, follower: Follower) -> bool:
+class Consumer:
+    """A consumer's reads of its group: what it has pending, page by page, then what is new. Redis errors pass."""
+
+    def __init__(self, line: Line, answer_id: str, group: str, name: str, timing: Timing) -> None:
+        self._line, self._id, self._group, self._name, self._timing = line, answer_id, group, name, timing
+        self._key = names_of(line.redis).answer(answer_id).chunks
+        self._start: str | None = None  # the ID for XREADGROUP; None until the group is there
+        self._taken: list[str] = []  # IDs of the last batch
+
+    def acknowledge(self) -> None:
+        """XACK what was read last."""
+        if self._taken:
+            self._line.redis.xack(self._key, self._group, *self._taken)
+            self._taken = []
+
+    def read(self, count: int, seconds: float) -> list[tuple[str, dict[str, str]]]:
+        """The next entries, at most `count`; waits up to so many seconds for new ones. Makes the group if need be."""
+        if self._start is None:
+            create_group(self._line.redis, self._id, self._group, self._timing)
+            self._start = "0"
+        options = self._line.redis, self._key, self._group, self._name
+        raw = read_group(*options, self._start, count, seconds)
+        if self._start != NEW:
+            self._start = raw[-1][0] if raw else NEW
+            raw = raw or read_group(*options, NEW, count, seconds)
+        self._taken = [entry_id for entry_id, _ in raw]
+        return raw
+
+    def reopen(self) -> None:
+        """After an error: what a lost reply held is pending by now, so begin with that."""
+        self._line.reopen()
+        self._start = self._start and "0"
+
+
+def _is_there(client: redis.Redis, follower: Follower) -> bool:
     """Look at the answer after a read that brought nothing; False if it has ended and its entries are gone."""
-    one = Round(keys, follower)
+    one = Round(names_of(client).answer(follower.answer_id), follower)
     replies = send(client, one.look())
     one.judge(replies, time.monotonic(), glance=True)
     return bool(replies[0]) or not follower.done
-
-
-def _check_patience(follower: Follower, timeout: float | None, began: float, alive: float) -> None:
-    """Raise StillWaiting when it is time; `began` and `alive`, the last sign of life, are monotonic seconds."""
-    now, patience, name = time.monotonic(), follower.timing.patience, repr(follower.answer_id)
-    if timeout is not None and now - began > timeout:
-        raise StillWaiting(f"{name} has not ended within {timeout:g} s; it goes on")
-    if now - alive <= patience:
-        return
-    if follower.state == "interrupted":
-        raise StillWaiting(f"the producer of {name} died, and nobody took over within {patience:g} s")
-    if timeout is None:
-        raise StillWaiting(f"nobody began to answer {name} within {patience:g} s")
 
 
 def read_group(
@@ -164,29 +171,28 @@ def create_group(client: redis.Redis, answer_id: str, group: str, timing: Timing
     Raises AnswerNotFound, GroupGone where only the record is left, NotAnAnswer for a key of another type.
     """
     key, question = names_of(client).answer(answer_id)[:2]
+    pipe: Any = client.pipeline(transaction=True)
     try:
-        with client.pipeline(transaction=True) as pipe:
+        with pipe:
             # Watched, for what is seen must still hold when the group is made: an answer may begin just now, and a
             # group must not bring back the key of one that is just deleted.
             pipe.watch(key, question)
-            record = parse_record(pipe.get(question))  # type: ignore[arg-type]
-            kind = str(pipe.type(key))  # after the record: where that tells an end, entries were there before
+            record = parse_record(pipe.get(question))
+            kind = pipe.type(key)  # after the record: where that tells an end, entries were there before
+            if kind not in ("none", "stream"):
+                raise NotAnAnswer(f"{key!r} holds a {kind}, not a stream: use another id, or delete that key")
+            if kind == "none" and record is None:
+                raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
+            if kind == "none" and record and record.get("end"):
+                raise GroupGone(f"the entries of {answer_id!r} have expired: see Answer({answer_id!r}).text")
             if kind == "none":
-                if record is None:
-                    raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
-                if record.get("end"):
-                    raise GroupGone(
-                        f"the entries of {answer_id!r} have expired; its text is in Answer({answer_id!r}).text"
-                    )
                 pipe.multi()
                 pipe.xgroup_create(key, group, "0", mkstream=True)
                 # At once: a reply may be lost, and a key must not stay for ever.
                 pipe.pexpire(key, milliseconds(timing.ttl))
                 pipe.execute()
-            elif kind == "stream":
-                pipe.xgroup_create(key, group, "0")  # no MULTI: it may grow meanwhile
             else:
-                raise NotAnAnswer(f"{key!r} holds a {kind}, not a stream: use another id, or delete that key")
+                pipe.xgroup_create(key, group, "0")  # no MULTI: it may grow meanwhile
     except WatchError:  # it begins, or goes, just now: look again
         create_group(client, answer_id, group, timing)
     except ResponseError as error:
@@ -203,21 +209,18 @@ def claim(
     it first, and acknowledges them. Idle time goes on counting while Redis is down, so don't judge right after
     a restart. Raises GroupGone, RedisUnusable, NotAnAnswer, BadAnswerId or BadName.
     """
-    client = client or current()
-    key, cursor, found = names_of(client).answer(answer_id).chunks, "0-0", list[Entry]()
+    given: Any = client or current()
+    key, group, consumer = names_of(given).answer(answer_id).chunks, check_name(group), check_name(consumer)
+    cursor, found = "", list[Entry]()
     try:
-        while True:
-            reply: Any = client.xautoclaim(
-                key, check_name(group), check_name(consumer), int(idle * 1000), cursor, count=COUNT
-            )
-            cursor = reply[0]
-            found += parse_entries(reply[1])
-            if cursor == "0-0":
-                return found
-    except (RedisError, OSError, AttributeError) as error:
+        while cursor != "0-0":
+            cursor, raw, *_ = given.xautoclaim(key, group, consumer, int(idle * 1000), cursor or "0-0", count=COUNT)
+            found += parse_entries(raw)
+        return found
+    except LOST as error:
         if is_gone(error):
             raise GroupGone(f"the answer {answer_id!r} has no group {group!r}: read_answer_group makes one") from None
-        raise unusable(error, client) from None
+        raise unusable(error, given) from None
 
 
 def is_gone(error: Exception) -> bool:

@@ -80,10 +80,9 @@ def closing_event(entry_id: EntryID, data: Mapping[str, Any]) -> Ended | Failed:
 
 def text_of(events: Iterable[Event], text: str = "") -> str:
     """The text a viewer holds after these events."""
-    pieces = [text]
     for event in events:
         if isinstance(event, Text):
-            pieces.append(event.text)
+            text += event.text
         elif isinstance(event, Restarted):
-            pieces.clear()
-    return "".join(pieces)
+            text = ""
+    return text

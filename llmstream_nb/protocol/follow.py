@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, Restarted, Started, Text, closing_event
-from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, Entry, EntryID, RawEntry, Timing, parse_entries
+from llmstream_nb.protocol.wire import (
+    ORIGIN,
+    AnswerNotFound,
+    Entry,
+    EntryID,
+    RawEntry,
+    Timing,
+    first_attempt,
+    parse_entries,
+)
 
 
 class Cursor:
@@ -33,37 +42,53 @@ class Cursor:
             except (KeyError, ValueError, TypeError):
                 pass  # parse_entries says what is wrong with it
             for entry in parse_entries([(raw_id, fields)]):
-                if not self.closed and entry.id > self.after:
+                if not (self.closed or self._is_repeated(entry)):
                     self._take(entry, events)
         return events
 
     def _take(self, entry: Entry, events: list[Event]) -> None:
         """Add what a new entry of any kind means."""
-        self._notice_gap(entry, events)
+        before = self._before(entry)
+        restarts, missing = self._restarts(before), self._missing(before)
         self.after = entry.id
+        if restarts:
+            events.append(Restarted(entry.id, entry.data if entry.kind == "start" else {}))
+        elif entry.kind == "start":
+            events.append(Started(entry.id, entry.data))
+        if missing:
+            events.append(Gap(entry.id, missing))
         if entry.kind == "text":
             events.append(Text(entry.id, entry.text, entry.ms))
         elif entry.final:
             events.append(closing_event(entry.id, entry.data))
             self.closed = True
-        # A newer attempt's start has become a Restarted in _notice_gap.
-        elif not (events and isinstance(events[-1], Restarted) and events[-1].id == entry.id):
-            events.append(Started(entry.id, entry.data))
 
-    def _notice_gap(self, entry: Entry, events: list[Event]) -> None:
-        """Compare an entry with the one that was due; add Restarted and Gap where they differ."""
-        seen, due = self.after, EntryID(entry.id.attempt, entry.id.seq - 1)
+    def _is_repeated(self, entry: Entry) -> bool:
+        """R2: whether it was seen before, as when a read is done again after a lost reply."""
+        return entry.id <= self.after
+
+    def _before(self, entry: Entry) -> EntryID:
+        """R5: the entry that must have come right before; who closes an attempt from outside names its last."""
         if entry.final and entry.id.seq == 0:
-            # Someone closed a dead attempt from outside and said which entry was its last.
-            closes = entry.data.get("closes")
-            due = EntryID.parse(closes) if closes else seen
-        if due <= seen:
-            return
-        if due.attempt > seen.attempt > 0:
-            events.append(Restarted(entry.id, entry.data if entry.kind == "start" else {}))
-        missing = due.seq - seen.seq if due.attempt == seen.attempt else due.seq + 1
-        if missing > 0:
-            events.append(Gap(entry.id, missing))
+            return max(self.after, EntryID.parse(entry.data.get("closes") or "0-0"))
+        return EntryID(entry.id.attempt, entry.id.seq - 1)
+
+    def _missing(self, before: EntryID) -> int:
+        """R3: how many entries, up to the one before, are neither seen nor there."""
+        return before.seq - (self.after.seq if before.attempt == self.after.attempt else -1)
+
+    def _restarts(self, before: EntryID) -> bool:
+        """R4: whether another attempt than the one that was seen has begun."""
+        return before.attempt > self.after.attempt > 0
+
+
+class Signs(NamedTuple):
+    """What one look at Redis tells of an answer."""
+
+    top: Entry | None  # the stream's last entry
+    leased: bool  # whether the lease of the attempt that the reader has come to lives
+    record: Mapping[str, Any] | None  # the question's JSON
+    cleared: int = 0  # the attempt up to which `clear` has deleted them; 0: none
 
 
 class Follower:
@@ -92,65 +117,57 @@ class Follower:
 
     def feed(self, raw: Iterable[RawEntry]) -> list[Event]:
         """Take entries as redis-py gives them and return the events they bring; raises NotAnAnswer."""
-        events = self.cursor.feed(raw)
-        if events:
-            self.suspect, last = False, events[-1]
-            self.state = {Ended: "ended", Failed: "failed"}.get(type(last), "streaming")
-        return events
+        return self._told(self.cursor.feed(raw))
 
-    def silence(
-        self, top: Entry | None, leased: bool, record: Mapping[str, Any] | None, cancelled: bool, now: float
-    ) -> list[Event]:
-        """Judge a read that brought nothing.
+    def silence(self, signs: Signs, now: float) -> list[Event]:
+        """Judge a read that brought nothing, by what Redis told after it; `now` in monotonic seconds.
 
-        `top` is the stream's last entry, `leased` whether the lease of this cursor's attempt lives, `record` the
-        question's JSON, `cancelled` whether the cancel key stands, `now` monotonic seconds.
         Raises AnswerNotFound when there is nothing under this id, also at a second look.
         """
-        after = self.cursor.after
+        (top, leased, record, cleared), after = signs, self.cursor.after
+        gone, unread, known = top is None, after == ORIGIN, record or {}
         if self.done or (top and top.id > after):
-            return []  # there is more to read: not silent at all
+            return []  # R9: there is more to read, so this is no silence
         if top and top.final and top.id == after:
-            return self._close(closing_event(top.id, top.data))  # joined exactly at the end
-        if top is None and record and (record.get("reason") or record.get("error")):
-            return self.from_record(record)  # the chunks have expired, the record has not
-        waiting = top is None and after == ORIGIN and record and record.get("pooled")
-        if leased or waiting:
-            self.suspect = False
-            self.state = "queued" if after == ORIGIN else "streaming"
+            return self._told([closing_event(top.id, top.data)])  # R10: joined exactly at the end
+        if gone and (known.get("reason") or known.get("error")):
+            return self.from_record(known)  # R11: the entries have expired, the record has not
+        anew = gone and not unread and first_attempt(known) > after.attempt  # the same id, another question
+        if leased or anew or (gone and unread and known.get("pooled")):
+            waits = unread or anew
+            self.suspect, self.state = False, "queued" if waits else "streaming"  # R12: at work, or in the queue
             return []
-        if top is None and cancelled and after != ORIGIN:
-            return self._close(Failed(after, "Deleted", "This answer was deleted."))
+        if gone and record is None and cleared >= after.attempt > 0:
+            return self._told([Failed(after, "Deleted", "This answer was deleted.")])  # R13
         if not self.suspect or now < self._judge_from:
-            self.suspect = True  # its end may have come between the read and the look: read once more
+            self.suspect = True  # R14, R15: its end may have come between the read and the look, so read once more
             return []
-        if top is None and record is None and after == ORIGIN:
+        if gone and unread and record is None:  # R16
             raise AnswerNotFound(f"there is no answer {self.answer_id!r}: never asked, cleared, or expired")
-        was, self.state = self.state, "interrupted"
+        was, self.state = self.state, "interrupted"  # R17
         return [] if was == "interrupted" else [Interrupted(after)]
 
-    def glance(self, top: Entry | None, *signs: Any) -> list[Event]:
-        """Judge an answer whose entries this follower does not read, from its last entry and its signs of life.
-
-        The arguments are those of `silence`. When the stream has grown, that is sign enough.
-        """
+    def glance(self, signs: Signs, now: float) -> list[Event]:
+        """`silence` for a follower that does not read the entries: it goes by the last one, and the signs of life."""
+        top = signs.top
         if self.done or top is None or top.id <= self.cursor.after:
-            return self.silence(top, *signs)
+            return self.silence(signs, now)
         self.cursor.after, self.suspect, self.state = top.id, top.final, "streaming"
         return []
 
     def from_record(self, record: Mapping[str, Any]) -> list[Event]:
         """The events of an ended answer, from its record alone: the text comes in one piece."""
-        after = self.cursor.after
+        after, whole = self.cursor.after, record.get("text")
         end = EntryID.parse(record["end"]) if record.get("end") else after
-        if after >= end > ORIGIN:
-            return self._close(closing_event(after, record))
-        again: list[Event] = [Restarted(end)] if after != ORIGIN else [Started(end, dict(record))]
-        whole = record.get("text")
-        text: list[Event] = [Text(end, whole)] if whole and isinstance(whole, str) else []
-        return [*again, *text, *self._close(closing_event(end, record))]
+        first = Started(end, dict(record)) if after == ORIGIN else Restarted(end)
+        text = [Text(end, whole)] if whole and isinstance(whole, str) else []
+        unseen = [] if after >= end > ORIGIN else [first, *text]
+        return self._told([*unseen, closing_event(end, record)])
 
-    def _close(self, event: Ended | Failed) -> list[Event]:
-        self.cursor.after, self.cursor.closed = event.id, True
-        self.state = "ended" if isinstance(event, Ended) else "failed"
-        return [event]
+    def _told(self, events: list[Event]) -> list[Event]:
+        """Note where these events bring the viewer, and return them."""
+        if events:
+            last, self.suspect = events[-1], False
+            self.state = {Ended: "ended", Failed: "failed"}.get(type(last), "streaming")
+            self.cursor.after, self.cursor.closed = last.id, self.done
+        return events

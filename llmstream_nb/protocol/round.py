@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 from llmstream_nb.protocol.events import Event
-from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.protocol.follow import Follower, Signs
 from llmstream_nb.protocol.wire import (
     ORIGIN,
     AnswerKeys,
@@ -89,8 +89,8 @@ class Round:
         """What the replies to `look` mean; with `glance`, for a follower that doesn't read the entries itself."""
         entries, self.leased, self.record = parse_entries(signs[0]), bool(signs[1]), parse_record(signs[2])
         judge = self.follower.glance if glance else self.follower.silence
-        deleted = cleared_attempt(signs[3]) >= self.follower.cursor.after.attempt
-        return judge(entries[0] if entries else None, self.leased, self.record, deleted, now)
+        top, cleared = entries[0] if entries else None, cleared_attempt(signs[3])
+        return judge(Signs(top, self.leased, self.record, cleared), now)
 
 
 def _is_whole(record: dict[str, Any] | None) -> bool:
@@ -104,37 +104,71 @@ class Send(NamedTuple):
     commands: list[Command]
 
 
-def rounds(
-    one: Round, timeout: float | None, clock: Callable[[], float], block: float = BLOCK
-) -> Generator[Send | list[Event], list[Any], None]:
+class Patience:
+    """How long a reader waits: for the end, for somebody to begin, for somebody to take over. `clock`: seconds."""
+
+    def __init__(self, follower: Follower, timeout: float | None, clock: Callable[[], float]) -> None:
+        self._follower, self._timeout, self.clock = follower, timeout, clock
+        self._began = self._alive = clock()
+        self._name = repr(follower.answer_id)
+
+    @property
+    def doubt(self) -> bool:
+        """Whether the next read decides if the producer is dead."""
+        return self._follower.suspect and self._follower.state != "interrupted"
+
+    def pause(self, longest: float = BLOCK) -> float:
+        """Seconds that the next read may wait."""
+        return SOON if self.doubt else min(longest, self._timeout or longest)
+
+    def heard(self, anything: bool) -> None:
+        """A read, and the look after it, brought something or nothing."""
+        if anything or self._follower.state == "streaming":
+            self._alive = self.clock()
+
+    def lost(self) -> None:
+        """The connection broke, and there is a new one; raises StillWaiting when it is time to."""
+        self._alive = self.clock()
+        self._follower.reconnected(self._alive)
+        self.check()
+
+    def check(self) -> None:
+        """Raise StillWaiting when the caller's time is over."""
+        if self._timeout is not None and self.clock() - self._began > self._timeout:
+            raise StillWaiting(f"{self._name} has not ended within {self._timeout:g} s; it goes on")
+
+    def is_over(self) -> bool:
+        """Whether a producer has been dead for too long; raises StillWaiting where nobody has begun for as long."""
+        patience, queued = self._follower.timing.patience, self._follower.state == "queued"
+        # Whoever named a time may wait that long for a busy pool.
+        if self.clock() - self._alive <= patience or (self._timeout and queued):
+            return False
+        if queued:
+            raise StillWaiting(f"nobody began to answer {self._name} within {patience:g} s")
+        return True
+
+
+def rounds(one: Round, patience: Patience, block: float = BLOCK) -> Generator[Send | list[Event], list[Any], None]:
     """Read, look and judge until the answer has ended, or patience has.
 
     Yields what the driver is to send, and lists of events for the caller; `block` is the longest that a read may
-    wait, `clock` tells monotonic seconds. Raises StillWaiting, AnswerNotFound or NotAnAnswer; Lost may be thrown in.
+    wait, in seconds. Raises StillWaiting, AnswerNotFound or NotAnAnswer; Lost may be thrown in.
     """
-    follower, patience, name = one.follower, one.follower.timing.patience, repr(one.follower.answer_id)
-    began = alive = clock()
-    silent = 0  # rounds without an event, lately
+    follower, clock, silent = one.follower, patience.clock, 0  # silent: rounds without an event, lately
     while not follower.done:
-        doubt = follower.suspect and follower.state != "interrupted"
         try:
-            replies = yield Send([one.read(SOON if doubt else min(block, timeout or block))])
+            replies = yield Send([one.read(patience.pause(block))])
             if not (raw := one.entries(replies[0])):
                 replies = replies + (yield Send(one.look()))
         except Lost:
-            follower.reconnected(clock())
+            patience.lost()
             continue
         events = one.hear(replies, clock())
         silent = 0 if events else silent + 1
-        if events or follower.state == "streaming":
-            alive = clock()
+        patience.heard(bool(events))
         yield events
         # What lies there is read to its end first; and where the next read decides, it may.
-        settled = len(raw) < one.count and (bool(events) or silent > 1 or not follower.suspect)
-        if timeout is not None and clock() - began > timeout and settled and not follower.done:
-            raise StillWaiting(f"{name} has not ended within {timeout:g} s; it goes on")
-        # Whoever named a time may wait that long for a busy pool.
-        if clock() - alive > patience and not (timeout and follower.state == "queued"):
-            if follower.state == "queued":
-                raise StillWaiting(f"nobody began to answer {name} within {patience:g} s")
+        if not follower.done and len(raw) < one.count and (events or silent > 1 or not patience.doubt):
+            patience.check()
+        if patience.is_over():
             return

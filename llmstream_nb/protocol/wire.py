@@ -271,8 +271,6 @@ def _tidy(value: Any, depth: int) -> Any:
 
 def clean(text: str) -> str:
     """Join surrogate pairs and turn unpaired surrogates into U+FFFD, since UTF-8 can't hold them."""
-    if text.isascii():
-        return text
     try:
         text.encode()
         return text

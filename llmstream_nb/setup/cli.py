@@ -228,7 +228,7 @@ def _watch(args: argparse.Namespace) -> int:
 def _worker(args: argparse.Namespace) -> int:
     from llmstream_nb import Timing, Worker, connect
     from llmstream_nb.answers import connection
-    from llmstream_nb.pool.worker import serve
+    from llmstream_nb.pool.process import serve
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     logging.getLogger("httpx2").setLevel(logging.WARNING)

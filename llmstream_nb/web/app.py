@@ -36,7 +36,7 @@ from llmstream_nb.answers.connection import RedisUnusable, current, names_of, un
 from llmstream_nb.answers.read import look
 from llmstream_nb.llm.completion import ModelError
 from llmstream_nb.llm.sources import default_source, prepared_questions, sources
-from llmstream_nb.pool.worker import enqueue
+from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, BadEntryID, EntryID, LLMStreamError, NotAnAnswer, Timing
 from llmstream_nb.viewing.markdown import to_html
 from llmstream_nb.web.admission import Guard

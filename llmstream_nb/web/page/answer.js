@@ -159,7 +159,7 @@ export class Answer {
   // One event. Where several stand for one entry, only the last brings its ID, and the others that of the entry before.
   take(kind, id, data) {
     const news = id ? compare(id, this.seen) : 0;
-    const known = { start: news < 0, text: news <= 0 && !this.anew, gap: this.gapAfter === this.seen && !this.anew };
+    const known = { start: news < 0, text: news <= 0 && !this.anew, gap: this.gapAfter === this.seen };
     if (known[kind]) return;
     Object.assign(this, { message: "", lost: false, again: false, tries: 0, heard: performance.now() });
     if (kind !== "state") this.note = "";

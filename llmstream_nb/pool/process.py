@@ -1,0 +1,58 @@
+"""A worker as a process: how one is started, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import redis
+
+from llmstream_nb.answers.connection import current, environment_of
+from llmstream_nb.pool.queue import enqueue  # noqa: F401 - with it, this module has all that `workers` once had
+from llmstream_nb.pool.worker import FINISH, Worker
+
+
+def serve(worker: Worker, within: float = FINISH, *, with_parent: bool = False) -> None:
+    """Run a worker in the main thread of a process, until SIGTERM or Ctrl-C; a second one hands back at once.
+
+    `with_parent` ends it too when standard input does, which is a pipe from the process that wanted it.
+    """
+
+    def end(*_: object) -> None:
+        worker.finish(0 if worker.ending else within)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+    def watch() -> None:
+        with suppress(OSError):  # what can't be read has ended, too
+            while os.read(0, 64):
+                pass
+        worker.finish(0)
+
+    if with_parent:
+        threading.Thread(target=watch, name="llmstream parent", daemon=True).start()
+    worker.run()
+
+
+def start_process(
+    name: str, *, slots: int = 1, lease: float = 5.0, client: redis.Redis | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a worker in a process of its own; it ends when this process does, however that happens.
+
+    The process is the worker itself: `kill()` kills it, without a word to Redis. To see what a worker says, start
+    one in a terminal: `python3 -m llmstream_nb worker`.
+    """
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    environment = os.environ | environment_of(client or current()) | {"PYTHONPATH": path, "LLMSTREAM_NO_VENV": "1"}
+    command = [sys.executable, "-m", "llmstream_nb", "worker", "--name", name, "--slots", str(slots)]
+    command += ["--lease", str(lease), "--with-parent"]
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )

@@ -1,0 +1,158 @@
+"""The pool's queue: how a question comes into it, and the commands by which a worker shares it with others."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+from redis.exceptions import RedisError, ResponseError
+
+from llmstream_nb.answers.ask import Answer, clear
+from llmstream_nb.answers.connection import Line, current, milliseconds, names_of, said, unusable
+from llmstream_nb.answers.record import new_record, register
+from llmstream_nb.llm.sources import check_source, default_source
+from llmstream_nb.pool.groups import NEW, read_group
+from llmstream_nb.protocol.wire import POOL, LLMStreamError, Timing, check_answer_id, check_question, parse_record
+
+KEPT_FAILURES = 1_000
+
+
+class NotAQuestion(LLMStreamError):
+    """An entry of the queue, or the record behind it, that `enqueue` did not write."""
+
+
+def enqueue(
+    question: str,
+    *,
+    topic: str | None = None,
+    source: str | None = None,
+    model: str | None = None,
+    id: str | None = None,
+    client: redis.Redis | None = None,
+    timing: Timing | None = None,
+) -> Answer:
+    """Put a question into the pool's queue (XADD), and return the same handle as `ask`.
+
+    Some worker will answer it, also after this process has ended; if that worker dies, another begins anew.
+    Without a worker it waits: `Worker().start()`, or `python3 -m llmstream_nb worker` in a terminal.
+
+    Arguments and errors are those of `ask`; what `source` needs must be where the workers are.
+    """
+    client, timing = client or current(), timing or Timing()
+    question, answer_id = check_question(question), check_answer_id(id or secrets.token_hex(6))
+    source = check_source(source or default_source())
+    record = new_record(answer_id, question, topic, source, model or "") | {"pooled": True}
+    register(client, record, timing)
+    try:
+        client.xadd(names_of(client).questions, {"answer": answer_id})
+    except (RedisError, OSError) as error:
+        with suppress(LLMStreamError):
+            clear(answer_id, client=client, timing=timing)
+        raise unusable(error, client) from None
+    return Answer(answer_id, client=client, timing=timing)
+
+
+def read_question(answer_id: str, client: redis.Redis) -> dict[str, Any] | None:
+    """The record that `enqueue` wrote; None where it is gone. Raises NotAQuestion or BadQuestion; Redis errors pass."""
+    try:
+        text: Any = client.get(names_of(client).answer(answer_id).question)
+    except (LLMStreamError, ResponseError) as error:  # the first where that can't be an id at all
+        raise NotAQuestion(f"This entry of the queue leads to no record of a question: {said(error)}") from None
+    if text is None:
+        return None
+    record = parse_record(text) or {}
+    types: dict[str, Any] = {"question": str, "topic": str, "source": str, "model": str, "asked": (int, float)}
+    if not all(isinstance(record.get(name), kind) for name, kind in types.items()):
+        raise NotAQuestion(f"The record of {answer_id!r} is not one that enqueue() wrote.")
+    return record | {"id": answer_id, "question": check_question(record["question"])}
+
+
+@dataclass(frozen=True)
+class Job:
+    """An entry of the queue, and so a question to be answered; two are equal if they are the same entry."""
+
+    entry: str  # its ID
+    answer_id: str = field(compare=False)  # empty where the entry names none
+    delivered: int = field(default=1, compare=False)  # how often it was: one more than there were takeovers
+
+
+class Queue:
+    """The queue as a consumer of its group shares it, on a connection of its own. Redis errors pass.
+
+    An entry is pending with whoever took it until `done`, and idle since it was taken or last renewed.
+    """
+
+    def __init__(self, client: redis.Redis, consumer: str, timing: Timing) -> None:
+        self.client, self.consumer, self.timing = client, consumer, timing
+        self.key, self.lease = names_of(client).questions, milliseconds(timing.lease)
+        self.line = Line(client, self.key)
+
+    @property
+    def redis(self) -> Any:
+        """The client of its connection."""
+        return self.line.redis
+
+    def join(self) -> None:
+        """Create queue and group where they are absent, and forget consumers that are long gone."""
+        try:
+            self.redis.xgroup_create(self.key, POOL, "0", mkstream=True)
+        except ResponseError as error:
+            if not said(error).startswith("BUSYGROUP"):
+                raise
+        for consumer in self.redis.xinfo_consumers(self.key, POOL):
+            if not consumer["pending"] and consumer["idle"] > milliseconds(self.timing.ttl):
+                self.redis.xgroup_delconsumer(self.key, POOL, consumer["name"])
+
+    def leave(self) -> None:
+        """Sign off from the group if nothing is pending."""
+        if not self.redis.xpending_range(self.key, POOL, "-", "+", 1, consumername=self.consumer):
+            self.redis.xgroup_delconsumer(self.key, POOL, self.consumer)
+
+    def take(self, count: int, seconds: float) -> list[Job]:
+        """New entries (XREADGROUP), at most `count`; waits up to so many seconds for the first."""
+        raw = read_group(self.redis, self.key, POOL, self.consumer, NEW, count, seconds)
+        return [Job(entry, fields.get("answer", "")) for entry, fields in raw]
+
+    def renew(self, jobs: Iterable[Job]) -> None:
+        """Reset the idle time of what it holds (XCLAIM … JUSTID to itself)."""
+        self.redis.xclaim(self.key, POOL, self.consumer, 0, [job.entry for job in jobs], justid=True)
+
+    def idle(self) -> Iterator[tuple[Job, str]]:
+        """What has been idle for a lease (XPENDING … IDLE), as it will be once it is claimed, and its holder."""
+        for row in self.redis.xpending_range(self.key, POOL, "-", "+", 100, idle=self.lease):
+            entry = row["message_id"]
+            if found := self.redis.xrange(self.key, entry, entry):
+                yield Job(entry, found[0][1].get("answer", ""), row["times_delivered"] + 1), row["consumer"]
+            else:
+                self.done(Job(entry, ""))  # somebody has deleted it
+
+    def claim(self, job: Job) -> bool:
+        """Take it over (XCLAIM), which counts as a delivery; False where another was faster."""
+        return bool(self.redis.xclaim(self.key, POOL, self.consumer, self.lease, [job.entry]))
+
+    def hand_back(self, job: Job) -> None:
+        """Let others claim it at once, and don't count that as a takeover."""
+        undone = {"idle": 2 * self.lease, "retrycount": job.delivered - 1, "justid": True}
+        self.redis.xclaim(self.key, POOL, self.consumer, 0, [job.entry], **undone)
+
+    def done(self, job: Job) -> None:
+        """Take it out of the queue (XACK and XDEL)."""
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.xack(self.key, POOL, job.entry)
+            pipe.xdel(self.key, job.entry)
+            pipe.execute()
+
+    def report(self, job: Job, question: str, error: LLMStreamError) -> None:
+        """Put a row into the list of failures, newest first."""
+        row = {"at": round(time.time(), 3), "entry": job.entry, "answer": job.answer_id, "question": question}
+        row |= {"error": type(error).__name__, "message": str(error)}
+        row |= {"delivered": job.delivered, "worker": self.consumer}
+        failures = names_of(self.client).failures
+        self.client.lpush(failures, json.dumps(row))
+        self.client.ltrim(failures, 0, KEPT_FAILURES - 1)

@@ -1,0 +1,196 @@
+"""The cases of conformance.json in the page's JavaScript, over event streams that come whole, or break after each event."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+from playwright.sync_api import Page
+
+from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Restarted, Started, Text
+from llmstream_nb.protocol.wire import ORIGIN, EntryID
+from llmstream_nb.web.sse import Frame, frame, frames
+from tests.test_conformance import FOLDER, READING, named
+
+SCRIPT = (FOLDER / "web/page/answer.js").read_text("utf-8")
+PATIENCE = 15.0  # seconds: a bound, not an expectation
+KINDS = {"started": Started, "restarted": Restarted, "text": Text, "gap": Gap, "ended": Ended, "failed": Failed}
+BEGIN = """async (after) => {
+  const { Answer, Paper } = await import(new URL("answer.js", location.href));
+  window.answer = new Answer("x", new Paper(document.body, () => {}), () => {});
+  if (after) Object.assign(window.answer, { seen: after, anew: after.endsWith("-0") });
+  window.answer.watch();
+}"""
+SHOWN = """() => {
+  const { paper, state, seen, message } = window.answer;
+  paper.draw();
+  return { state, seen, message, text: paper.root.textContent };
+}"""
+READ_ONLY = [case for case in READING if all("events" in step and "read" in step for step in case["steps"])]
+
+
+def events_of(step: dict[str, Any]) -> list[Event]:
+    """The events of a step that go to a browser."""
+    told = [event for event in step.get("events", []) if event[0] != "interrupted"]
+    return [KINDS[kind](EntryID.parse(entry), *values) for kind, entry, *values in told]
+
+
+def frames_of(case: dict[str, Any]) -> Iterator[Frame]:
+    """What the server sends of a case."""
+    for step in case["steps"]:
+        if "error" in step:
+            yield Frame(ORIGIN, frame("failed", {"error": step["error"], "message": "Told."}), final=True)
+        yield from frames(events_of(step))
+        if "look" in step and step.get("state") in ("queued", "streaming", "interrupted"):
+            yield Frame(ORIGIN, frame("state", {"state": step["state"]}))
+
+
+def expected(case: dict[str, Any]) -> dict[str, str]:
+    """What the page must show in the end."""
+    text, seen, message = "", EntryID.parse(case.get("after", "0-0")), ""
+    state = {"queued": "waiting"}.get(last := case["steps"][-1].get("state", "failed"), last)
+    for event in [event for step in case["steps"] for event in events_of(step)]:
+        seen = max(seen, event.id)
+        match event:
+            case Started() | Restarted():
+                text = ""
+            case Text(text=more):
+                text += more
+            case Gap(missing=missing):
+                text += f"[… {missing} {'entry is' if missing == 1 else 'entries are'} missing here]"
+            case Ended(reason="cancelled"):
+                state = "stopped"
+            case Failed(message=said):
+                message = said
+    if state == "streaming" and not text:
+        state = "waiting"
+    message = "Told." if "error" in case["steps"][-1] else message
+    return {"state": state, "seen": str(seen) if seen > ORIGIN else "", "message": message, "text": text}
+
+
+class Site:
+    """Serves one case: all that follows the page's place, or one event of it and a broken connection."""
+
+    def __init__(self, case: dict[str, Any], breaks: bool, script: str = SCRIPT) -> None:
+        self.frames, self.breaks, self.script = list(frames_of(case)), breaks, script
+        self.missing = sum(e.missing for step in case["steps"] for e in events_of(step) if isinstance(e, Gap))
+        self.drained, self.over = threading.Event(), threading.Event()  # the page has asked for more than there is
+        self._asked: dict[EntryID, int] = {}  # how often for what follows this place
+
+    def reply(self, path: str, last_id: str | None) -> tuple[str, str]:
+        """Type and body for a request."""
+        path, _, query = path.partition("?")
+        if path == "/answer.js":
+            return "text/javascript", self.script
+        if path == "/answers/x":
+            shown = {"status": "ended", "text": "", "html": "", "missing": self.missing, "record": {}}
+            return "application/json", json.dumps(shown)
+        if path == "/answers/x/events":
+            seen = EntryID.parse(last_id or query.removeprefix("after=") or str(ORIGIN))
+            return "text/event-stream", "retry: 1\n\n" + "".join(one.data.decode() for one in self._next(seen))
+        return "text/html", "<!DOCTYPE html>"
+
+    def _next(self, seen: EntryID) -> list[Frame]:
+        if not self.breaks:
+            rest, self.frames = self.frames, []
+        else:
+            times = self._asked[seen] = self._asked.get(seen, 0) + 1
+            rest = [one for one in self.frames if one.id > seen][:times]
+        if not rest:
+            self.drained.set()
+            self.over.wait(PATIENCE)  # the connection stays, and nothing comes
+        return rest
+
+
+class Handler(BaseHTTPRequestHandler):
+    sites: dict[str, Site] = {}  # noqa: RUF012
+
+    def do_GET(self) -> None:
+        number, _, path = self.path[1:].partition("/")
+        if number not in self.sites:  # the icon
+            return self.send_error(404)
+        kind, body = self.sites[number].reply(f"/{path}", self.headers["Last-Event-ID"])
+        self.send_response(200)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.end_headers()
+        with suppress(ConnectionError):  # the page is gone
+            self.wfile.write(body.encode())
+        return None
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def page(browser) -> Iterator[Page]:
+    context = browser.new_context()
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture
+def show(page, port) -> Iterator[Any]:
+    """What the page shows of a case in the end."""
+    sites: list[Site] = []
+
+    def shown(case: dict[str, Any], breaks: bool, script: str = SCRIPT) -> dict[str, str]:
+        site = Site(case, breaks, script)
+        sites.append(site)
+        number = str(len(Handler.sites))
+        Handler.sites[number] = site
+        page.goto(f"http://127.0.0.1:{port}/{number}/")
+        page.evaluate(BEGIN, case.get("after", ""))
+        deadline = time.monotonic() + PATIENCE
+        while not page.evaluate("!window.answer.live") and not site.drained.wait(0.005):
+            assert time.monotonic() < deadline
+        return page.evaluate(SHOWN)
+
+    yield shown
+    for site in sites:
+        site.over.set()
+
+
+@named(READING)
+def test_in_one_connection(show, case) -> None:
+    assert show(case, breaks=False) == expected(case)
+
+
+@named(READ_ONLY)
+def test_over_connections_that_break_after_each_event(show, case) -> None:
+    assert show(case, breaks=True) == expected(case)
+
+
+@pytest.mark.parametrize(
+    ("code", "broken"),
+    [
+        pytest.param("a[0] - b[0] || a[1] - b[1]", "(id > (other || '')) - 0.5", id="IDs are compared as text"),
+        pytest.param("if (known[kind]) return;", "", id="what comes again counts"),
+        pytest.param("gap: this.gapAfter === this.seen", "gap: false", id="gaps that come again count"),
+        pytest.param("this.paper.add(data.missing);", "", id="gaps are not shown"),
+        pytest.param("this.paper.show([]);\n    } else if", "} else if", id="attempts are one text"),
+        pytest.param("      this.end(data);\n", "", id="the end is not the end"),
+        pytest.param("this.paper.add(data.text);", "this.paper.add(data.text.trim());", id="the text is touched"),
+    ],
+)
+def test_a_page_without_a_rule_fails_a_case(show, code: str, broken: str) -> None:
+    assert SCRIPT.count(code) == 1
+    script = SCRIPT.replace(code, broken)
+    assert any(show(case, True, script) != expected(case) for case in READ_ONLY)
