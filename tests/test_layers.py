@@ -23,9 +23,9 @@ ROOMS = {
     "tables": 330,
     "plots": 115,
     "faults": 361,  # a proxy and servers that break for real, for notebooks and tests
-    "viewing": 400,
-    "widgets": 800,
-    "web": 900,
+    "viewing": 140,
+    "widgets": 750,
+    "web": 738,
     "checks": 940,  # twenty exercises, each tried with what learners get wrong
     "setup": 1081,  # a bare Python, any system, and errors that say what to do
 }
