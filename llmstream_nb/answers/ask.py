@@ -210,7 +210,7 @@ def close_answer(client: redis.Redis, answer_id: str, timing: Timing, error: str
     a producer is alive.
     """
     now = look(answer_id, client)
-    attempt = Attempt(client, {"asked": time.time()} | now.record | {"id": answer_id}, timing)
+    attempt = Attempt(client, (now.record or {"asked": round(time.time(), 3)}) | {"id": answer_id}, timing)
 
     def opening(top: Entry | None) -> tuple[str, dict[str, Any]]:
         data: dict[str, Any] = {"error": error, "message": message} if error else {"reason": "cancelled"}

@@ -483,5 +483,5 @@ class Producer:
                 log.warning("%s: closing its source raised %s", self.attempt.record["id"], type(error).__name__)
 
     def _opening(self, _: Entry | None) -> tuple[str, dict[str, Any]]:
-        own = {key: self.attempt.record[key] for key in ("model", "source")}
+        own = {key: self.attempt.record.get(key, "") for key in ("model", "source")}
         return "start", own | {"at": round(time.time(), 3)} | self._about
