@@ -22,6 +22,7 @@ import pytest
 import redis
 
 from llmstream_nb.faults import servers
+from llmstream_nb.llm import completion as room
 from llmstream_nb.llm import local, prepared, scripted
 from llmstream_nb.llm import sources as llm
 from llmstream_nb.llm.completion import ModelError
@@ -309,7 +310,7 @@ def test_nobody_listens(monkeypatch):
 
 @pytest.mark.parametrize(("name", "value"), [("SSL_CERT_FILE", "/no/such/file"), ("HTTPS_PROXY", "oops://x")])
 def test_settings_that_the_http_client_refuses(monkeypatch, name, value):
-    monkeypatch.setattr(llm.completion, "_certificates", llm.completion._certificates.__wrapped__)
+    monkeypatch.setattr(room, "_certificates", room._certificates.__wrapped__)
     monkeypatch.setenv(name, value)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert fails(source="openai")[0].error == "BadSettings"
@@ -364,19 +365,21 @@ def test_close_in_mid_answer_ends_both_sides(script, stream):
 def test_close_while_connecting(monkeypatch):
     may_connect = threading.Event()
     connecting = threading.Event()
-    connect = socket.create_connection
+    resolve = socket.getaddrinfo
 
     def slowly(*args, **kwargs):
         connecting.set()
         assert may_connect.wait(10)
-        return connect(*args, **kwargs)
+        return resolve(*args, **kwargs)
 
-    monkeypatch.setattr(socket, "create_connection", slowly)
-    reading = Reading(complete(QUESTION, model="scripted:silence"))
+    monkeypatch.setattr(socket, "getaddrinfo", slowly)
+    monkeypatch.setattr(room, "_LoopThread", type("_LoopThread", (room._LoopThread,), {"current": None}))
+    monkeypatch.setenv("OPENAI_BASE_URL", scripted.server().url.replace("127.0.0.1", "localhost"))
+    reading = Reading(complete(QUESTION, source="openai", model="scripted:silence"))
     assert connecting.wait(10)
     reading.completion.close()
     assert reading.ends_quietly() == []
-    assert "open-completion" in threads()  # it is still connecting, and lets go as soon as it can
+    assert "open-completion" in threads()  # it still asks for the address, and lets go as soon as it can
     may_connect.set()
     wait_for(lambda: "open-completion" not in threads())
 
@@ -398,7 +401,7 @@ def test_close_during_the_tls_handshake(monkeypatch):
 def test_close_before_the_first_next_makes_no_request(monkeypatch):
     asked = []
     with monkeypatch.context() as patch:
-        patch.setattr(llm.completion.Completion, "_connect", lambda _: asked.append(1))
+        patch.setattr(room._Request, "client", lambda _: asked.append(1))
         completion = complete(QUESTION)
         completion.close()
         completion.close()

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from llmstream_nb.llm.completion import Completion, Endpoint, ModelError
+from llmstream_nb.llm.completion import Completion
+from llmstream_nb.llm.endpoint import Endpoint, ModelError
 from llmstream_nb.llm.names import SOURCES
 from llmstream_nb.protocol.wire import clean
 
@@ -76,7 +77,7 @@ def complete(
     request: dict[str, Any] = {"model": endpoint.model, "messages": messages, "stream": stream}
     if stream:
         request["stream_options"] = {"include_usage": True}
-    return Completion(endpoint, request, timeout)
+    return Completion(endpoint, request, timeout, timeout)
 
 
 def check_source(source: str) -> str:
