@@ -16,6 +16,7 @@ import traceback
 import urllib.error
 import urllib.request
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -63,12 +64,31 @@ def threads() -> set[str]:
     return {thread.name for thread in threading.enumerate()}
 
 
+@dataclass
+class Echoing(scripted.Script):
+    """The scripts of the server, and one that only tests want: the answer is the question, verbatim."""
+
+    echo: bool = False
+
+    def chunks(self, question):
+        return iter(scripted.split(question, self.piece)) if self.echo else super().chunks(question)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(monkeypatch, tmp_path):
     """Each test has no settings but its own, and leaves no request, thread or connection behind."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(llm, "CHECKOUT", tmp_path / "checkout")
-    for name in ("LLMSTREAM_LLM", "LLMSTREAM_LOCAL_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
+    monkeypatch.setattr(scripted, "Script", Echoing)
+    for name in (
+        "LLMSTREAM_TIMEOUT",
+        "LLMSTREAM_FIRST_TIMEOUT",
+        "LLMSTREAM_LLM",
+        "LLMSTREAM_LOCAL_URL",
+        "OPENAI_API_KEY",
+        "OPENAI_BASE_URL",
+        "OPENAI_MODEL",
+    ):
         monkeypatch.delenv(name, raising=False)
     yield
     wait_for(lambda: scripted.server().active == 0)
@@ -152,9 +172,20 @@ def test_a_lone_surrogate_in_the_question_is_replaced():
     assert "".join(complete("x\ud83d!", model="scripted:pace=0,echo,piece=9")) == "x\ufffd!"
 
 
-def test_a_megabyte_in_one_delta():
-    (delta,) = complete("x", model="scripted:long=1,piece=1000000")
+def test_a_megabyte_in_one_delta(endpoint):
+    endpoint(sse(chunk("x" * 1_000_000, "stop")))
+    (delta,) = complete("x", source="openai")
     assert len(delta) == 1_000_000
+
+
+def test_a_fast_endpoint_waits_for_its_reader():
+    completion = complete("x", model="scripted:pace=0,piece=10000,long=20000")
+    assert next(completion)
+    request = completion._request
+    wait_for(lambda: request.came.qsize() >= room.AHEAD)
+    assert scripted.server().active == 1
+    assert sum(len(delta) for delta in completion) == 19_999 * 10_000
+    assert request.came.qsize() == 0
 
 
 def test_long_is_numbered():
@@ -163,7 +194,7 @@ def test_long_is_numbered():
 
 def test_the_topic_reaches_the_model(monkeypatch):
     seen = []
-    monkeypatch.setattr(scripted.Script, "chunks", lambda *_: ["ok"])
+    monkeypatch.setattr(scripted.Script, "chunks", lambda *_: iter(["ok"]))
     parse = json.loads
     monkeypatch.setattr(scripted.json, "loads", lambda body: seen.append(parse(body)) or seen[-1])
     list(complete("Why?", topic="Redis Streams"))
@@ -190,12 +221,15 @@ def test_the_topic_reaches_the_model(monkeypatch):
         ("silence", "Stalled", "0.2 s"),
         ("stall=0", "Stalled", "0.2 s"),
         ("drop=0", "ConnectionDropped", "ask again"),
-        ("nothing", "EmptyAnswer", "answered nothing"),
+        ("long=0", "EmptyAnswer", "answered nothing"),
         ("oops", "BadRequest", "unknown option 'oops'"),
         ("pace=fast", "BadRequest", "bad option 'pace=fast'"),
-        ("echo=1", "BadRequest", "bad option 'echo=1'"),
+        ("silence=1", "BadRequest", "bad option 'silence=1'"),
         ("status=200", "BadRequest", "from 400 to 599"),
-        ("piece=0", "BadRequest", "at least 1"),
+        ("piece=0", "BadRequest", "from 1 to 10000"),
+        ("long=1000001", "BadRequest", "from 0 to 1000000"),
+        ("pace=100001", "BadRequest", "from 0 to 100000"),
+        ("think=" + "9" * 5000, "BadRequest", "think"),
     ],
 )
 def test_a_fault_before_the_first_token(fault, error, says, stream):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MOST = 16_000_000  # bytes of one event, or of a body that is no stream
+WORDS = 20_000  # characters of an error that are looked at
 TELLING = ("error", "message", "detail", "msg", "errors", "reason", "title", "type", "code")  # where words may stand
 
 
@@ -37,9 +38,8 @@ class Reader:
         self.written = self.thought = self.refused = False  # text other than white space came; reasoning; a refusal
         self._rest = bytearray()  # of a line that has not ended
         self._event = self._held = ""  # the event's name, and data that is no JSON yet: more lines may follow
-        self._odd = ""  # an event that is no JSON, such as a ping, or words where no more follows
-        self._body: list[str] = []  # lines that belong to no event
-        self._streamed, self._size = False, 0  # whether an event came; characters in the body
+        self._body: list[str] = []  # what is no chunk: maybe no stream, but one whole body
+        self._streamed, self._size = False, 0  # whether a chunk came; characters in the body
 
     def feed(self, data: bytes) -> list[str]:
         """Take in some bytes, cut anywhere, and return the texts in them."""
@@ -58,17 +58,15 @@ class Reader:
 
     def finish(self) -> list[str]:
         """Take what is left as it stands, now that the body has ended or was cut."""
-        texts = self.feed(b"\n")
-        body = "\n".join(self._body)
-        if self._held and self._event == "error":
-            self.failed = self.failed or Fault(printable(self._held[:20_000]))
-        elif not (self._streamed or self.over):
+        garbled = self.malformed
+        texts = self.feed(b"\n\n")
+        self.malformed = garbled  # what was cut in its middle is not
+        if not (self._streamed or self.over):
+            body = "\n".join(self._body)
             texts.extend(self._chunk(_parsed(body)))
-            if not self.over and self.reason is None:
+            if not (self.over or self.reason):
                 self.failed = body_fault(body)
                 self.malformed = self.failed is None
-        elif self._odd and not (self.written or self.over or self.reason):
-            self.failed = Fault(self._odd)
         return texts
 
     @property
@@ -78,36 +76,36 @@ class Reader:
 
     def _line(self, line: str) -> Iterator[str]:
         name, _, value = line.partition(":")
-        if name == "data":
-            self._streamed = True
-            value = value.removeprefix(" ")
-            if value.startswith("[DONE]"):
-                self.done = True
-                return
-            self._held = f"{self._held}\n{value}" if self._held else value
+        if not line:  # the end of an event
+            if self._held and self._event == "error":
+                self.failed = Fault(printable(self._held[:WORDS]))
+            self.malformed |= self._held.startswith("{")
+            self._keep(self._held)  # such as a ping, or words where no more follows
+            self._event = self._held = ""
+        elif name == "data" and value.strip().startswith("[DONE]"):
+            self.done = True
+        elif name == "data":
+            self._held = f"{self._held}\n{value}".strip()
             chunk = _parsed(self._held)
             if chunk is not None:
                 self._held = ""
                 yield from self._chunk(chunk)
         elif name == "event":
             self._event = value.strip()
-        elif not line:  # the end of an event
-            if self._held and self._event == "error":
-                self.failed = Fault(printable(self._held[:20_000]))
-            elif self._held.startswith(("{", "[{")):
-                self.malformed = True
-            self._odd = self._odd or printable(self._held[:20_000])
-            self._event = self._held = ""
         elif name not in ("", "id", "retry"):
             self.alive = True
-            self._size += len(line)
-            self._body.append(line)
+            self._keep(line)
+
+    def _keep(self, text: str) -> None:
+        self._size += len(text)
+        self._body.append(text)
 
     def _chunk(self, chunk: Any) -> Iterator[str]:
         if isinstance(chunk, list) and chunk:  # as some wrap their errors
             chunk = chunk[0]
         told = self._event == "error"
         if isinstance(chunk, dict):
+            self._streamed |= bool(chunk.get("choices"))
             self.usage = _numbers(chunk.get("usage")) or self.usage
             choices = chunk.get("choices")
             for choice in choices if isinstance(choices, list) else ():
@@ -176,7 +174,7 @@ def fault(said: Any) -> Fault:
     named = [inner.get(name) for name in ("code", "status", "type")] if isinstance(inner, dict) else []
     kinds = [str(kind) for kind in named if isinstance(kind, (str, int))]
     codes = [int(kind) for kind in kinds if len(kind) == 3 and kind.isdecimal() and kind[0] in "45"]
-    return Fault(_words(said)[:20_000], codes[0] if codes else 0, any("context_" in kind for kind in kinds))
+    return Fault(_words(said)[:WORDS], codes[0] if codes else 0, any("context_" in kind for kind in kinds))
 
 
 def body_fault(body: str) -> Fault | None:
@@ -190,7 +188,7 @@ def body_fault(body: str) -> Fault | None:
 def _words(said: Any, depth: int = 6) -> str:
     """The words in an error: OpenAI's, vLLM's, FastAPI's with its list of places, or a plain text."""
     if isinstance(said, str):
-        return printable(said[:20_000])
+        return printable(said[:WORDS])
     if isinstance(said, list) and depth:
         return "; ".join(filter(None, (_words(one, depth - 1) for one in said[:3])))
     if isinstance(said, dict) and depth:

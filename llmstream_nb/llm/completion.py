@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
@@ -75,27 +74,19 @@ class _LoopThread(threading.Thread):
             return cls.current
 
 
-@dataclass
-class _End:
-    """How a request ended."""
-
-    error: ModelError | None = None
-    reason: str | None = None
-    usage: dict[str, float] | None = None
-
-
 class _Request:
-    """A request in the event loop, which hands over lists of deltas, then an end."""
+    """A request in the event loop, which hands over lists of deltas, and None when it has ended."""
 
     def __init__(self, endpoint: Endpoint, request: dict[str, Any], timeout: float, first_timeout: float) -> None:
         self.endpoint, self.request, self.timeout, self.first_timeout = endpoint, request, timeout, first_timeout
         self.reader, self.connection = Reader(), None
-        self.came: queue.SimpleQueue[list[str] | _End] = queue.SimpleQueue()
+        self.error: ModelError | None = None  # in which it ended
+        self.came: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
         self.room = asyncio.Event()
         self.thread = _LoopThread.get()
         self.task = asyncio.run_coroutine_threadsafe(self.run(), self.thread.loop)
 
-    def take(self) -> list[str] | _End:
+    def take(self) -> list[str] | None:
         """Wait for what comes next, in the thread that iterates."""
         while True:
             try:
@@ -103,7 +94,7 @@ class _Request:
             except queue.Empty:
                 if self.thread.is_alive():
                     continue
-                return _End(self.endpoint.error("ConnectionDropped", "was asked by a process that ended: ask again"))
+                came, self.error = None, self.endpoint.error("ConnectionDropped", "was asked by a process that ended")
             if not self.room.is_set() and self.came.qsize() < AHEAD:
                 self.thread.loop.call_soon_threadsafe(self.room.set)
             return came
@@ -111,7 +102,7 @@ class _Request:
     def cancel(self) -> None:
         """End it, in any thread; the connection is closed, and whoever waits in `take` goes on."""
         self.task.cancel()
-        self.came.put(_End())
+        self.came.put(None)
 
     async def run(self) -> None:
         """Ask, and hand over what comes."""
@@ -125,19 +116,18 @@ class _Request:
             if self.connection is not None:
                 await self.connection.aclose()
         self.came.put(self.reader.finish())
-        self.came.put(self.end(problem))
+        self.error = self.fault(problem)
+        self.came.put(None)
 
     def client(self) -> openai.AsyncOpenAI:
         """What makes the request. Starts the server behind the endpoint, if there is one to start."""
         import httpx2
         import openai
 
-        url = self.endpoint.url()
-        parts = urlsplit(url)
+        parts = urlsplit(self.endpoint.url())
         query = dict(parse_qsl(parts.query))  # as Azure's api-version, which belongs to each request
         trust_env = not self.endpoint.loopback
         plain = self.endpoint.loopback and parts.scheme == "http"  # no TLS anywhere on the way
-        timeout = httpx2.Timeout(None, connect=self.timeout)  # the rest is timed by what comes
         try:
             verify = False if plain else _certificates(trust_env)
             http = httpx2.AsyncClient(
@@ -154,7 +144,7 @@ class _Request:
             default_query=query,
             default_headers={"api-key": self.endpoint.key} if "api-version" in query else None,
             http_client=http,
-            timeout=timeout,
+            timeout=httpx2.Timeout(None, connect=self.timeout),  # the rest is timed by what comes
             max_retries=0,  # whoever watches is to see an error at once; they can ask again
         )
 
@@ -195,19 +185,17 @@ class _Request:
     def reduce(self, words: str) -> bool:
         """Leave out what the endpoint refuses in these words; False if there is nothing to leave out."""
         system, *rest = self.request["messages"]
-        if "stream_options" in self.request and ("stream_options" in words or "include_usage" in words):
-            del self.request["stream_options"]
-        elif rest and "system" in words and "role" in words:
+        if "stream_options" in words and self.request.pop("stream_options", None):
+            return True
+        if rest and "system" in words and "role" in words:
             content = f"{system['content']}\n\n{rest[0]['content']}"
             self.request["messages"] = [{"role": "user", "content": content}]
-        else:
-            return False
-        return True
+            return True
+        return False
 
     async def receive(self, pieces: AsyncIterator[bytes], limit: asyncio.Timeout) -> None:
         """Hand over the texts in `pieces`, no faster than they are taken, as long as the model shows life."""
-        reader, clock = self.reader, self.thread.loop.time
-        ending = False
+        reader, clock, ending = self.reader, self.thread.loop.time, False
         async for piece in pieces:
             texts = reader.feed(piece)
             if texts:
@@ -226,40 +214,31 @@ class _Request:
             elif reader.alive or limit.when() is None:
                 limit.reschedule(clock() + (self.timeout if reader.written else self.first_timeout))
 
-    def end(self, problem: Exception | None) -> _End:
-        """How it ended, now that nothing more is read: with what came, or with an error."""
-        reader, error = self.reader, self.endpoint.error
-        if reader.failed:
-            return _End(self.endpoint.refusal(reader.failed))
-        if not (reader.done or reader.reason):  # the model has not ended
-            if problem is not None:
-                return _End(self.explain(problem))
-            if reader.malformed:
-                return _End(error("BadAnswer", "sent what is not a chat completion: check its address"))
-            return _End(error("ConnectionDropped", "broke off in the middle of its answer: ask again"))
-        reason = reader.reason or "stop"
-        if reason == "stop" and not reader.written:
-            said = "thought, but answered nothing" if reader.thought else "answered nothing"
-            return _End(error("EmptyAnswer", f"{said}: ask again, or in other words"))
-        return _End(None, "refusal" if reader.refused and reason == "stop" else reason, reader.usage or None)
-
-    def explain(self, problem: Exception) -> ModelError:
-        """What to show for an exception: in words of its own, as others may quote the key."""
+    def fault(self, problem: Exception | None) -> ModelError | None:
+        """What to show if it failed, in words that hold no key, now that nothing more is read; None if it ended."""
         import httpx2
         import openai
 
-        error = self.endpoint.error
+        reader, error = self.reader, self.endpoint.error
+        if reader.failed is not None:
+            return self.endpoint.refusal(reader.failed)
+        if reader.done or reader.reason is not None:
+            if reader.written or reader.reason not in (None, "stop"):
+                return None
+            said = "thought, but answered nothing" if reader.thought else "answered nothing"
+            return error("EmptyAnswer", f"{said}: ask again, or in other words")
         match problem:
             case ModelError():
                 return problem
-            case openai.APIStatusError():
-                told = body_fault(problem.response.text[:100_000]) or Fault()
-                wait = problem.response.headers.get("Retry-After", "")
-                return self.endpoint.refusal(told, problem.status_code, wait)
+            case openai.APIStatusError(response=response):
+                told = body_fault(response.text[:100_000]) or Fault()
+                return self.endpoint.refusal(told, response.status_code, response.headers.get("Retry-After", ""))
             case TimeoutError() | openai.APITimeoutError():
-                connecting = isinstance(problem, openai.APITimeoutError)
-                silence = self.timeout if connecting or self.reader.written else self.first_timeout
+                first = isinstance(problem, TimeoutError) and not reader.written
+                silence = self.first_timeout if first else self.timeout
                 return error("Stalled", f"was silent for {silence:g} s: ask again, or wait")
+            case openai.APIConnectionError(__cause__=httpx2.TooManyRedirects()):
+                return error("BadAddress", "sends from one address to the next: check its address")
             case (
                 httpx2.TransportError()
                 | openai.APIConnectionError(__cause__=httpx2.RemoteProtocolError() | httpx2.ReadError())
@@ -267,6 +246,8 @@ class _Request:
                 return error("ConnectionDropped", "dropped the connection: ask again")
             case openai.APIConnectionError():
                 return error("Unreachable", "can't be reached: see whether it runs, and its address")
+            case None if not reader.malformed:
+                return error("ConnectionDropped", "broke off in the middle of its answer: ask again")
         return error("BadAnswer", "sent what is not a chat completion: check its address")
 
 
@@ -285,31 +266,30 @@ class Completion:
         self._begin = partial(_Request, endpoint, request, timeout, first_timeout)
         self._request: _Request | None = None
         self._deltas: deque[str] = deque()
-        self._lock = threading.Lock()
         self._closed = False
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        error = None
         while not self._closed:
             if self._deltas:
                 return self._deltas.popleft()
-            with self._lock:
-                if self._closed:
-                    break
-                self._request = self._request or self._begin()
+            if self._request is None:
+                self._request = self._begin()
+                if self._closed:  # meanwhile, by another thread
+                    self._request.cancel()
             came = self._request.take()
-            if isinstance(came, list):
+            if came is not None:
                 self._deltas.extend(came)
-                continue
-            with self._lock:
-                if not self._closed:
-                    self._closed = True
-                    self.finish_reason, self.usage, error = came.reason, came.usage, came.error
-        if error is not None:  # raised here, so that the request and its key don't hang on it
-            raise error
+            elif not self._closed:
+                self._closed = True
+                if self._request.error is not None:  # made in the loop, so that no traceback leads to the key
+                    raise self._request.error
+                reader = self._request.reader
+                reason = reader.reason or "stop"
+                self.finish_reason = "refusal" if reader.refused and reason == "stop" else reason
+                self.usage = reader.usage or None
         raise StopIteration
 
     def close(self) -> None:
@@ -317,9 +297,8 @@ class Completion:
 
         The endpoint sees its client leave, and stops. Closing twice, or after the end, does nothing.
         """
-        with self._lock:
-            left, self._closed = not self._closed, True
-        if left and self._request is not None:
+        self._closed = True
+        if self._request is not None:
             self._request.cancel()
 
     def __del__(self) -> None:

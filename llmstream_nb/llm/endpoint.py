@@ -61,6 +61,7 @@ class Endpoint:
             return self.error("BadRequest", f"finds the question too long for {self.model!r}: shorten it")
         code = status or fault.code or 500
         error, advice = REFUSALS.get(code) or REFUSALS[500 if code >= 500 else code // 100 * 100]
+        advice = advice if status or fault.code else "see what it says, and its address"
         words = self.mask(fault.words)[:QUOTED]  # masked first: a cut inside a secret would hide it from the mask
         said = f", {words!r}" if words and code != 401 else ""  # which may quote the key in part
         happened = f"answered {status}" if status else "reported an error"
