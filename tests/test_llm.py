@@ -486,6 +486,50 @@ def test_no_file_is_left_open():
         gc.enable()
 
 
+FORKED = """
+import os, sys
+from llmstream_nb.llm.completion import ModelError
+from llmstream_nb.llm.sources import complete
+begun = complete("x", source="openai", model="scripted:long=100000,pace=200")
+assert next(begun) == "0 "
+if pid := os.fork():
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert next(begun) == "1 "  # the child has not taken it
+else:
+    assert list(complete("x", source="openai", model="scripted:long=2,pace=0")) == ["0 ", "1 "]
+    try:
+        list(begun)
+    except ModelError as error:
+        os._exit(error.error != "ConnectionDropped")
+    os._exit(2)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_asks_anew():
+    environment = os.environ | {"OPENAI_BASE_URL": scripted.server().url}
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", FORKED], check=True, cwd=root, env=environment, timeout=60)
+
+
+def test_a_loop_that_ends_takes_its_requests_with_it_and_no_others():
+    completion = complete("x", model="scripted:long=100000,stall=1")
+    assert next(completion) == "0 "
+    thread = completion._request.thread
+    thread.loop.call_soon_threadsafe(thread.loop.stop)
+    with pytest.raises(ModelError) as failed:
+        next(completion)
+    assert failed.value.error == "ConnectionDropped"
+    assert list(complete("x", model="scripted:pace=0,long=2")) == ["0 ", "1 "]
+    thread = threading.Thread(target=thread.loop.run_forever)  # so that this request ends too
+    thread.start()
+    completion.close()
+    completion._request.cancel()
+    wait_for(lambda: scripted.server().active == 0)
+    completion._request.thread.loop.call_soon_threadsafe(completion._request.thread.loop.stop)
+    thread.join()
+
+
 # ---------------------------------------------------------------------------------------- secrets, settings
 
 

@@ -153,16 +153,11 @@ def _numbers(usage: Any) -> dict[str, float]:
     """At most 32 numbers of a usage by name; a detail has its own name, or with that of its group if it is taken."""
     found: dict[str, float] = {}
 
-    def keep(name: str, value: Any) -> None:
-        if type(value) in (int, float) and abs(value) < 1e15 and len(found) < 32:
-            found[printable(name)[:60]] = value
-
-    usage = usage if isinstance(usage, dict) else {}
-    for name, value in usage.items():
-        keep(name, value)
-    for group, details in usage.items():
+    groups = [("", usage), *(usage.items() if isinstance(usage, dict) else ())]
+    for group, details in groups:
         for name, value in details.items() if isinstance(details, dict) else ():
-            keep(f"{group}_{name}" if name in found else name, value)
+            if type(value) in (int, float) and abs(value) < 1e15 and len(found) < 32:
+                found[printable(f"{group}_{name}" if name in found else name)[:60]] = value
     return found
 
 

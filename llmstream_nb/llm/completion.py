@@ -54,7 +54,6 @@ class _LoopThread(threading.Thread):
     """The event loop of all requests, in one daemon thread."""
 
     current: _LoopThread | None = None
-    starting = threading.Lock()
 
     def __init__(self) -> None:
         super().__init__(name="completions", daemon=True)
@@ -68,10 +67,10 @@ class _LoopThread(threading.Thread):
     @classmethod
     def get(cls) -> _LoopThread:
         """The running one; a forked process has none, and starts its own."""
-        with cls.starting:
-            if cls.current is None or not cls.current.is_alive():
-                cls.current = cls()
-            return cls.current
+        running = cls.current
+        if running is None or not running.is_alive():  # two threads at once may start two, which does no harm
+            running = cls.current = cls()
+        return running
 
 
 class _Request:
@@ -126,16 +125,12 @@ class _Request:
 
         parts = urlsplit(self.endpoint.url())
         query = dict(parse_qsl(parts.query))  # as Azure's api-version, which belongs to each request
+        hooks: dict[str, list[Callable[..., Any]]] = {"request": [self.watch], "response": [self.stay]}
         trust_env = not self.endpoint.loopback
         plain = self.endpoint.loopback and parts.scheme == "http"  # no TLS anywhere on the way
         try:
             verify = False if plain else _certificates(trust_env)
-            http = httpx2.AsyncClient(
-                verify=verify,
-                trust_env=trust_env,
-                follow_redirects=True,
-                event_hooks={"request": [self.watch], "response": [self.stay]},
-            )
+            http = httpx2.AsyncClient(verify=verify, trust_env=trust_env, event_hooks=hooks, follow_redirects=True)
         except (OSError, ValueError, ImportError):
             raise self.endpoint.error("BadSettings", "needs other settings: see SSL_CERT_FILE, HTTPS_PROXY") from None
         return openai.AsyncOpenAI(

