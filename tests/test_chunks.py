@@ -508,6 +508,19 @@ def test_no_json_makes_it_fail(values):
     assert all(type(value) in (int, float) for value in reader.usage.values())
 
 
+def test_pings_and_blank_lines_take_no_memory():
+    reader = Reader()
+    for body in (HI, *[data(b"ping") + b"\n\nodd\n" + piece({})] * 1000):
+        reader.feed(body)
+    assert not any(reader._body)
+    assert not reader._size
+
+
+def test_pings_of_plain_words_are_no_error(fake):
+    beats = [0.1, data(b"ping")] * 100
+    assert answered(fake, (200, SSE, beats), timeout=0.5)[:2] == ("Stalled", "")
+
+
 def test_a_line_without_an_end_is_given_up():
     reader = Reader()
     for _ in range(20):

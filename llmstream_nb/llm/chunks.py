@@ -56,12 +56,12 @@ class Reader:
                 texts.extend(self._line(line.decode(errors="replace").removesuffix("\r").lstrip("\ufeff")))
         return texts
 
-    def finish(self) -> list[str]:
-        """Take what is left as it stands, now that the body has ended or was cut."""
+    def finish(self, cut: bool = False) -> list[str]:
+        """Take what is left as it stands, now that the body has ended or, by a fault or a timeout, was cut."""
         garbled = self.malformed
         texts = self.feed(b"\n\n")
         self.malformed = garbled  # what was cut in its middle is not
-        if not (self._streamed or self.over):
+        if not (cut or self._streamed or self.over):
             body = "\n".join(self._body)
             texts.extend(self._chunk(_parsed(body)))
             if not (self.over or self.reason):
@@ -97,8 +97,9 @@ class Reader:
             self._keep(line)
 
     def _keep(self, text: str) -> None:
-        self._size += len(text)
-        self._body.append(text)
+        if text and not self._streamed:
+            self._size += len(text)
+            self._body.append(text)
 
     def _chunk(self, chunk: Any) -> Iterator[str]:
         if isinstance(chunk, list) and chunk:  # as some wrap their errors
@@ -152,7 +153,6 @@ def _parsed(text: str) -> Any:
 def _numbers(usage: Any) -> dict[str, float]:
     """At most 32 numbers of a usage by name; a detail has its own name, or with that of its group if it is taken."""
     found: dict[str, float] = {}
-
     groups = [("", usage), *(usage.items() if isinstance(usage, dict) else ())]
     for group, details in groups:
         for name, value in details.items() if isinstance(details, dict) else ():

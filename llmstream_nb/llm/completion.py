@@ -79,7 +79,7 @@ class _Request:
     def __init__(self, endpoint: Endpoint, request: dict[str, Any], timeout: float, first_timeout: float) -> None:
         self.endpoint, self.request, self.timeout, self.first_timeout = endpoint, request, timeout, first_timeout
         self.reader, self.connection = Reader(), None
-        self.error: ModelError | None = None  # in which it ended
+        self.error: ModelError | None = endpoint.error("ConnectionDropped", "was asked in a loop that ended: ask again")
         self.came: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
         self.room = asyncio.Event()
         self.thread = _LoopThread.get()
@@ -87,16 +87,14 @@ class _Request:
 
     def take(self) -> list[str] | None:
         """Wait for what comes next, in the thread that iterates."""
-        while True:
-            try:
+        came = None
+        while self.thread.is_alive():
+            with suppress(queue.Empty):
                 came = self.came.get(timeout=1)
-            except queue.Empty:
-                if self.thread.is_alive():
-                    continue
-                came, self.error = None, self.endpoint.error("ConnectionDropped", "was asked by a process that ended")
-            if not self.room.is_set() and self.came.qsize() < AHEAD:
-                self.thread.loop.call_soon_threadsafe(self.room.set)
-            return came
+                break
+        if not self.room.is_set() and self.came.qsize() < AHEAD:
+            self.thread.loop.call_soon_threadsafe(self.room.set)
+        return came
 
     def cancel(self) -> None:
         """End it, in any thread; the connection is closed, and whoever waits in `take` goes on."""
@@ -114,9 +112,11 @@ class _Request:
         finally:
             if self.connection is not None:
                 await self.connection.aclose()
-        self.came.put(self.reader.finish())
-        self.error = self.fault(problem)
-        self.came.put(None)
+        try:
+            self.came.put(self.reader.finish(cut=problem is not None))
+            self.error = self.fault(problem)
+        finally:
+            self.came.put(None)
 
     def client(self) -> openai.AsyncOpenAI:
         """What makes the request. Starts the server behind the endpoint, if there is one to start."""
@@ -202,12 +202,11 @@ class _Request:
                 if self.came.qsize() >= AHEAD:  # still, now that whoever takes one must see that room is wanted
                     limit.reschedule(None)
                     await self.room.wait()
-            if reader.reason is not None:
-                if texts or not ending:
-                    limit.reschedule(clock() + GRACE)
-                ending = True
-            elif reader.alive or limit.when() is None:
-                limit.reschedule(clock() + (self.timeout if reader.written else self.first_timeout))
+            ended = reader.reason is not None
+            if texts or limit.when() is None or (not ending if ended else reader.alive):
+                silence = self.timeout if reader.written else self.first_timeout
+                limit.reschedule(clock() + (GRACE if ended else silence))
+            ending = ended
 
     def fault(self, problem: Exception | None) -> ModelError | None:
         """What to show if it failed, in words that hold no key, now that nothing more is read; None if it ended."""

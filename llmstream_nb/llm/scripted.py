@@ -46,16 +46,13 @@ class Script:
             name, _, value = option.strip().partition("=")
             if name not in kinds:
                 raise ValueError(f"unknown option {name!r} in {model!r}; there are {', '.join(kinds)}")
+            low, high = RANGES.get(name, (0, 1_000_000))
             if kinds[name] is False and not value:
                 setattr(script, name, True)
-            elif kinds[name] is False:
-                raise ValueError(f"bad option {option!r} in {model!r}; it has no value")
+            elif kinds[name] is not False and value.isdecimal() and len(value) < 10 and low <= int(value) <= high:
+                setattr(script, name, int(value))
             else:
-                low, high = RANGES.get(name, (0, 1_000_000))
-                number = int(value) if value.isdecimal() and len(value) < 10 else -1
-                if not low <= number <= high:
-                    raise ValueError(f"bad option {option!r} in {model!r}; {name} is a number from {low} to {high}")
-                setattr(script, name, number)
+                raise ValueError(f"bad option {option!r} in {model!r}; a number goes from {low} to {high}")
         return script
 
     def chunks(self, question: str) -> Iterator[str]:
