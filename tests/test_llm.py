@@ -183,7 +183,8 @@ def test_a_fast_endpoint_waits_for_its_reader():
     assert next(completion)
     request = completion._request
     wait_for(lambda: request.came.qsize() >= room.AHEAD)
-    assert scripted.server().active == 1
+    assert len(list(complete("x", model="scripted:pace=0,long=5000"))) == 5000  # time for as much of the other
+    assert request.came.qsize() <= room.AHEAD + 1
     assert sum(len(delta) for delta in completion) == 19_999 * 10_000
     assert request.came.qsize() == 0
 
