@@ -179,11 +179,12 @@ def test_a_megabyte_in_one_delta(endpoint):
 
 
 def test_a_fast_endpoint_waits_for_its_reader():
-    completion = complete("x", model="scripted:pace=0,piece=10000,long=20000")
+    completion = complete("x", model="scripted:pace=0,piece=10000,long=20000", timeout=0.5)
     assert next(completion)
     request = completion._request
     wait_for(lambda: request.came.qsize() >= room.AHEAD)
     assert len(list(complete("x", model="scripted:pace=0,long=5000"))) == 5000  # time for as much of the other
+    threading.Event().wait(0.6)  # longer than the endpoint may be silent: it is not, it has to wait
     assert request.came.qsize() <= room.AHEAD + 1
     assert sum(len(delta) for delta in completion) == 19_999 * 10_000
     assert request.came.qsize() == 0
