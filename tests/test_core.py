@@ -209,7 +209,7 @@ def test_clear_of_a_growing_answer_stops_it_first(client) -> None:
         ("status=429", "RateLimited", ""),
         ("status=500", "ServerError", ""),
         ("drop=4", "ConnectionDropped", None),
-        ("nothing", "EmptyAnswer", ""),
+        ("long=0", "EmptyAnswer", ""),
         ("silence", "Stalled", ""),
         ("stall=4", "Stalled", None),
     ],

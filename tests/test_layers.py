@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "llmstream_nb"
 ROOMS = {
     "moved": 40,  # old names, for notebooks that were kept over an update
     "protocol": 320,
-    "llm": 610,  # a client for whatever calls itself OpenAI-compatible, and two models of the kit's own
+    "llm": 920,  # a client for whatever calls itself OpenAI-compatible, whatever it sends, and two models of the kit's own
     "answers": 1000,  # the core: connections that never lie, the one who writes, those who read
     "pool": 532,  # a queue, workers that take over from the dead, and groups on one answer
     "tutorial": 135,
