@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from llmstream_nb.llm import completion as room
 from llmstream_nb.llm import sources
 from llmstream_nb.llm.chunks import Reader, body_fault
-from llmstream_nb.llm.completion import ModelError
-from llmstream_nb.llm.endpoint import Endpoint
+from llmstream_nb.llm.endpoint import Endpoint, ModelError
 from llmstream_nb.llm.sources import complete
 
 KEY = "sk-proj-0123456789abcdefghijklmnopqrstuvwxyzABCD"

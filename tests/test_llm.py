@@ -26,7 +26,7 @@ from llmstream_nb.faults import servers
 from llmstream_nb.llm import completion as room
 from llmstream_nb.llm import local, prepared, scripted
 from llmstream_nb.llm import sources as llm
-from llmstream_nb.llm.completion import ModelError
+from llmstream_nb.llm.endpoint import ModelError
 from llmstream_nb.llm.sources import complete
 
 KEY = "key-test-5ecret5ecret5ecret"
@@ -490,7 +490,7 @@ def test_no_file_is_left_open():
 
 FORKED = """
 import os, sys
-from llmstream_nb.llm.completion import ModelError
+from llmstream_nb.llm.endpoint import ModelError
 from llmstream_nb.llm.sources import complete
 begun = complete("x", source="openai", model="scripted:long=100000,pace=200")
 assert next(begun) == "0 "

@@ -21,7 +21,7 @@ from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import ask, stop_answer
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
-from llmstream_nb.llm.completion import ModelError
+from llmstream_nb.llm.endpoint import ModelError
 from llmstream_nb.protocol.round import LOOK
 from llmstream_nb.protocol.wire import BadAnswerId, Joiner
 from llmstream_nb.viewing.markdown import LONGEST, to_html

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError, ResponseError, WatchError
 from llmstream_nb.answers.connection import Line, RedisUnusable, is_passing, milliseconds, names_of, said, unusable
 from llmstream_nb.answers.read import Backoff, look
 from llmstream_nb.answers.record import add_to_index
-from llmstream_nb.llm.completion import ModelError
+from llmstream_nb.llm.endpoint import ModelError
 from llmstream_nb.protocol.wire import (
     ORIGIN,
     BadEntryID,

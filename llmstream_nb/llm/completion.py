@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from llmstream_nb.llm.chunks import Fault, Reader, body_fault
-from llmstream_nb.llm.endpoint import Endpoint
-from llmstream_nb.llm.endpoint import ModelError as ModelError  # noqa: PLC0414 - part of this module's face
+from llmstream_nb.llm.endpoint import Endpoint, ModelError
 
 if TYPE_CHECKING:  # importing openai takes half a second and 40 MB, so it waits for the first question
     import httpx2

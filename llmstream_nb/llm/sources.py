@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from llmstream_nb.llm.completion import Completion
 from llmstream_nb.llm.endpoint import Endpoint, ModelError
 from llmstream_nb.llm.names import SOURCES
+from llmstream_nb.llm.own import OwnSource, Source
 from llmstream_nb.protocol.wire import clean
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -75,11 +77,7 @@ def complete(
     if it is given, else LLMSTREAM_FIRST_TIMEOUT, else 120). With `stream=False` the whole text comes as one delta,
     for which the model has ten minutes at least, unless one of the two is given.
     """
-    if first_timeout is None:
-        patience = max(_seconds("LLMSTREAM_FIRST_TIMEOUT", 120.0), 0.0 if stream else 600.0)
-        first_timeout = timeout if timeout is not None else patience
-    if timeout is None:
-        timeout = _seconds("LLMSTREAM_TIMEOUT", 30.0)
+    first_timeout, timeout = silence(timeout, first_timeout, stream=stream)
     endpoint = _endpoint(source or default_source(), model)
     role = f"You are an expert in answering questions about {topic}." if topic else "You answer questions."
     system = f"{role} Be correct, brief and plain; if you don't know, say so."
@@ -88,6 +86,28 @@ def complete(
     if stream:
         request["stream_options"] = {"include_usage": True}
     return Completion(endpoint, request, timeout, first_timeout)
+
+
+def deltas_of(
+    question: str, topic: str | None, source: Source | str | None, model: str | None, **limits: Any
+) -> tuple[Completion | OwnSource, tuple[float, float]]:
+    """An answer of any source, and how long it may be silent: endlessly, where it looks after that itself.
+
+    `limits` are `timeout`, `first_timeout` and `stream`, as `complete` takes them. Raises ModelError as that does.
+    """
+    if not callable(source):
+        return complete(question, topic=topic, source=source, model=model, **limits), (math.inf, math.inf)
+    return OwnSource(source, question, topic, stream=limits.get("stream", True)), silence(**limits)
+
+
+def silence(
+    timeout: float | None = None, first_timeout: float | None = None, *, stream: bool = True
+) -> tuple[float, float]:
+    """Seconds that a source may be silent, before its first text and after it; None means what `complete` says."""
+    if first_timeout is None:
+        patience = max(_seconds("LLMSTREAM_FIRST_TIMEOUT", 120.0), 0.0 if stream else 600.0)
+        first_timeout = timeout if timeout is not None else patience
+    return first_timeout, _seconds("LLMSTREAM_TIMEOUT", 30.0) if timeout is None else timeout
 
 
 def _seconds(name: str, default: float) -> float:

@@ -34,7 +34,7 @@ from starlette.types import Receive, Scope, Send
 from llmstream_nb.answers import ask as answers
 from llmstream_nb.answers.connection import RedisUnusable, current, names_of, unusable
 from llmstream_nb.answers.read import look
-from llmstream_nb.llm.completion import ModelError
+from llmstream_nb.llm.endpoint import ModelError
 from llmstream_nb.llm.sources import default_source, prepared_questions, sources
 from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, BadEntryID, EntryID, LLMStreamError, NotAnAnswer, Timing
