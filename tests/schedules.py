@@ -679,7 +679,7 @@ class Run:
             assert record["text"].startswith(self.kept) or self.trimmed, "Stop has lost text"
         else:
             assert text in said, "not what the model has said"
-            assert record.get("reason") in ("length", "stop") or record.get("message") == "out of words", record
+            assert record.get("reason") in ("length", "stop") or record.get("error") == "ValueError", record
 
     @property
     def orphaned(self) -> bool:
