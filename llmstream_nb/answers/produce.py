@@ -128,6 +128,8 @@ class Attempt:
             pipe.watch(keys.chunks, keys.question, keys.cleared)
             stood = self._check_question(pipe)
             top, last = last_entry(pipe, keys.chunks)
+            if last.attempt < first_attempt(self.record):
+                top, last = None, ORIGIN  # what came late, of a question that was deleted
             newest = max(last.attempt, stood)  # somebody may have deleted the stream, but not the record
             if not self.sent and not newest >= self.number > 0:  # not opened: judge (again)
                 if self.ended_before:
@@ -217,7 +219,13 @@ class Attempt:
             self.synchronise()  # this process slept beyond its lease: is the answer still ours?
         first, last = self.sent, min(self.sent + BATCH, len(self.entries))
         tick, start = now - self._ticked >= self.timing.tick, f"{self.number}-0"
+        ends = first < last == len(self.entries) and self.entries[-1][0] in ("end", "error")
         with self._line.redis.pipeline(transaction=tick or last - first > 1) as pipe:  # one XADD needs no MULTI
+            if ends and self._whole and not self.maxlen:  # nobody must take an end for that of a whole text
+                pipe.watch(self.keys.chunks)
+                if not pipe.xrange(self.keys.chunks, start, start):
+                    raise WatchError("the start of the attempt is gone")
+                pipe.multi()
             for seq in range(first, last):
                 self._queue_xadd(pipe, seq)
             if tick:
@@ -244,6 +252,8 @@ class Attempt:
     def _repair(self) -> None:
         """Complete the record where a producer has ended the answer and died before it could write that down."""
         now = look(self.record["id"], self._line.redis)
+        if now.record and not same_question(now.record, self.record):
+            return  # deleted and asked anew meanwhile
         if self.ended_before and not now.record.get("end"):
             closing = self.ended_before.data | ({"missing": now.missing} if now.missing else {})
             self._save(now.record or self.record, closing, self.ended_before.id, now.text, repair=True)
