@@ -175,8 +175,10 @@ class Attempt:
 
     def _is_own(self, pipe: Any, top: Entry | None, last: EntryID) -> bool:
         """Whether the entries of this attempt's number are this producer's, and none of them is foreign."""
-        if top is None:  # somebody has emptied the stream: the lease tells
-            return last.seq < len(self.entries) and pipe.get(self.keys.lease(self.number)) in (None, self.nonce)
+        if last.seq >= len(self.entries):
+            return False
+        if top is None or top.id.attempt != self.number:  # somebody has deleted all of them: the lease tells
+            return pipe.get(self.keys.lease(self.number)) in (None, self.nonce)
         if self.entries[top.id.seq : top.id.seq + 1] != [(top.kind, top.text, top.ms)]:
             return False
         start = parse_entries(pipe.xrange(self.keys.chunks, f"{self.number}-0", f"{self.number}-0"))
@@ -286,13 +288,12 @@ class Attempt:
 
 
 def last_entry(pipe: Any, key: str) -> tuple[Entry | None, EntryID]:
-    """The last entry of a stream, and the last ID that it ever had: who empties a stream leaves that behind."""
+    """The last entry of a stream, and the last ID that it ever had: who deletes entries leaves that behind."""
     newest = parse_entries(pipe.xrevrange(key, count=1))
-    if newest:
-        return newest[0], newest[0].id
+    top = newest[0] if newest else None
     with suppress(ResponseError):  # there is no such key
-        return None, EntryID.parse(pipe.xinfo_stream(key)["last-generated-id"])
-    return None, ORIGIN
+        return top, EntryID.parse(pipe.xinfo_stream(key)["last-generated-id"])
+    return top, top.id if top else ORIGIN
 
 
 class Producer:
