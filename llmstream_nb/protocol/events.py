@@ -8,6 +8,9 @@ from typing import Any
 
 from llmstream_nb.protocol.wire import EntryID
 
+FIGURES = ("first_token_ms", "total_ms", "chunks")  # of an end or error entry: whole numbers, or null
+NAME, MESSAGE = 200, 2_000  # characters shown of a finish reason or an error's name, and of its message
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -72,10 +75,17 @@ Event = Started | Restarted | Text | Gap | Interrupted | Ended | Failed
 
 
 def closing_event(entry_id: EntryID, data: Mapping[str, Any]) -> Ended | Failed:
-    """The event of an end or error entry's data, or of the record of an ended answer."""
+    """The event of an end or error entry's data, or of the record of an ended answer: fit to show, whoever wrote it."""
+    told = {name: value for name, value in data.items() if name not in FIGURES or _is_figure(value)}
     if data.get("error"):
-        return Failed(entry_id, str(data["error"]), str(data.get("message") or ""), dict(data))
-    return Ended(entry_id, str(data.get("reason") or "stop"), dict(data))
+        error, message = str(data["error"])[:NAME], str(data.get("message") or "")[:MESSAGE]
+        return Failed(entry_id, error, message, told | {"error": error, "message": message})
+    reason = str(data.get("reason") or "stop")[:NAME]
+    return Ended(entry_id, reason, told | {"reason": reason})
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
 
 
 def text_of(events: Iterable[Event], text: str = "") -> str:

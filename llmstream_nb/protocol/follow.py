@@ -15,6 +15,7 @@ from llmstream_nb.protocol.wire import (
     Timing,
     first_attempt,
     parse_entries,
+    parse_ms,
 )
 
 
@@ -36,7 +37,7 @@ class Cursor:
             attempt, seq = self.after
             try:  # the next text, and so nearly every entry: to make an Entry of each takes three times as long
                 if raw_id == f"{attempt}-{seq + 1}" and fields["kind"] == "text" and not self.closed:  # type: ignore[index]
-                    events.append(Text(EntryID(attempt, seq + 1), fields["text"], int(fields["ms"])))  # type: ignore[index]
+                    events.append(Text(EntryID(attempt, seq + 1), fields["text"], parse_ms(fields["ms"])))  # type: ignore[index]
                     self.after = events[-1].id
                     continue
             except (KeyError, ValueError, TypeError):

@@ -43,7 +43,7 @@ from llmstream_nb.web.admission import Guard
 from llmstream_nb.web.hub import Hub
 
 T = TypeVar("T")
-ATTEMPTS = 1000  # a larger attempt number was never given to an answer: the ID is of something else
+ATTEMPTS = 1000  # no ID of this answer is so many attempts ahead of it: it is of something else
 PAGE = Path(__file__).parent / "page"
 FRAME_ANCESTORS = "'self' http://127.0.0.1:* http://localhost:*"
 EVENTS = {"description": "server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
@@ -298,7 +298,7 @@ def _add_events(app: FastAPI, limits: Limits) -> None:
         except BadEntryID as error:
             return problem(400, "BadEntryID", str(error))
         top, final, *_ = await hub.place(answer_id)
-        if seen.attempt > ATTEMPTS or (final and seen > top):
+        if seen.attempt > top.attempt + ATTEMPTS or (final and seen > top):
             return problem(409, "ForeignID", f"{seen} is no entry of {answer_id}: watch it without Last-Event-ID")
         if final and seen == top:
             return Response(status_code=204)
