@@ -28,7 +28,7 @@ def answer(llm, model, question):
 def produce(redis, key, pieces, ttl=86_400):
     """Write each (kind, text) into the stream `key`, a new one; it lives for `ttl` seconds."""
     for number, (kind, text) in enumerate(chain([("text", "")], pieces)):  # 1-0: there at once
-        try:  # an ID of our own: sent again after a lost reply, an entry is refused, not doubled
+        try:  # an ID of our own: sent again after a lost reply, it is refused, not doubled
             redis.xadd(key, {"kind": kind, "text": text}, id=f"1-{number}")
         except ResponseError as error:
             if "equal or smaller" not in str(error):
