@@ -14,7 +14,7 @@ from llmstream_nb.answers.ask import Answer, ask, ask_without_stream, clear, sto
 from llmstream_nb.answers.connection import environment_of, names_of
 from llmstream_nb.answers.read import look, read_answer
 from llmstream_nb.answers.record import new_record, register
-from llmstream_nb.llm.completion import ModelError
+from llmstream_nb.llm.endpoint import ModelError
 from llmstream_nb.protocol.events import Ended, Failed, Gap, Interrupted, Started, Text, text_of
 from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import (
@@ -209,7 +209,7 @@ def test_clear_of_a_growing_answer_stops_it_first(client) -> None:
         ("status=429", "RateLimited", ""),
         ("status=500", "ServerError", ""),
         ("drop=4", "ConnectionDropped", None),
-        ("nothing", "EmptyAnswer", ""),
+        ("long=0", "EmptyAnswer", ""),
         ("silence", "Stalled", ""),
         ("stall=4", "Stalled", None),
     ],

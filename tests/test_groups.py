@@ -22,12 +22,12 @@ from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.pool import groups
 from llmstream_nb.pool.groups import BadName, GroupGone, claim, read_answer_group
-from llmstream_nb.protocol import round
+from llmstream_nb.protocol import round as rounds
 from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import AnswerNotFound, BadAnswerId, Entry, LLMStreamError, NotAnAnswer, Timing
 
 from .conftest import FAST
-from .model import Model, start, stream_of, text_in, wait_for
+from .model import Model, record_of, start, stream_of, text_in, wait_for
 
 QUICK = replace(FAST, lease=0.3, patience=0.4)
 needs_redis_server = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")
@@ -60,8 +60,8 @@ def commands(monkeypatch) -> Commands:
 @pytest.fixture
 def short_blocks(monkeypatch) -> None:
     """Reads that last a tenth of a second at most, where it is not the waiting that is tested."""
-    monkeypatch.setattr(round, "BLOCK", 0.1)
-    monkeypatch.setattr(round.Patience.pause, "__defaults__", (0.1,))
+    monkeypatch.setattr(rounds, "BLOCK", 0.1)
+    monkeypatch.setattr(rounds.Patience.pause, "__defaults__", (0.1,))
 
 
 class Reader(threading.Thread):
@@ -256,10 +256,10 @@ def test_whoever_took_the_end_waits_for_nothing_more(client, monkeypatch, short_
     waits, read = [], groups.read_group
     monkeypatch.setattr(groups, "read_group", lambda *args: waits.append(args[-1]) or read(*args))
     assert len(list(reading(client))) == 1
-    assert len(waits) == 4 and max(waits[2:]) < groups.BLOCK  # its own, the new ones; then twice, soon
+    assert len(waits) == 4 and max(waits[2:]) < rounds.BLOCK  # its own, the new ones; then twice, soon
     waits.clear()
     assert list(reading(client)) == []
-    assert len(waits) == 3 and max(waits[2:]) < groups.BLOCK
+    assert len(waits) == 3 and max(waits[2:]) < rounds.BLOCK
 
 
 def test_joined_late_it_gets_everything_and_once_all_is_taken_nothing(client, short_blocks) -> None:
@@ -273,7 +273,7 @@ def test_a_second_attempt_comes_through_the_same_group(client, short_blocks) -> 
     dead(client, "half")
     reader = Reader(client, timing=replace(FAST, lease=0.4))
     wait_for(lambda: reader.text == "half" and not client.exists(names_of(client).answer("a").lease(1)))
-    record = new_record("a", "?", None, "test", "test")
+    record = record_of(client)
     produce.Producer(client, record, Model("whole", end=True), FAST).start()
     assert ids(reader.end().entries) == ["1-0", "1-1", "2-0", "2-1", "2-2"] and reader.error is None
 

@@ -16,16 +16,16 @@ PACKAGE = Path(__file__).parents[1] / "llmstream_nb"
 ROOMS = {
     "moved": 40,  # old names, for notebooks that were kept over an update
     "protocol": 320,
-    "llm": 610,  # a client for whatever calls itself OpenAI-compatible, and two models of the kit's own
+    "llm": 920,  # a client for whatever calls itself OpenAI-compatible, whatever it sends, and two models of the kit's own
     "answers": 1000,  # the core: connections that never lie, the one who writes, those who read
     "pool": 532,  # a queue, workers that take over from the dead, and groups on one answer
     "tutorial": 135,
     "tables": 330,
     "plots": 115,
     "faults": 361,  # a proxy and servers that break for real, for notebooks and tests
-    "viewing": 400,
-    "widgets": 800,
-    "web": 900,
+    "viewing": 140,
+    "widgets": 750,
+    "web": 738,
     "checks": 940,  # twenty exercises, each tried with what learners get wrong
     "setup": 1081,  # a bare Python, any system, and errors that say what to do
 }

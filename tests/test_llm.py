@@ -16,15 +16,17 @@ import traceback
 import urllib.error
 import urllib.request
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import redis
 
 from llmstream_nb.faults import servers
+from llmstream_nb.llm import completion as room
 from llmstream_nb.llm import local, prepared, scripted
 from llmstream_nb.llm import sources as llm
-from llmstream_nb.llm.completion import ModelError
+from llmstream_nb.llm.endpoint import ModelError
 from llmstream_nb.llm.sources import complete
 
 KEY = "key-test-5ecret5ecret5ecret"
@@ -62,12 +64,31 @@ def threads() -> set[str]:
     return {thread.name for thread in threading.enumerate()}
 
 
+@dataclass
+class Echoing(scripted.Script):
+    """The scripts of the server, and one that only tests want: the answer is the question, verbatim."""
+
+    echo: bool = False
+
+    def chunks(self, question):
+        return iter(scripted.split(question, self.piece)) if self.echo else super().chunks(question)
+
+
 @pytest.fixture(autouse=True)
 def nothing_left(monkeypatch, tmp_path):
     """Each test has no settings but its own, and leaves no request, thread or connection behind."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(llm, "CHECKOUT", tmp_path / "checkout")
-    for name in ("LLMSTREAM_LLM", "LLMSTREAM_LOCAL_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
+    monkeypatch.setattr(scripted, "Script", Echoing)
+    for name in (
+        "LLMSTREAM_TIMEOUT",
+        "LLMSTREAM_FIRST_TIMEOUT",
+        "LLMSTREAM_LLM",
+        "LLMSTREAM_LOCAL_URL",
+        "OPENAI_API_KEY",
+        "OPENAI_BASE_URL",
+        "OPENAI_MODEL",
+    ):
         monkeypatch.delenv(name, raising=False)
     yield
     wait_for(lambda: scripted.server().active == 0)
@@ -151,9 +172,22 @@ def test_a_lone_surrogate_in_the_question_is_replaced():
     assert "".join(complete("x\ud83d!", model="scripted:pace=0,echo,piece=9")) == "x\ufffd!"
 
 
-def test_a_megabyte_in_one_delta():
-    (delta,) = complete("x", model="scripted:long=1,piece=1000000")
+def test_a_megabyte_in_one_delta(endpoint):
+    endpoint(sse(chunk("x" * 1_000_000, "stop")))
+    (delta,) = complete("x", source="openai")
     assert len(delta) == 1_000_000
+
+
+def test_a_fast_endpoint_waits_for_its_reader():
+    completion = complete("x", model="scripted:pace=0,piece=10000,long=20000", timeout=0.5)
+    assert next(completion)
+    request = completion._request
+    wait_for(lambda: request.came.qsize() >= room.AHEAD)
+    assert len(list(complete("x", model="scripted:pace=0,long=5000"))) == 5000  # time for as much of the other
+    threading.Event().wait(0.6)  # longer than the endpoint may be silent: it is not, it has to wait
+    assert request.came.qsize() <= room.AHEAD + 1
+    assert sum(len(delta) for delta in completion) == 19_999 * 10_000
+    assert request.came.qsize() == 0
 
 
 def test_long_is_numbered():
@@ -162,7 +196,7 @@ def test_long_is_numbered():
 
 def test_the_topic_reaches_the_model(monkeypatch):
     seen = []
-    monkeypatch.setattr(scripted.Script, "chunks", lambda *_: ["ok"])
+    monkeypatch.setattr(scripted.Script, "chunks", lambda *_: iter(["ok"]))
     parse = json.loads
     monkeypatch.setattr(scripted.json, "loads", lambda body: seen.append(parse(body)) or seen[-1])
     list(complete("Why?", topic="Redis Streams"))
@@ -189,12 +223,15 @@ def test_the_topic_reaches_the_model(monkeypatch):
         ("silence", "Stalled", "0.2 s"),
         ("stall=0", "Stalled", "0.2 s"),
         ("drop=0", "ConnectionDropped", "ask again"),
-        ("nothing", "EmptyAnswer", "answered nothing"),
+        ("long=0", "EmptyAnswer", "answered nothing"),
         ("oops", "BadRequest", "unknown option 'oops'"),
         ("pace=fast", "BadRequest", "bad option 'pace=fast'"),
-        ("echo=1", "BadRequest", "bad option 'echo=1'"),
+        ("silence=1", "BadRequest", "bad option 'silence=1'"),
         ("status=200", "BadRequest", "from 400 to 599"),
-        ("piece=0", "BadRequest", "at least 1"),
+        ("piece=0", "BadRequest", "from 1 to 10000"),
+        ("long=1000001", "BadRequest", "from 0 to 1000000"),
+        ("pace=100001", "BadRequest", "from 0 to 100000"),
+        ("think=" + "9" * 5000, "BadRequest", "think"),
     ],
 )
 def test_a_fault_before_the_first_token(fault, error, says, stream):
@@ -309,7 +346,7 @@ def test_nobody_listens(monkeypatch):
 
 @pytest.mark.parametrize(("name", "value"), [("SSL_CERT_FILE", "/no/such/file"), ("HTTPS_PROXY", "oops://x")])
 def test_settings_that_the_http_client_refuses(monkeypatch, name, value):
-    monkeypatch.setattr(llm.completion, "_certificates", llm.completion._certificates.__wrapped__)
+    monkeypatch.setattr(room, "_certificates", room._certificates.__wrapped__)
     monkeypatch.setenv(name, value)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert fails(source="openai")[0].error == "BadSettings"
@@ -364,19 +401,21 @@ def test_close_in_mid_answer_ends_both_sides(script, stream):
 def test_close_while_connecting(monkeypatch):
     may_connect = threading.Event()
     connecting = threading.Event()
-    connect = socket.create_connection
+    resolve = socket.getaddrinfo
 
     def slowly(*args, **kwargs):
         connecting.set()
         assert may_connect.wait(10)
-        return connect(*args, **kwargs)
+        return resolve(*args, **kwargs)
 
-    monkeypatch.setattr(socket, "create_connection", slowly)
-    reading = Reading(complete(QUESTION, model="scripted:silence"))
+    monkeypatch.setattr(socket, "getaddrinfo", slowly)
+    monkeypatch.setattr(room, "_LoopThread", type("_LoopThread", (room._LoopThread,), {"current": None}))
+    monkeypatch.setenv("OPENAI_BASE_URL", scripted.server().url.replace("127.0.0.1", "localhost"))
+    reading = Reading(complete(QUESTION, source="openai", model="scripted:silence"))
     assert connecting.wait(10)
     reading.completion.close()
     assert reading.ends_quietly() == []
-    assert "open-completion" in threads()  # it is still connecting, and lets go as soon as it can
+    assert "open-completion" in threads()  # it still asks for the address, and lets go as soon as it can
     may_connect.set()
     wait_for(lambda: "open-completion" not in threads())
 
@@ -398,7 +437,7 @@ def test_close_during_the_tls_handshake(monkeypatch):
 def test_close_before_the_first_next_makes_no_request(monkeypatch):
     asked = []
     with monkeypatch.context() as patch:
-        patch.setattr(llm.completion.Completion, "_connect", lambda _: asked.append(1))
+        patch.setattr(room._Request, "client", lambda _: asked.append(1))
         completion = complete(QUESTION)
         completion.close()
         completion.close()
@@ -447,6 +486,50 @@ def test_no_file_is_left_open():
         wait_for(lambda: open_files() <= before)
     finally:
         gc.enable()
+
+
+FORKED = """
+import os, sys
+from llmstream_nb.llm.endpoint import ModelError
+from llmstream_nb.llm.sources import complete
+begun = complete("x", source="openai", model="scripted:long=100000,pace=200")
+assert next(begun) == "0 "
+if pid := os.fork():
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert next(begun) == "1 "  # the child has not taken it
+else:
+    assert list(complete("x", source="openai", model="scripted:long=2,pace=0")) == ["0 ", "1 "]
+    try:
+        list(begun)
+    except ModelError as error:
+        os._exit(error.error != "ConnectionDropped")
+    os._exit(2)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_asks_anew():
+    environment = os.environ | {"OPENAI_BASE_URL": scripted.server().url}
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", FORKED], check=True, cwd=root, env=environment, timeout=60)
+
+
+def test_a_loop_that_ends_takes_its_requests_with_it_and_no_others():
+    completion = complete("x", model="scripted:long=100000,stall=1")
+    assert next(completion) == "0 "
+    thread = completion._request.thread
+    thread.loop.call_soon_threadsafe(thread.loop.stop)
+    with pytest.raises(ModelError) as failed:
+        next(completion)
+    assert failed.value.error == "ConnectionDropped"
+    assert list(complete("x", model="scripted:pace=0,long=2")) == ["0 ", "1 "]
+    thread = threading.Thread(target=thread.loop.run_forever)  # so that this request ends too
+    thread.start()
+    completion.close()
+    completion._request.cancel()
+    wait_for(lambda: scripted.server().active == 0)
+    completion._request.thread.loop.call_soon_threadsafe(completion._request.thread.loop.stop)
+    thread.join()
 
 
 # ---------------------------------------------------------------------------------------- secrets, settings

@@ -108,7 +108,7 @@ def test_a_reader_sees_what_is_there_while_more_comes(client, key) -> None:
         ("scripted:pace=0,drop=12", "error"),
         ("scripted:status=401", "error"),
         ("scripted:pace=0,length=12", "end"),
-        ("scripted:nothing", "end"),
+        ("scripted:long=0", "end"),
     ],
 )
 def test_an_answer_ends_however_the_model_does(client, key, name, kind) -> None:

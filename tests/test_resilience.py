@@ -553,7 +553,7 @@ class ProtocolMachine(RuleBasedStateMachine):
         top = self.stream[-1] if self.stream else None
         leased = self.alive and max(1, viewer.place.attempt) == self.number
         follower, was = viewer.follower, viewer.follower.state
-        events = follower.silence(Signs(top, leased, {}, False), self.now)
+        events = follower.silence(Signs(top, leased, {}), self.now)
         viewer.events += events
         if was in ("ended", "failed"):
             assert not events
@@ -577,7 +577,7 @@ class ProtocolMachine(RuleBasedStateMachine):
             viewer.events += follower.feed(raw(self.stream))
             for _ in range(2):
                 if self.stream and viewer.place >= self.stream[-1].id:
-                    viewer.events += follower.silence(Signs(self.stream[-1], False, {}, False), self.now)
+                    viewer.events += follower.silence(Signs(self.stream[-1], False, {}), self.now)
             seen = audit(viewer.name, viewer.after, viewer.events, self.written)
             ends = [event for event in viewer.events if isinstance(event, (Ended, Failed))]
             assert len(ends) == self.closed == follower.done

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from llmstream_nb import tutorial
-from llmstream_nb.llm.completion import ModelError
+from llmstream_nb.llm.endpoint import ModelError
 
 from .model import wait_for
 

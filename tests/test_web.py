@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import uuid
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -26,7 +27,8 @@ from llmstream_nb.protocol.events import Ended, Failed, Gap, Interrupted, Restar
 from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.round import Round
 from llmstream_nb.protocol.wire import ORIGIN, EntryID, Names, Timing, clean
-from llmstream_nb.web import Limits, NotServed, WebServer, hub, sse
+from llmstream_nb.viewing.transcript import LABELS, NOTES
+from llmstream_nb.web import Limits, NotServed, WebServer, app, hub, sse
 from llmstream_nb.web import admission as guard
 
 from . import model
@@ -935,8 +937,24 @@ def test_without_the_token_nothing(standing):
 
 
 def test_the_pages_own_files_are_open(standing):
-    for path in ("page.js", "page.css"):
-        assert call(standing, "GET", path, token=None).status in (200, 404)
+    page = call(standing, "GET", "").body.decode()
+    scripts, styles = re.findall(r'src="(\w+\.js)"', page), re.findall(r'href="(\w+\.css)"', page)
+    assert scripts == ["page.js"] and len(styles) > 1
+    for path in scripts:  # grows meanwhile
+        reply = call(standing, "GET", path, token=None)
+        assert reply.status == 200, path
+        scripts += set(re.findall(r'from "\./(\w+\.js)"', reply.body.decode())) - {*scripts}
+    assert "paper.js" in scripts
+    for path in styles:
+        assert call(standing, "GET", path, token=None).status == 200, path
+
+
+def test_the_page_says_what_the_notebook_says():
+    """It gets events, not words, so that it has words of its own."""
+    script = (Path(app.PAGE) / "answer.js").read_text("utf-8")
+    labels, _, rest = script.partition("const NOTES = {")
+    found = [dict(re.findall(r'(\w+): "([^"]*)"', part)) for part in (labels, rest.partition("};")[0])]
+    assert found == [LABELS, NOTES]
 
 
 def test_another_sites_page_may_not_change_anything(standing):

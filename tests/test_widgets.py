@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import re
 import threading
 import time
 import weakref
@@ -20,10 +21,13 @@ from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import ask, stop_answer
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
+from llmstream_nb.llm.endpoint import ModelError
 from llmstream_nb.protocol.round import LOOK
 from llmstream_nb.protocol.wire import BadAnswerId, Joiner
 from llmstream_nb.viewing.markdown import LONGEST, to_html
-from llmstream_nb.widgets import AnswerView, AskPanel
+from llmstream_nb.widgets import AnswerView, AskPanel, Monitor
+from llmstream_nb.widgets.ask_panel import AskForm
+from llmstream_nb.widgets.bundle import FOLDERS, bundle
 from llmstream_nb.widgets.live import hub
 
 from .conftest import FAST
@@ -134,6 +138,26 @@ def add(client, entry_id: str, kind: str, text: str = "", answer_id: str = "a") 
 
 def lease(client, seconds: float = 60, attempt: int = 1, answer_id: str = "a") -> None:
     client.set(names_of(client).answer(answer_id).lease(attempt), "x", px=int(seconds * 1000))
+
+
+# --------------------------------------------------------------------------------------------- the scripts
+
+
+@pytest.mark.parametrize(
+    "files",
+    [("elements.js", "paper.js", "answer_view.js"), ("elements.js", "ask_form.js"), ("elements.js", "monitor.js")],
+)
+def test_a_widgets_script_is_one_module_with_all_that_its_parts_import(files) -> None:
+    wanted, script = set(), bundle(*files)
+    for file in files:
+        source = next(folder / file for folder in FOLDERS if (folder / file).exists()).read_text("utf-8")
+        for names, place in re.findall(r'^import \{ (.*) \} from ".*/(.*)";$', source, re.MULTILINE):
+            assert place in files[: files.index(file)]
+            wanted |= set(names.split(", "))
+    defined = re.findall(r"^(?:const|let|function|class) (\w+)", script, re.MULTILINE)
+    assert wanted and wanted <= set(defined) and len(defined) == len(set(defined))
+    assert re.findall(r"^(?:import|export) .*", script, re.MULTILINE)[0].startswith("export default")
+    assert any(widget._esm == script for widget in (AnswerView, AskForm, Monitor))
 
 
 # ------------------------------------------------------------------------------------------ the exact text
@@ -253,7 +277,7 @@ def test_stopped_from_another_process(client) -> None:
 def test_failed_keeps_the_text_and_says_why(client) -> None:
     model = Model("half a sen")
     start(client, model, FAST)
-    model.break_off(RuntimeError("the <b>model</b> caught fire"))
+    model.break_off(ModelError("Burnt", "the <b>model</b> caught fire"))
     view, plain = AnswerView("a"), AnswerView("a", plain=True)
     settled(view, plain)
     assert (view.state, view.note) == ("failed", "the <b>model</b> caught fire")

@@ -29,7 +29,7 @@ from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.llm import local
 from llmstream_nb.llm import sources as llm
-from llmstream_nb.llm.completion import ModelError
+from llmstream_nb.llm.endpoint import ModelError
 from llmstream_nb.pool import queue as queues
 from llmstream_nb.pool import worker as workers
 from llmstream_nb.pool.groups import BadName

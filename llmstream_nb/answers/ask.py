@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +14,8 @@ from llmstream_nb.answers.connection import Line, current, milliseconds, names_o
 from llmstream_nb.answers.produce import Attempt, Producer, Writing, last_entry
 from llmstream_nb.answers.read import Look, look, read_answer
 from llmstream_nb.answers.record import new_record, register
-from llmstream_nb.llm.sources import complete
+from llmstream_nb.llm.own import Source
+from llmstream_nb.llm.sources import deltas_of
 from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import (
     AnswerKeys,
@@ -33,21 +33,20 @@ from llmstream_nb.protocol.wire import (
     parse_record,
 )
 
-Source = str | Callable[[str, str | None], Iterable[str]] | None
-
 
 def ask(
     question: str,
     *,
     topic: str | None = None,
-    source: Source = None,
+    source: Source | str | None = None,
     model: str | None = None,
     stream: bool = True,
     id: str | None = None,
     client: redis.Redis | None = None,
     timing: Timing | None = None,
     writing: Writing | None = None,
-    timeout: float = 30.0,
+    timeout: float | None = None,
+    first_timeout: float | None = None,
 ) -> Answer:
     """Ask a model, and return at once; a background thread writes the answer into its stream (XADD).
 
@@ -57,14 +56,15 @@ def ask(
         question: 1 to 20,000 characters.
         topic: what the model is told to be an expert in.
         source: `scripted`, `local` or `openai` (else LLMSTREAM_LLM, else scripted), or your own function of
-            (question, topic) that returns an iterable of text deltas.
+            (question, topic): it returns text, or yields it, or does so asynchronously. What it raises ends the
+            answer; others see the class of it, and `Answer.exception` has the rest.
         model: a model's name, where the source has several.
         stream: False asks for the whole answer in one piece.
         id: the answer's id, if you want to choose it: 1 to 64 letters, digits, `.`, `_`, `~` or `-`.
         client: a Redis client; else that of the last `connect()`.
         timing: leases and limits in seconds, the answer's time to live among them.
         writing: how to write it, as `Writing(coalesce_ms=100, maxlen=1000)`.
-        timeout: seconds the model may be silent.
+        timeout, first_timeout: seconds the model may be silent once text has come, and before that; see `complete`.
 
     Raises:
         BadQuestion, BadAnswerId, ModelError: before anything is written.
@@ -73,14 +73,11 @@ def ask(
     """
     client, timing = client or current(), timing or Timing()
     question, answer_id = check_question(question), check_answer_id(id or secrets.token_hex(6))
-    if callable(source):
-        name, deltas = getattr(source, "__name__", "own"), source(question, topic)
-    else:
-        deltas = complete(question, topic=topic, source=source, model=model, stream=stream, timeout=timeout)
-        name = deltas.source
-    record = new_record(answer_id, question, topic, name, getattr(deltas, "model", "") or name)
+    limits: dict[str, Any] = {"timeout": timeout, "first_timeout": first_timeout, "stream": stream}
+    deltas, own = deltas_of(question, topic, source, model, **limits)
+    record = new_record(answer_id, question, topic, deltas.source, deltas.model)
     register(client, record, timing)
-    producer = Producer(client, record, deltas, timing, writing)
+    producer = Producer(client, record, deltas, timing, writing, own)
     producer.start()
     return Answer(answer_id, client=client, timing=timing, producer=producer)
 
@@ -210,7 +207,7 @@ def close_answer(client: redis.Redis, answer_id: str, timing: Timing, error: str
     a producer is alive.
     """
     now = look(answer_id, client)
-    attempt = Attempt(client, {"asked": time.time()} | now.record | {"id": answer_id}, timing)
+    attempt = Attempt(client, (now.record or {"asked": round(time.time(), 3)}) | {"id": answer_id}, timing)
 
     def opening(top: Entry | None) -> tuple[str, dict[str, Any]]:
         data: dict[str, Any] = {"error": error, "message": message} if error else {"reason": "cancelled"}

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError, ResponseError, WatchError
 from llmstream_nb.answers.connection import Line, RedisUnusable, is_passing, milliseconds, names_of, said, unusable
 from llmstream_nb.answers.read import Backoff, look
 from llmstream_nb.answers.record import add_to_index
-from llmstream_nb.llm.completion import ModelError
+from llmstream_nb.llm.endpoint import ModelError
 from llmstream_nb.protocol.wire import (
     ORIGIN,
     BadEntryID,
@@ -483,5 +483,5 @@ class Producer:
                 log.warning("%s: closing its source raised %s", self.attempt.record["id"], type(error).__name__)
 
     def _opening(self, _: Entry | None) -> tuple[str, dict[str, Any]]:
-        own = {key: self.attempt.record[key] for key in ("model", "source")}
+        own = {key: self.attempt.record.get(key, "") for key in ("model", "source")}
         return "start", own | {"at": round(time.time(), 3)} | self._about

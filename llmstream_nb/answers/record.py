@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from contextlib import suppress
 from typing import Any
 
 import redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from llmstream_nb.answers.connection import milliseconds, names_of, unusable
 from llmstream_nb.protocol.wire import (
@@ -51,15 +52,11 @@ def register(client: redis.Redis, record: dict[str, Any], timing: Timing) -> Non
         with client.pipeline(transaction=False) as pipe:
             pipe.type(keys.chunks)
             pipe.get(keys.cleared)
-            pipe.time()
-            kind, cleared, now = pipe.execute(raise_on_error=False)
+            kind, cleared = pipe.execute()
         if kind not in ("none", "stream"):
-            raise (
-                kind
-                if isinstance(kind, Exception)
-                else NotAnAnswer(f"{keys.chunks!r} holds a {kind}, not a stream: use another id, or delete that key")
-            )
-        if isinstance(now, tuple):  # not every user may ask; but the clocks of many askers don't agree
+            raise NotAnAnswer(f"{keys.chunks!r} holds a {kind}, not a stream: use another id, or delete that key")
+        with suppress(ResponseError):  # not every user may ask; but the clocks of many askers don't agree
+            now: Any = client.time()
             record["asked"] = round(now[0] + now[1] / 1e6, 3)
         record["first"] = cleared_attempt(cleared) + 1
         # A retried SET NX is refused by its own first try, so what stands there decides.

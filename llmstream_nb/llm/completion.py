@@ -2,56 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
-from llmstream_nb.protocol.wire import LLMStreamError
+from llmstream_nb.llm.chunks import Fault, Reader, body_fault
+from llmstream_nb.llm.endpoint import Endpoint, ModelError
 
 if TYPE_CHECKING:  # importing openai takes half a second and 40 MB, so it waits for the first question
     import httpx2
     import openai
 
-# HTTP status: the name to show, and what to do.
-REFUSALS = {
-    400: ("BadRequest", "change the question or the model"),
-    401: ("Unauthorized", "check OPENAI_API_KEY"),
-    403: ("Forbidden", "see what the key may use"),
-    404: ("ModelNotFound", "choose another model, or see the address"),
-    429: ("RateLimited", "ask again, or see your quota"),
-    500: ("ServerError", "ask again, or choose another source"),
-}
-
-
-class ModelError(LLMStreamError):
-    """A model that gave no answer, or only a part of one.
-
-    `error` is a short name to show (`RateLimited`, `Stalled`, …); `str()` says what happened and what to
-    do. Neither holds a key or a password.
-    """
-
-    def __init__(self, error: str, message: str) -> None:
-        super().__init__(message)
-        self.error = error
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An OpenAI-compatible API, and how to speak of it in messages."""
-
-    source: str
-    title: str
-    model: str
-    url: Callable[[], str]  # may start the server behind it
-    key: str = "none"
-    secrets: tuple[str, ...] = ()  # never to be shown
-    loopback: bool = True  # on this machine, so never through a proxy
+GRACE = 2.0  # seconds after the finish reason, for the usage and [DONE]
+AHEAD = 32  # pieces of the body that may wait to be iterated over; then the endpoint has to wait
 
 
 @cache
@@ -62,170 +34,266 @@ def _certificates(trust_env: bool) -> ssl.SSLContext:
     return httpx2.create_ssl_context(trust_env=trust_env)
 
 
+async def _aside(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call `function` in a daemon thread: asyncio's own threads would hold up the end of the process."""
+    outcome: Future[Any] = Future()
+
+    def call() -> None:
+        outcome.set_running_or_notify_cancel()
+        try:
+            outcome.set_result(function(*args, **options))
+        except BaseException as problem:  # noqa: BLE001 - handed to whoever waits
+            outcome.set_exception(problem)
+
+    threading.Thread(target=call, name="open-completion", daemon=True).start()
+    return await asyncio.wrap_future(outcome)
+
+
+class _LoopThread(threading.Thread):
+    """The event loop of all requests, in one daemon thread."""
+
+    current: _LoopThread | None = None
+
+    def __init__(self) -> None:
+        super().__init__(name="completions", daemon=True)
+        self.loop = asyncio.new_event_loop()
+        self.loop.getaddrinfo = partial(_aside, socket.getaddrinfo)  # type: ignore[method-assign]
+        self.start()
+
+    def run(self) -> None:
+        self.loop.run_forever()
+
+    @classmethod
+    def get(cls) -> _LoopThread:
+        """The running one; a forked process has none, and starts its own."""
+        running = cls.current
+        if running is None or not running.is_alive():  # two threads at once may start two, which does no harm
+            running = cls.current = cls()
+        return running
+
+
+class _Request:
+    """A request in the event loop, which hands over lists of deltas, and None when it has ended."""
+
+    def __init__(self, endpoint: Endpoint, request: dict[str, Any], timeout: float, first_timeout: float) -> None:
+        self.endpoint, self.request, self.timeout, self.first_timeout = endpoint, request, timeout, first_timeout
+        self.reader, self.connection = Reader(), None
+        self.error: ModelError | None = endpoint.error("ConnectionDropped", "was asked in a loop that ended: ask again")
+        self.came: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
+        self.room = asyncio.Event()
+        self.thread = _LoopThread.get()
+        self.task = asyncio.run_coroutine_threadsafe(self.run(), self.thread.loop)
+
+    def take(self) -> list[str] | None:
+        """Wait for what comes next, in the thread that iterates."""
+        came = None
+        while self.thread.is_alive():
+            with suppress(queue.Empty):
+                came = self.came.get(timeout=1)
+                break
+        if not self.room.is_set() and self.came.qsize() < AHEAD:
+            self.thread.loop.call_soon_threadsafe(self.room.set)
+        return came
+
+    def cancel(self) -> None:
+        """End it, in any thread; the connection is closed, and whoever waits in `take` goes on."""
+        self.task.cancel()
+        self.came.put(None)
+
+    async def run(self) -> None:
+        """Ask, and hand over what comes."""
+        problem = None
+        try:
+            async with await _aside(self.client) as client, asyncio.timeout(self.first_timeout) as limit:
+                await self.ask(client, limit)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the viewer must see it
+            problem = error
+        finally:
+            if self.connection is not None:
+                await self.connection.aclose()
+        try:
+            self.came.put(self.reader.finish(cut=problem is not None))
+            self.error = self.fault(problem)
+        finally:
+            self.came.put(None)
+
+    def client(self) -> openai.AsyncOpenAI:
+        """What makes the request. Starts the server behind the endpoint, if there is one to start."""
+        import httpx2
+        import openai
+
+        parts = urlsplit(self.endpoint.url())
+        query = dict(parse_qsl(parts.query))  # as Azure's api-version, which belongs to each request
+        hooks: dict[str, list[Callable[..., Any]]] = {"request": [self.watch], "response": [self.stay]}
+        trust_env = not self.endpoint.loopback
+        plain = self.endpoint.loopback and parts.scheme == "http"  # no TLS anywhere on the way
+        try:
+            verify = False if plain else _certificates(trust_env)
+            http = httpx2.AsyncClient(verify=verify, trust_env=trust_env, event_hooks=hooks, follow_redirects=True)
+        except (OSError, ValueError, ImportError):
+            raise self.endpoint.error("BadSettings", "needs other settings: see SSL_CERT_FILE, HTTPS_PROXY") from None
+        return openai.AsyncOpenAI(
+            api_key=self.endpoint.key,
+            base_url=parts._replace(query="").geturl(),
+            default_query=query,
+            default_headers={"api-key": self.endpoint.key} if "api-version" in query else None,
+            http_client=http,
+            timeout=httpx2.Timeout(None, connect=self.timeout),  # the rest is timed by what comes
+            max_retries=0,  # whoever watches is to see an error at once; they can ask again
+        )
+
+    async def watch(self, request: httpx2.Request) -> None:
+        """Keep the connection: httpcore forgets it, open, if it is cancelled during the TLS handshake."""
+
+        async def note(event: str, info: dict[str, Any]) -> None:
+            if event == "connection.connect_tcp.complete":
+                self.connection = info["return_value"]
+
+        request.extensions["trace"] = note
+
+    async def stay(self, response: httpx2.Response) -> None:
+        """Raise ModelError for a redirect to elsewhere: neither the key nor the question is for another host."""
+        if not response.has_redirect_location:
+            return
+        old, new = response.url, response.url.join(response.headers["Location"])
+        upgrade = (old.scheme, new.scheme, new.port) == ("http", "https", None)
+        same = old.host == new.host and (upgrade or (old.scheme, old.port) == (new.scheme, new.port))
+        if not same or response.status_code not in (307, 308):
+            moved = self.endpoint.mask(f"{new.scheme}://{new.netloc.decode()}{new.path}")[:300]
+            raise self.endpoint.error("BadAddress", f"has moved to {moved}: set OPENAI_BASE_URL if you trust it")
+
+    async def ask(self, client: openai.AsyncOpenAI, limit: asyncio.Timeout) -> None:
+        """Make the request, and again if the endpoint refuses what can be left out."""
+        import openai
+
+        create = client.chat.completions.with_streaming_response.create
+        while True:
+            try:
+                async with create(**self.request) as answer:
+                    await self.receive(answer.iter_bytes(), limit)
+                return
+            except openai.APIStatusError as refused:
+                if refused.status_code not in (400, 422, 500) or not self.reduce(refused.response.text.lower()):
+                    raise
+
+    def reduce(self, words: str) -> bool:
+        """Leave out what the endpoint refuses in these words; False if there is nothing to leave out."""
+        system, *rest = self.request["messages"]
+        if "stream_options" in words and self.request.pop("stream_options", None):
+            return True
+        if rest and "system" in words and "role" in words:
+            content = f"{system['content']}\n\n{rest[0]['content']}"
+            self.request["messages"] = [{"role": "user", "content": content}]
+            return True
+        return False
+
+    async def receive(self, pieces: AsyncIterator[bytes], limit: asyncio.Timeout) -> None:
+        """Hand over the texts in `pieces`, no faster than they are taken, as long as the model shows life."""
+        reader, clock, ending = self.reader, self.thread.loop.time, False
+        async for piece in pieces:
+            texts = reader.feed(piece)
+            if texts:
+                self.came.put(texts)
+            if reader.over:
+                return
+            if self.came.qsize() >= AHEAD:
+                self.room.clear()
+                if self.came.qsize() >= AHEAD:  # still, now that whoever takes one must see that room is wanted
+                    limit.reschedule(None)
+                    await self.room.wait()
+            ended = reader.reason is not None
+            if texts or limit.when() is None or (not ending if ended else reader.alive):
+                silence = self.timeout if reader.written else self.first_timeout
+                limit.reschedule(clock() + (GRACE if ended else silence))
+            ending = ended
+
+    def fault(self, problem: Exception | None) -> ModelError | None:
+        """What to show if it failed, in words that hold no key, now that nothing more is read; None if it ended."""
+        import httpx2
+        import openai
+
+        reader, error = self.reader, self.endpoint.error
+        if reader.failed is not None:
+            return self.endpoint.refusal(reader.failed)
+        if reader.done or reader.reason is not None:
+            if reader.written or reader.reason not in (None, "stop"):
+                return None
+            said = "thought, but answered nothing" if reader.thought else "answered nothing"
+            return error("EmptyAnswer", f"{said}: ask again, or in other words")
+        match problem:
+            case ModelError():
+                return problem
+            case openai.APIStatusError(response=response):
+                told = body_fault(response.text[:100_000]) or Fault()
+                return self.endpoint.refusal(told, response.status_code, response.headers.get("Retry-After", ""))
+            case TimeoutError() | openai.APITimeoutError():
+                first = isinstance(problem, TimeoutError) and not reader.written
+                silence = self.first_timeout if first else self.timeout
+                return error("Stalled", f"was silent for {silence:g} s: ask again, or wait")
+            case openai.APIConnectionError(__cause__=httpx2.TooManyRedirects()):
+                return error("BadAddress", "sends from one address to the next: check its address")
+            case (
+                httpx2.TransportError()
+                | openai.APIConnectionError(__cause__=httpx2.RemoteProtocolError() | httpx2.ReadError())
+            ):
+                return error("ConnectionDropped", "dropped the connection: ask again")
+            case openai.APIConnectionError():
+                return error("Unreachable", "can't be reached: see whether it runs, and its address")
+            case None if not reader.malformed:
+                return error("ConnectionDropped", "broke off in the middle of its answer: ask again")
+        return error("BadAnswer", "sent what is not a chat completion: check its address")
+
+
 class Completion:
     """An answer as it is written: iterate over it for its deltas, non-empty strings; ModelError if it fails.
 
     `source` and `model` say who writes. `finish_reason` (`stop`, `length`, `content_filter`, …) and `usage`
-    (prompt_tokens, completion_tokens, total_tokens) are known once the iteration is exhausted. A delta may
+    (prompt_tokens, completion_tokens, total_tokens, …) are known once the iteration is exhausted. A delta may
     hold one half of a surrogate pair, when the model's tokens cut an emoji in two.
     """
 
-    def __init__(self, endpoint: Endpoint, request: dict[str, Any], timeout: float) -> None:
+    def __init__(self, endpoint: Endpoint, request: dict[str, Any], timeout: float, first_timeout: float) -> None:
         self.source, self.model = endpoint.source, endpoint.model
         self.finish_reason: str | None = None
-        self.usage: dict[str, int] | None = None
-        self._endpoint, self._request, self._timeout = endpoint, request, timeout
-        self._opened: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
+        self.usage: dict[str, float] | None = None
+        self._begin = partial(_Request, endpoint, request, timeout, first_timeout)
+        self._request: _Request | None = None
+        self._deltas: deque[str] = deque()
         self._closed = False
-        self._deltas = self._read()
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        return next(self._deltas)
+        while not self._closed:
+            if self._deltas:
+                return self._deltas.popleft()
+            if self._request is None:
+                self._request = self._begin()
+                if self._closed:  # meanwhile, by another thread
+                    self._request.cancel()
+            came = self._request.take()
+            if came is not None:
+                self._deltas.extend(came)
+            elif not self._closed:
+                self._closed = True
+                if self._request.error is not None:  # made in the loop, so that no traceback leads to the key
+                    raise self._request.error
+                reader = self._request.reader
+                reason = reader.reason or "stop"
+                self.finish_reason = "refusal" if reader.refused and reason == "stop" else reason
+                self.usage = reader.usage or None
+        raise StopIteration
 
     def close(self) -> None:
         """End the request, from any thread and at any moment; an iteration going on ends without an error.
 
         The endpoint sees its client leave, and stops. Closing twice, or after the end, does nothing.
         """
-        with self._lock:
-            self._closed = True
-            self._hang_up()
-        self._opened.put(None)
+        self._closed = True
+        if self._request is not None:
+            self._request.cancel()
 
-    def _hang_up(self) -> None:
-        if self._socket is not None:
-            with suppress(OSError):  # it may have ended already
-                self._socket.shutdown(socket.SHUT_RDWR)  # unlike close(), this also wakes a thread that reads
-            self._socket.close()
-            self._socket = None
-
-    def _read(self) -> Iterator[str]:
-        error = client = None
-        written = False
-        try:
-            client, answer = self._open()
-            for text in self._texts(answer):
-                if self._closed:
-                    break
-                written = True
-                yield text
-            if self.finish_reason is None:
-                error = self._fault("ConnectionDropped", "broke off in the middle of its answer: ask again")
-            elif self.finish_reason == "stop" and not written:
-                error = self._fault("EmptyAnswer", "answered nothing: ask again, or in other words")
-        except Exception as problem:  # noqa: BLE001 - whatever it is, the viewer must see it
-            error = self._explain(problem)
-        finally:
-            left = self._closed
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # it was never whole
             self.close()
-            if client is not None:
-                client.close()
-        if error is not None and not left:  # raised here, so that the request and its key don't hang on it
-            raise error
-
-    def _open(self) -> tuple[openai.OpenAI, Any]:
-        """Make the request, in a thread of its own, since connecting can't be interrupted.
-
-        `close()` leaves that thread behind; it ends by itself, at the latest after the timeout.
-        """
-        if not self._closed:
-            threading.Thread(target=self._connect, name="open-completion", daemon=True).start()
-        opened = self._opened.get()
-        if opened is None:
-            raise ConnectionAbortedError("closed before it was open")
-        if isinstance(opened, Exception):
-            raise opened
-        return opened
-
-    def _connect(self) -> None:
-        import openai
-
-        http = None
-        try:
-            url = self._endpoint.url()
-            http = self._http_client(url)
-            client = openai.OpenAI(
-                api_key=self._endpoint.key,
-                base_url=url,
-                http_client=http,
-                timeout=self._timeout,
-                max_retries=0,  # whoever watches is to see an error at once; they can ask again
-            )
-            opened: Any = client, client.chat.completions.create(**self._request)
-        except Exception as problem:  # noqa: BLE001 - handed to the thread that iterates
-            opened = problem
-        self._opened.put(opened)
-        if http is not None and (self._closed or isinstance(opened, Exception)):
-            http.close()
-
-    def _http_client(self, url: str) -> httpx2.Client:
-        import httpx2
-
-        trust_env = not self._endpoint.loopback
-        plain = self._endpoint.loopback and url.startswith("http:")  # no TLS anywhere on the way
-        hooks = {"request": [lambda request: request.extensions.update(trace=self._keep_socket)]}
-        try:
-            verify = False if plain else _certificates(trust_env)
-            return httpx2.Client(verify=verify, trust_env=trust_env, timeout=self._timeout, event_hooks=hooks)
-        except (OSError, ValueError, ImportError):
-            raise self._fault("BadSettings", "needs other settings: see SSL_CERT_FILE, HTTPS_PROXY") from None
-
-    def _keep_socket(self, event: str, info: dict[str, Any]) -> None:
-        """Keep a handle on the connection for `close()`; httpcore calls this at each step of a request."""
-        if event.endswith("connect_tcp.complete"):
-            with self._lock:
-                # A duplicate: TLS replaces the original, and httpcore may close it at any time.
-                self._socket = info["return_value"].get_extra_info("socket").dup()
-                if self._closed:
-                    self._hang_up()
-
-    def _texts(self, answer: Any) -> Iterator[str]:
-        """The non-empty texts in `answer`, a stream of chunks or one whole completion."""
-        stream = self._request["stream"]
-        for part in answer if stream else [answer]:
-            if part.usage:
-                names = ("prompt_tokens", "completion_tokens", "total_tokens")
-                self.usage = {name: getattr(part.usage, name) for name in names}
-            for choice in part.choices[:1]:  # the chunk that brings the usage has none
-                self.finish_reason = choice.finish_reason or self.finish_reason
-                if text := (choice.delta if stream else choice.message).content:
-                    yield text
-
-    def _fault(self, error: str, message: str) -> ModelError:
-        for secret in self._endpoint.secrets:
-            message = message.replace(secret, "***")
-        return ModelError(error, f"{self._endpoint.title} {message}.")
-
-    def _explain(self, problem: Exception) -> ModelError:
-        """What to show for `problem`: in words of its own, as the endpoint's may quote the key."""
-        import httpx2
-        import openai
-
-        match problem:
-            case ModelError():
-                return problem
-            case openai.APITimeoutError():
-                return self._fault("Stalled", f"was silent for {self._timeout:g} s: ask again, or wait")
-            case openai.APIConnectionError(__cause__=httpx2.RemoteProtocolError() | httpx2.ReadError()):
-                return self._fault("ConnectionDropped", "dropped the connection: ask again")
-            case openai.APIConnectionError():
-                return self._fault("Unreachable", "can't be reached: see whether it runs, and its address")
-            case openai.APIError():
-                return self._explain_refusal(problem)
-        return self._fault("BadAnswer", "sent what is not a chat completion: check its address")
-
-    def _explain_refusal(self, problem: openai.APIError) -> ModelError:
-        status = getattr(problem, "status_code", 500)  # an error in the middle of a stream has none
-        if "context_" in f"{problem.code} {problem.type}":  # in OpenAI's codes, in llama.cpp's types
-            return self._fault("BadRequest", f"finds the question too long for {self.model!r}: shorten it")
-        error, advice = REFUSALS.get(status) or REFUSALS[500 if status >= 500 else 400]
-        body = problem.body.get("message") if isinstance(problem.body, dict) else problem.body
-        said = f", {' '.join(str(body or '').split())[:300]!r}" if status != 401 else ""  # may quote the key
-        if wait := status == 429 and problem.response.headers.get("Retry-After"):
-            advice = f"wait {wait} s, then {advice}"
-        return self._fault(error, f"answered {status}{said}: {advice}")

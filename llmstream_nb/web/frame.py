@@ -31,13 +31,6 @@ class WebFrame(anywidget.AnyWidget):
         """The same at every run: saved outputs hold it, and strict nbval compares it."""
         return "<WebFrame: run the cell to see the page>"
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        bundle = super()._repr_mimebundle_(**options)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        if data:
-            data["text/plain"] = repr(self)
-        return bundle
-
     def _asked(self, *_: Any) -> None:
         link = self._link()
         self.send(

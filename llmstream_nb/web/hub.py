@@ -186,7 +186,7 @@ class Hub:
         self.names = names_of(client)
         self.viewers = 0  # streams that are open
         self.closing = False
-        self._away = False  # Redis was out of reach at the last try
+        self.away = False  # Redis was out of reach at the last try
         self._channels: dict[str, Channel] = {}
         self._line, self._pool = async_client(client, 1), async_client(client, CATCH_UP)
         self._turn = asyncio.Semaphore(CATCH_UP)
@@ -242,11 +242,6 @@ class Hub:
 
     # What viewers use
 
-    @property
-    def away(self) -> bool:
-        """Whether Redis was out of reach at the last try."""
-        return self._away
-
     async def page(self, answer_id: str, place: EntryID, count: int) -> list[Frame] | None:
         """The next entries after this place, at most `count`, as frames; None while Redis is away."""
         one = Round(self.names.answer(answer_id), Follower(answer_id, place), count)
@@ -286,21 +281,21 @@ class Hub:
                 news = await self._round()
                 pause = TICK
             except LOST:  # whatever it is, the viewers wait; what concerns one answer alone is not raised
-                news, pause = not self._away, RETRY
-                self._away = True
+                news, pause = not self.away, RETRY
+                self.away = True
                 for channel in self._channels.values():
                     channel.wake()
             changed = now if news else changed
             self._channels = {key: one for key, one in self._channels.items() if one.viewers and not one.last}
             await asyncio.sleep(min(SLOWEST, pause + (now - changed) / 50) if pause == TICK else pause)
-        self._away = False  # nobody asks any more
+        self.away = False  # nobody asks any more
 
     async def _round(self) -> bool:
         """Read once for each channel; whether there was news."""
         now, channels = time.monotonic(), list(self._channels.values())
         replies = await asend_all(self._line, [channel.round.ask(now) for channel in channels])
-        if self._away:
-            self._away = False
+        if self.away:
+            self.away = False
             for channel in channels:
                 channel.follower.reconnected(time.monotonic())
                 channel.wake()

@@ -1,8 +1,9 @@
-// Shows one answer. What a model wrote goes into text nodes; only `html`, which the kernel has sanitised, becomes
-// elements.
+// Shows one answer: what the kernel says of it, and the text as it grows.
+
+import { make, say } from "../viewing/browser/elements.js";
+import { Paper, figures } from "../viewing/browser/paper.js";
 
 const isRunning = (model) => ["waiting", "streaming"].includes(model.get("state"));
-const seconds = (ms, digits) => `${(ms / 1000).toFixed(digits)} s`;
 const isSettled = (model) => !isRunning(model) && model.get("state") !== "interrupted";
 
 function initialize({ model }) {
@@ -20,76 +21,57 @@ function initialize({ model }) {
   if (!isSettled(model)) ask(); // for what was sent while this page was being loaded
 }
 
-function make(parent, tag, name, attributes = {}) {
-  const node = document.createElement(tag);
-  node.className = `llmstream-${name}`;
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  return parent.appendChild(node);
+// The text and its gaps as parts of a Paper.
+function partsOf({ text, gaps }) {
+  const parts = [];
+  let from = 0;
+  for (const [at, gap] of gaps) {
+    parts.push(text.slice(from, at), { gap });
+    from = at;
+  }
+  return [...parts, text.slice(from)].filter(Boolean);
 }
 
 function render({ model, el }) {
   el.classList.add("llmstream-answer");
-  const head = make(el, "div", "head");
-  const status = make(head, "span", "status", { role: "status" }); // read aloud when it changes, unlike each token
-  const label = make(status, "strong", "label");
-  const note = make(status, "span", "note");
-  const figures = make(head, "span", "figures");
-  const raw = make(head, "button", "raw", { type: "button", title: "Show the text exactly as the model wrote it" });
-  const bar = make(el, "div", "bar", { role: "progressbar", "aria-label": "Waiting for the first token" });
-  const body = make(el, "div", "body", { role: "region", "aria-label": "Answer", tabindex: 0 });
+  const head = make(el, "div", { class: "llmstream-head" });
+  const status = make(head, "span", { class: "llmstream-status", role: "status" }); // read aloud when it changes, unlike each token
+  const label = make(status, "strong", { class: "llmstream-label" });
+  const note = make(status, "span");
+  const known = make(head, "span", { class: "llmstream-figures" });
+  const raw = make(head, "button", { class: "llmstream-raw", type: "button", title: "Show the text exactly as the model wrote it" });
+  const bar = make(el, "div", { class: "llmstream-bar", role: "progressbar", "aria-label": "Waiting for the first token" });
+  const body = make(el, "div", { class: "llmstream-body", role: "region", "aria-label": "Answer", tabindex: 0 });
+  const paper = new Paper(body, stay);
 
-  let shown = null; // version, text, gaps and html that the body shows
-  let tail = null; // the text node that grows
+  let shown = {}; // version, text, gaps and html that the body shows
   let heard = 0; // when the last message came
   let asText = false; // the reader wants no Markdown
   let live = false; // text was seen while it grew: stay at its end, unless the reader has scrolled up
 
-  function write(text) {
-    // Some lines per block: the browser lays out all of a block again when it grows.
-    for (const line of text.match(/[^\n]*\n|[^\n]+/g) ?? []) {
-      if (!tail || (tail.length > 2000 && tail.data.endsWith("\n"))) {
-        tail = make(body, "div", "block").appendChild(new Text());
-      }
-      tail.appendData(line);
-    }
-  }
-
-  function fill(next) {
-    body.replaceChildren();
-    tail = null;
-    body.classList.toggle("llmstream-markdown", Boolean(next.html));
-    if (next.html) {
-      body.innerHTML = next.html;
-      return;
-    }
-    let from = 0;
-    for (const [at, words] of next.gaps) {
-      write(next.text.slice(from, at));
-      make(body, "mark", "gap").textContent = words;
-      tail = null;
-      from = at;
-    }
-    write(next.text.slice(from));
+  function stay(draw) {
+    const atEnd = body.scrollTop + body.clientHeight > body.scrollHeight - 20;
+    draw();
+    if (live && atEnd) body.scrollTop = body.scrollHeight;
   }
 
   function update() {
     const next = Object.fromEntries(["version", "text", "gaps", "html"].map((name) => [name, model.get(name)]));
-    const atEnd = body.scrollTop + body.clientHeight > body.scrollHeight - 20;
+    const running = isRunning(model);
     raw.hidden = !next.html;
     raw.textContent = asText ? "as Markdown" : "as text";
     if (asText) next.html = "";
-    const same = shown && ["version", "html"].every((name) => next[name] === shown[name]) && next.gaps.length === shown.gaps.length;
-    if (!same || !next.text.startsWith(shown.text)) fill(next);
-    else if (!next.html) write(next.text.slice(shown.text.length));
+    live ||= running && Boolean(next.text);
+    const same = next.version === shown.version && next.html === shown.html && next.gaps.length === shown.gaps.length;
+    if (!same || !next.text.startsWith(shown.text)) paper.show(partsOf(next), next.html);
+    else if (next.text !== shown.text) paper.add(next.text.slice(shown.text.length));
+    if (!running) paper.draw(); // a hidden page has no frames
     shown = next;
     el.dataset.state = model.get("state");
-    if (label.textContent !== model.get("label")) label.textContent = model.get("label");
-    if (note.textContent !== model.get("note")) note.textContent = model.get("note");
+    say(label, model.get("label"));
+    say(note, model.get("note"));
     bar.hidden = model.get("state") !== "waiting";
-    body.hidden = !next.text;
-    body.setAttribute("aria-busy", isRunning(model));
-    live ||= isRunning(model) && Boolean(next.text);
-    if (live && atEnd) body.scrollTop = body.scrollHeight;
+    body.setAttribute("aria-busy", running);
     heard = performance.now();
     count();
   }
@@ -97,10 +79,7 @@ function render({ model, el }) {
   function count() {
     const [chunks, first, ms] = ["chunks", "first_ms", "ms"].map((name) => model.get(name));
     const now = isRunning(model) ? ms + performance.now() - heard : ms;
-    const parts = [];
-    if (first !== null) parts.push(`${chunks.toLocaleString("en")} chunk${chunks === 1 ? "" : "s"}`, `first token ${seconds(first, 2)}`);
-    if (now) parts.push(`${isSettled(model) ? "total " : ""}${seconds(now, 1)}`);
-    figures.textContent = parts.join(" · ");
+    known.textContent = figures({ chunks, first, ms: now, over: isSettled(model) }).join(" · ");
   }
 
   raw.addEventListener("click", () => {

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import html
-import pathlib
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anywidget
 import ipywidgets
 import redis
 import traitlets as t
 
+from llmstream_nb.answers.ask import Answer
 from llmstream_nb.viewing.markdown import to_html
 from llmstream_nb.viewing.transcript import LABELS, Transcript
-from llmstream_nb.widgets.live import hub
+from llmstream_nb.widgets.bundle import bundle
 from llmstream_nb.widgets.watched import Watched
-
-if TYPE_CHECKING:
-    from llmstream_nb.answers.ask import Answer
 
 KEYFRAME = 10.0  # seconds between two messages with the whole state; a page that missed something asks for it earlier
 RATE = 300_000  # characters a second that whole texts may cost, so that long ones are sent less often
-FOLDER = pathlib.Path(__file__).parent
 
 
 class AnswerView(Watched, anywidget.AnyWidget):
@@ -44,12 +40,12 @@ class AnswerView(Watched, anywidget.AnyWidget):
     """
 
     # Their text, not their paths: those make anywidget keep every widget alive for ever.
-    _esm = (FOLDER / "answer_view.js").read_text("utf-8")
-    _css = (FOLDER / "states.css").read_text("utf-8") + (FOLDER / "answer_view.css").read_text("utf-8")
+    _esm = bundle("elements.js", "paper.js", "answer_view.js")
+    _css = bundle("states.css", "text.css", "answer_view.css")
 
     text = t.Unicode(help="The text so far.").tag(sync=True)
     version = t.Int(help="Grows when the text begins anew.").tag(sync=True)
-    gaps = t.List(help="Where entries are missing: [UTF-16 units before, words to show].").tag(sync=True)
+    gaps: t.List[Any] = t.List(help="Where entries are missing: [UTF-16 units before, words to show].").tag(sync=True)
     state = t.Enum(list(LABELS), "waiting").tag(sync=True)
     label = t.Unicode(LABELS["waiting"], help="The state as people call it.").tag(sync=True)
     note = t.Unicode(help="A sentence on the state, where it needs one.").tag(sync=True)
@@ -71,14 +67,12 @@ class AnswerView(Watched, anywidget.AnyWidget):
         return PlainAnswerView(answer, client, group, replay) if plain else super().__new__(cls)
 
     def __init__(self, answer: Answer | str, *, plain: bool = False, **options: Any) -> None:  # noqa: ARG002
-        self._whole_wanted, self._keyframe_at = False, 0.0
+        self._keyframe_at = 0.0
         super().__init__(answer, **options)
-        self.on_msg(self._asked_for_all)
 
     def show(self) -> None:
         """Send what is new: a delta while only the text grows, else the whole state."""
-        self.unseen = False
-        whole, self._whole_wanted = self._whole_wanted, False
+        whole, self.unseen, self.whole_wanted = self.whole_wanted, False, False
         now, transcript, old = time.monotonic(), self.transcript, self._trait_values
         figures = {name: getattr(transcript, name) for name in ("version", "chunks", "first_ms", "ms")}
         state = {"state": transcript.state, "label": LABELS[transcript.state], "note": transcript.note}
@@ -96,14 +90,8 @@ class AnswerView(Watched, anywidget.AnyWidget):
             self.send_state(list(new))
         self.live = transcript.live
 
-    def _asked_for_all(self, *_: Any) -> None:
-        """A page that was just loaded, or that missed something, asks for the whole state."""
-        self._whole_wanted = True
-        self.unseen = True
-        hub.watch(self)  # only its thread sends, also once settled, so that nothing old overtakes the new
 
-
-class PlainAnswerView(Watched, ipywidgets.HTML):
+class PlainAnswerView(Watched, ipywidgets.HTML):  # type: ignore[misc]
     """The answer as escaped text in an ipywidgets.HTML."""
 
     def show(self) -> None:

@@ -1,11 +1,6 @@
 // The form of an AskPanel. The kernel decides what happens; here is only what people see and press.
 
-function make(parent, tag, attributes = {}, text = "") {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  node.textContent = text;
-  return parent.appendChild(node);
-}
+import { make, say } from "../viewing/browser/elements.js";
 
 function field(parent, name, label, tag, attributes = {}) {
   const box = make(parent, "label", { class: `llmstream-field llmstream-${name}` });
@@ -52,8 +47,7 @@ function render({ model, el }) {
     if (focused === ask && ask.disabled && busy) stop.focus(); // a disabled button loses the keyboard
     if (focused === stop && stop.disabled && !busy) ask.focus();
     stop.textContent = busy && pending.has("stop") ? "Stopping…" : "Stop";
-    message.textContent = model.get("message");
-    message.hidden = !message.textContent;
+    say(message, model.get("message"));
   }
 
   function choose() {

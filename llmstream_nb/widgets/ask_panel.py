@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import pathlib
 import threading
 from collections.abc import Callable, Iterable
 from importlib import import_module
@@ -17,27 +16,26 @@ from llmstream_nb.answers.ask import Answer, ask
 from llmstream_nb.llm.sources import default_source, prepared_questions, sources
 from llmstream_nb.protocol.wire import AnswerExists, LLMStreamError
 from llmstream_nb.widgets.answer_view import AnswerView
-
-FOLDER = pathlib.Path(__file__).parent
+from llmstream_nb.widgets.bundle import bundle
 
 
 class AskForm(anywidget.AnyWidget):
     """The form alone: what is filled in, and what the panel has to say about it."""
 
-    _esm = (FOLDER / "ask_form.js").read_text("utf-8")
-    _css = (FOLDER / "ask_form.css").read_text("utf-8")
+    _esm = bundle("elements.js", "ask_form.js")
+    _css = bundle("ask_form.css")
 
     question = t.Unicode().tag(sync=True)
     topic = t.Unicode().tag(sync=True)
     source = t.Unicode().tag(sync=True)
     without_stream = t.Bool(help="Ask for the whole answer in one piece.").tag(sync=True)
-    sources = t.List(help="To choose from: [name, label, why it is not ready].").tag(sync=True)
+    sources: t.List[Any] = t.List(help="To choose from: [name, label, why it is not ready].").tag(sync=True)
     prepared = t.List(t.Unicode(), help="Questions that the scripted source can answer.").tag(sync=True)
     busy = t.Bool(help="An answer is being written: Stop is possible, Ask is not.").tag(sync=True)
     message = t.Unicode(help="What went wrong.").tag(sync=True)
 
 
-class AskPanel(ipywidgets.VBox):
+class AskPanel(ipywidgets.VBox):  # type: ignore[misc]
     """Ask in a form, and watch the answer stream. One answer at a time: stop it before asking again.
 
     Args:
@@ -46,6 +44,8 @@ class AskPanel(ipywidgets.VBox):
         options: passed on to `ask`: model, id, client, timing, timeout. Of a given `id` the second answer is
             called `<id>-2`, and so on.
     """
+
+    children: tuple[ipywidgets.Widget, ...]  # the form, and the view of the last answer
 
     def __init__(
         self,

@@ -150,20 +150,26 @@ class Reader:
 hub = Hub()
 
 
-class Live(ipywidgets.Widget):
+class Live(ipywidgets.Widget):  # type: ignore[misc]
     """A widget for which the hub reads from its first moment until it has settled, or `close`."""
 
     reader: type[Reader]  # what reads for all widgets of this kind
-    settled = False  # nothing will change any more
 
     def __init__(self, client: redis.Redis, **traits: Any) -> None:
         self.client = client
         self.unseen = True  # there is something that the browser has not been sent
+        self.whole_wanted = False  # a page lacks more than that
         self.closed = False  # read for it no more
         self.show_at = 0.0  # monotonic time before which nothing may be sent
         self.pause = 0.0  # seconds that this widget wants between two messages, beyond the hub's own pace
         super().__init__(**traits)
+        self.on_msg(self._asked_for_all)
         hub.watch(self)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing will change any more."""
+        return False
 
     def show(self) -> None:
         """Send one message to the browser; this and the next two are called in the hub's thread."""
@@ -176,6 +182,11 @@ class Live(ipywidgets.Widget):
     def fail(self, error: LLMStreamError) -> None:
         """Reading is not possible, and this is why."""
         raise NotImplementedError
+
+    def _asked_for_all(self, *_: Any) -> None:
+        """A page that was just loaded, or that missed something, asks for the whole state."""
+        self.whole_wanted = self.unseen = True
+        hub.watch(self)  # only its thread sends, also once settled, so that nothing old overtakes the new
 
     def close(self) -> None:
         """Take the widget off the page, and stop reading for it."""

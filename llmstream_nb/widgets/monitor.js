@@ -1,4 +1,6 @@
-// Shows what the kernel has sampled; rows are updated in place. All text goes into text nodes.
+// Shows what the kernel has sampled; rows are updated in place.
+
+import { make, say } from "../viewing/browser/elements.js";
 
 const COLUMNS = {
   worker: ["Worker", "Holds", "State"],
@@ -6,20 +8,9 @@ const COLUMNS = {
 };
 const UNKNOWN = "–";
 
-function make(parent, tag, name, attributes = {}) {
-  const node = document.createElement(tag);
-  node.className = `llmstream-${name}`;
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  return parent.appendChild(node);
-}
-
-function write(node, text) {
-  if (node.textContent !== text) node.textContent = text;
-}
-
 function figure(node, number, one, many = one) {
-  write(node.firstChild, number === null ? "?" : number.toLocaleString("en"));
-  write(node.lastChild, number === 1 ? one : many);
+  say(node.firstChild, number === null ? "?" : number.toLocaleString("en"));
+  say(node.lastChild, number === 1 ? one : many);
 }
 
 function span(seconds) {
@@ -30,18 +21,16 @@ function span(seconds) {
 
 function table(parent, kind) {
   // Wider than a small screen: then it scrolls by itself, with the keyboard too.
-  const frame = make(parent, "div", "frame", { role: "region", tabindex: 0 });
-  const node = make(frame, "table", `${kind}s`);
-  const caption = make(node, "caption", "caption");
-  const head = make(make(node, "thead", "columns"), "tr", "titles");
-  for (const title of COLUMNS[kind]) {
-    make(head, "th", `cell-${title.toLowerCase()}`, { scope: "col" }).textContent = title;
-  }
-  const body = make(node, "tbody", "rows");
+  const frame = make(parent, "div", { class: "llmstream-frame", role: "region", tabindex: 0 });
+  const node = make(frame, "table", { class: `llmstream-${kind}s` });
+  const caption = make(node, "caption");
+  const head = make(make(node, "thead"), "tr");
+  for (const title of COLUMNS[kind]) make(head, "th", { class: cellClass(title), scope: "col" }, title);
+  const body = make(node, "tbody");
   return {
     frame,
     fill(rows, title, update) {
-      write(caption, title);
+      say(caption, title);
       frame.setAttribute("aria-label", title);
       node.tHead.hidden = !rows.length;
       while (body.rows.length > rows.length) body.lastChild.remove();
@@ -50,52 +39,51 @@ function table(parent, kind) {
   };
 }
 
+const cellClass = (title) => `llmstream-cell-${title.toLowerCase()}`;
+
 function newRow(body, kind) {
-  const row = make(body, "tr", "item");
+  const row = make(body, "tr", { class: "llmstream-item" });
   COLUMNS[kind].forEach((title, at) => {
-    const cell = make(row, at ? "td" : "th", `cell-${title.toLowerCase()}`, at ? {} : { scope: "row" });
+    const cell = make(row, at ? "td" : "th", { class: cellClass(title), ...(!at && { scope: "row" }) });
     // A foreign name in another direction of writing must not turn the row around.
-    make(cell, "span", title === "State" ? "label" : "text", { dir: "auto" });
-    make(cell, "span", "more", { dir: "auto" });
+    make(cell, "span", { class: title === "State" ? "llmstream-label" : "llmstream-text", dir: "auto" });
+    make(cell, "span", { class: "llmstream-more", dir: "auto" });
   });
   return row;
 }
 
-function fillCells(row, texts) {
+// What the cells of a row say, and notes under it in some: [cell, note].
+function fillRow(row, texts, ...notes) {
   texts.forEach((text, at) => show(row.cells[at].firstChild, text));
-}
-
-function annotate(cell, text) {
-  show(cell.lastChild, text);
+  notes.forEach(([at, note]) => show(row.cells[at].lastChild, note));
 }
 
 function show(node, text) {
-  write(node, text);
+  say(node, text);
   if (node.title !== text) node.title = text; // whole, where there is no room for it
 }
 
 function render({ model, el }) {
   el.classList.add("llmstream-monitor");
-  const status = make(el, "p", "summary", { role: "status" }); // read aloud when it changes, unlike the rows
-  const figures = ["waiting", "answering", "failures", "workers"].map((name) => {
-    const node = make(status, "span", "figure");
-    make(node, "strong", name);
-    node.append(" ", new Text());
+  const status = make(el, "p", { class: "llmstream-summary", role: "status" }); // read aloud when it changes, unlike the rows
+  const [waiting, answering, failures, pool] = [1, 2, 3, 4].map(() => {
+    const node = make(status, "span", { class: "llmstream-figure" });
+    make(node, "strong");
+    node.append(" ");
+    make(node, "span");
     return node;
   });
-  const note = make(status, "span", "trouble");
+  const note = make(status, "span", { class: "llmstream-trouble" });
   const workers = table(el, "worker");
   const answers = table(el, "answer");
   let ahead = null; // milliseconds by which this browser's clock is ahead of the kernel's
 
   function update() {
-    const [waiting, answering, failures] = ["waiting", "answering", "failures"].map((name) => model.get(name));
-    figure(figures[0], waiting, "question waiting", "questions waiting");
-    figure(figures[1], answering, "being answered");
-    figure(figures[2], failures, "given up");
-    figure(figures[3], model.get("consumers").length, "worker", "workers");
-    write(note, model.get("note"));
-    note.hidden = !model.get("note");
+    figure(waiting, model.get("waiting"), "question waiting", "questions waiting");
+    figure(answering, model.get("answering"), "being answered");
+    figure(failures, model.get("failures"), "given up");
+    figure(pool, model.get("consumers").length, "worker", "workers");
+    say(note, model.get("note"));
     workers.frame.hidden = !model.get("consumers").length;
     tick();
   }
@@ -107,24 +95,18 @@ function render({ model, el }) {
     workers.fill(model.get("consumers"), "Workers; an idle one waits for questions, or is gone", (row, worker) => {
       const { name, pending, quiet } = worker;
       row.dataset.state = quiet ? "quiet" : pending ? "busy" : "idle";
-      fillCells(row, [name, String(pending), quiet ? `Quiet for ${age(quiet)}` : pending ? "At work" : "Idle"]);
+      fillRow(row, [name, String(pending), quiet ? `Quiet for ${age(quiet)}` : pending ? "At work" : "Idle"]);
     });
     const prefix = model.get("prefix");
     const items = model.get("answers");
     answers.fill(items, items.length ? `Answers under “${prefix}”, newest first` : `No answers under “${prefix}”`, (row, item) => {
-      const { asked, attempt, chunks, note, rate } = item;
-      row.dataset.state = item.state;
-      fillCells(row, [
-        item.id,
-        item.question,
-        item.label,
-        item.worker || UNKNOWN,
-        chunks === null ? UNKNOWN : chunks.toLocaleString("en"),
-        rate === null ? UNKNOWN : `${rate}/s`,
-        asked === null ? UNKNOWN : age(asked),
-      ]);
-      annotate(row.cells[1], note);
-      annotate(row.cells[2], attempt > 1 ? `attempt ${attempt}` : "");
+      const { id, question, state, label, worker, chunks, rate, asked, note, attempt } = item;
+      row.dataset.state = state;
+      const counted = chunks === null ? UNKNOWN : chunks.toLocaleString("en");
+      const pace = rate === null ? UNKNOWN : `${rate}/s`;
+      const old = asked === null ? UNKNOWN : age(asked);
+      const again = attempt > 1 ? `attempt ${attempt}` : "";
+      fillRow(row, [id, question, label, worker || UNKNOWN, counted, pace, old], [1, note], [2, again]);
     });
   }
 

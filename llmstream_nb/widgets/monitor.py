@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import pathlib
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anywidget
 import redis
 import traitlets as t
 
 from llmstream_nb.answers.connection import current, names_of
-from llmstream_nb.widgets.live import Live, Reader, hub
+from llmstream_nb.protocol.wire import LLMStreamError
+from llmstream_nb.viewing.transcript import NOTES
+from llmstream_nb.widgets.bundle import bundle
+from llmstream_nb.widgets.live import Live, Reader
 from llmstream_nb.widgets.survey import Survey
 
-if TYPE_CHECKING:
-    from llmstream_nb.protocol.wire import LLMStreamError
-
 EVERY = 0.5  # seconds between two samples
-FOLDER = pathlib.Path(__file__).parent
 
 
 class Sampler(Reader):
@@ -58,16 +56,16 @@ class Monitor(Live, anywidget.AnyWidget):
         RedisUnusable: `client` is not given, and connecting fails.
     """
 
-    _esm = (FOLDER / "monitor.js").read_text("utf-8")
-    _css = (FOLDER / "states.css").read_text("utf-8") + (FOLDER / "monitor.css").read_text("utf-8")
+    _esm = bundle("elements.js", "monitor.js")
+    _css = bundle("states.css", "monitor.css")
     reader = Sampler
 
     prefix = t.Unicode(help="First part of every key.").tag(sync=True)
     waiting = t.Int(None, allow_none=True, help="Questions in the queue that no worker has taken.").tag(sync=True)
     answering = t.Int(None, allow_none=True, help="Those that a worker holds.").tag(sync=True)
     failures = t.Int(None, allow_none=True, help="Questions given up.").tag(sync=True)
-    consumers = t.List(help="The group's consumers: name, pending, since when quiet (Unix time).").tag(sync=True)
-    answers = t.List(help="The newest first; see `Item.row`.").tag(sync=True)
+    consumers: t.List[Any] = t.List(help="The group's: name, pending, since when quiet (Unix time).").tag(sync=True)
+    answers: t.List[Any] = t.List(help="The newest first; see `Item.row`.").tag(sync=True)
     note = t.Unicode(help="What keeps the rest from being the whole truth.").tag(sync=True)
     now = t.Float(help="Unix time in the kernel when this was sent: a browser's clock may differ.").tag(sync=True)
 
@@ -77,9 +75,7 @@ class Monitor(Live, anywidget.AnyWidget):
         client = client or current()
         self.limit = limit
         self._known: dict[str, Any] = {}  # trait -> what the last sample told
-        self._whole_wanted = False
         super().__init__(client, prefix=names_of(client).prefix)
-        self.on_msg(self._asked_for_all)
 
     def __repr__(self) -> str:
         """The same at every run: saved outputs hold it, and strict nbval compares it."""
@@ -93,7 +89,7 @@ class Monitor(Live, anywidget.AnyWidget):
     def lose(self) -> None:
         """Redis is away: what was known stands, but nothing moves."""
         still = [row | {"rate": None} for row in self.answers]
-        self.learn({"answers": still, "note": "Redis is away, trying again."})
+        self.learn({"answers": still, "note": NOTES["away"]})
 
     def fail(self, error: LLMStreamError) -> None:
         """Say why there is nothing to see; the next sample tries again."""
@@ -101,16 +97,10 @@ class Monitor(Live, anywidget.AnyWidget):
 
     def show(self) -> None:
         """Send what has changed, and all of it to a page that asked."""
-        self.unseen = False
-        whole, self._whole_wanted = self._whole_wanted, False
+        whole, self.unseen, self.whole_wanted = self.whole_wanted, False, False
         with self.hold_sync():
             for name, value in self._known.items():
                 setattr(self, name, value)
             self.now = time.time()
         if whole:
             self.send_state([*self._known, "now"])
-
-    def _asked_for_all(self, *_: Any) -> None:
-        """A page that was just loaded wants to know what time it is; only the hub's thread sends."""
-        self._whole_wanted = self.unseen = True
-        hub.watch(self)

@@ -212,5 +212,5 @@ def _why(error: Exception, key: str, client: redis.Redis) -> str:
 
 def _fit(text: Any, longest: int = LONGEST // 10) -> str:
     """Text of any origin, short enough and of characters that reach the browser."""
-    text = clean(str(text))
-    return text if len(text) <= longest else text[:longest] + "…"
+    shown = clean(str(text))
+    return shown if len(shown) <= longest else shown[:longest] + "…"

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from llmstream_nb import Worker, connect
+from llmstream_nb import AnswerView, Worker, connect
 from tests.test_widgets import INJECTIONS
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -266,6 +266,35 @@ def test_a_page_stays_where_its_reader_scrolled_to(browser, lab) -> None:
     notebook.page.wait_for_function("([body, h]) => body.scrollHeight > h", arg=[body.element_handle(), height])
     assert body.evaluate("(body) => body.scrollTop") == 0
     notebook.page.context.close()
+
+
+ALONE = """async (script) => {
+  const view = (await import(URL.createObjectURL(new Blob([script], { type: "text/javascript" })))).default;
+  const state = { version: 0, text: "😀 one five", gaps: [[0, "[a]"], [7, "[b]"]], html: "", state: "streaming" };
+  Object.assign(state, { label: "Streaming", note: "", chunks: 2, first_ms: 7, ms: 7 });
+  let update;
+  const model = { get: (name) => state[name], on: (_, heard) => (update = heard), off() {}, send() {} };
+  const el = document.body.appendChild(document.createElement("div"));
+  view.render({ model, el });
+  const body = el.querySelector(".llmstream-body");
+  const seen = [body.innerHTML];
+  for (const change of [{ text: "😀 one five six" }, { state: "ended" }, { html: "<p>😀</p>" }, { html: "", gaps: [] }]) {
+    Object.assign(state, change);
+    update();
+    seen.push(body.innerHTML);
+  }
+  return seen;
+}"""
+
+
+def test_gaps_are_marked_and_the_end_is_drawn_at_once(browser) -> None:
+    """With a model in the place of a kernel."""
+    page = browser.new_page()
+    start = "<mark>[a]</mark><div>😀 one </div><mark>[b]</mark>"
+    seen = page.evaluate(ALONE, AnswerView._esm)
+    assert seen[:2] == [f"{start}<div>five</div>"] * 2  # what is new waits for the next frame
+    assert seen[2:] == [f"{start}<div>five six</div>", "<p>😀</p>", "<div>😀 one five six</div>"]
+    page.close()
 
 
 POOL = """

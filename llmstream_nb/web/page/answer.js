@@ -6,7 +6,7 @@ const NOTES = {
   queued: "Nobody has begun to answer yet.",
   interrupted: "Its producer died. The text so far stands, and goes on if another producer takes over.",
   away: "Redis is away, trying again.",
-  cancelled: "The text so far is kept.",
+  stopped: "The text so far is kept.",
   length: "Cut off: the answer reached the model's limit on length.",
 };
 const HELP = {
@@ -48,65 +48,6 @@ export async function call(method, path, { query, body, signal } = {}) {
   }
   if (!reply.ok) throw new Problem(reply.status, data, Number(reply.headers.get("Retry-After")) || 0);
   return data;
-}
-
-// ------------------------------------------------------------------------------------------------ the text
-
-// Writes what a model said into `root`: as text nodes, whatever it looks like, at most once a frame. Only HTML that the
-// server has sanitised becomes elements.
-export class Paper {
-  parts = []; // pieces of text, and between them numbers: so many entries are missing there
-  drawn = 0; // so many of the parts are in the page
-  tail = null; // the text node that grows
-  frame = 0;
-
-  constructor(root, grown) {
-    Object.assign(this, { root, grown });
-  }
-
-  get holed() {
-    return this.parts.some((part) => typeof part === "number");
-  }
-
-  add(part) {
-    this.parts.push(part);
-    this.frame ||= requestAnimationFrame(() => this.draw());
-  }
-
-  show(parts, html = "") {
-    this.root.replaceChildren();
-    this.root.hidden = !html;
-    this.root.classList.toggle("markdown", Boolean(html));
-    Object.assign(this, { parts, drawn: 0, tail: null });
-    if (html) this.root.innerHTML = html;
-    else this.draw();
-  }
-
-  draw() {
-    cancelAnimationFrame(this.frame);
-    this.frame = 0;
-    for (const part of this.parts.slice(this.drawn)) {
-      if (typeof part === "number") {
-        this.append("mark", `[… ${areMissing(part)} here]`);
-        this.tail = null;
-      } else {
-        for (const line of part.match(/[^\n]*\n|[^\n]+/g) ?? []) this.write(line);
-      }
-    }
-    this.drawn = this.parts.length;
-    this.root.hidden = !this.drawn;
-    this.grown();
-  }
-
-  write(line) {
-    // Some lines per block: the browser lays out all of a block again when it grows.
-    if (!this.tail || (this.tail.length > 2000 && this.tail.data.endsWith("\n"))) this.tail = this.append("div");
-    this.tail.appendData(line);
-  }
-
-  append(tag, text = "") {
-    return this.root.appendChild(document.createElement(tag)).appendChild(new Text(text));
-  }
 }
 
 // -------------------------------------------------------------------------------------------- the answer
@@ -231,7 +172,7 @@ export class Answer {
       this.paper.add(data.text);
     } else if (kind === "gap") {
       this.gapAfter = this.seen;
-      this.paper.add(data.missing);
+      this.paper.add({ gap: `[… ${areMissing(data.missing)} here]` });
     } else if (kind === "state") {
       this.note = NOTES[data.state] ?? "";
       if (data.state === "interrupted") this.state = data.state;
@@ -254,7 +195,7 @@ export class Answer {
     this.close();
     this.state = error ? "failed" : reason === "cancelled" ? "stopped" : "ended";
     this.message = error ? message || error : "";
-    this.note = error || reason === "stop" ? "" : (NOTES[reason] ?? `The model gave the reason: ${reason}.`);
+    this.note = error || reason === "stop" ? "" : (NOTES[this.state] ?? NOTES[reason] ?? `The model gave the reason: ${reason}.`);
     Object.assign(this, { lost: false, chunks: chunks ?? this.chunks, first: first ?? this.first, ms: ms ?? this.ms });
     this.paper.draw();
   }

@@ -1,6 +1,8 @@
 // The page: what people see of an answer, and what they do: ask, stop, go back, send the link to others.
 
-import { Answer, LABELS, OVER, Paper, address, call } from "./answer.js";
+import { Answer, LABELS, OVER, address, call } from "./answer.js";
+import { make, say } from "./elements.js";
+import { Paper, figures } from "./paper.js";
 
 const WITHOUT_STREAM = "Without stream: nothing is seen before all is there.";
 const LOST = "The connection is lost. The text so far stands.";
@@ -15,11 +17,6 @@ let busy = false; // a question is on its way
 let notBefore = 0; // when the server takes the next one
 
 // -------------------------------------------------------------------------------------------- what is seen
-
-function say(node, words = "") {
-  if (node.textContent !== words) node.textContent = words; // else a screen reader says it again
-  node.hidden = !words;
-}
 
 function render() {
   const { id, question, state = "idle", live, running = false, lost, stopping = false, note, message, html } = answer ?? {};
@@ -38,7 +35,7 @@ function render() {
   ui.text.ariaBusy = running;
   ui.copy.hidden = !id || state === "missing";
   ui.raw.hidden = !html;
-  ui.raw.textContent = ui.text.classList.contains("markdown") ? "As text" : "As Markdown";
+  ui.raw.textContent = paper.html ? "As text" : "As Markdown";
   ui.stop.hidden = !live;
   ui.stop.textContent = stopping ? "Stopping …" : "Stop";
   // Not `disabled`: that takes the keyboard away from a button.
@@ -50,19 +47,16 @@ function render() {
 
 function count() {
   if (!answer) return;
-  const { live, chunks, first, clock } = answer;
-  const seconds = (ms, digits) => `${(ms / 1000).toFixed(digits)} s`;
-  const parts = [];
-  if (first !== null) parts.push(`${chunks.toLocaleString("en")} chunk${chunks === 1 ? "" : "s"}`, `first token ${seconds(first, 2)}`);
-  if (clock) parts.push(`${live ? "" : "total "}${seconds(clock, 1)}`);
-  say(ui.figures, parts.map((part) => part.replaceAll(" ", "\u00a0")).join(" · ")); // lines break between figures only
+  const known = figures({ ...answer, ms: answer.clock, over: !answer.live });
+  say(ui.figures, known.map((figure) => figure.replaceAll(" ", "\u00a0")).join(" · ")); // lines break between figures only
 }
 
 // The end of a growing text stays in sight, unless its reader has scrolled up.
 let following = true;
 let scrolled = 0;
 
-function follow() {
+function follow(draw) {
+  draw();
   if (following && answer?.running) scrollTo(0, document.documentElement.scrollHeight);
 }
 
@@ -164,7 +158,7 @@ async function copy() {
 }
 
 function changeView() {
-  paper.show(paper.parts, ui.text.classList.contains("markdown") ? "" : answer.html);
+  paper.show(paper.parts, paper.html ? "" : answer.html);
   render();
 }
 
@@ -175,7 +169,7 @@ async function loadSources() {
       const option = new Option(ready ? label : `${label} (not ready)`, name, false, ready && name === usual);
       option.disabled = !ready;
       ui.source.append(option);
-      if (!ready) ui.needs.appendChild(document.createElement("p")).textContent = note;
+      if (!ready) make(ui.needs, "p", {}, note);
       ui.needs.hidden &&= ready;
     }
     ui.prepared.append(...prepared.map((question) => new Option(question)));

@@ -1,0 +1,199 @@
+"""What an endpoint sends, read with tolerance: bytes in, text out, and how it ended. Does no I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+MOST = 16_000_000  # bytes of one event, or of a body that is no stream
+WORDS = 20_000  # characters of an error that are looked at
+TELLING = ("error", "message", "detail", "msg", "errors", "reason", "title", "type", "code")  # where words may stand
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An error as the endpoint tells it: its words, and an HTTP status (else 0) if it names one."""
+
+    words: str = ""
+    code: int = 0
+    too_long: bool = False  # it was the question, for the model's context
+
+
+class Reader:
+    """Takes in the body of an answer as it comes, a stream of chunks or one whole completion.
+
+    `reason` is the finish reason, once it came; `done` is true once `[DONE]` or a whole completion came; `failed`
+    holds the error that was sent instead of (more) text; `malformed` is true if this is no completion at all. If
+    the body ends and none of them is set, it was cut. `usage` holds numbers, by name.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.done = self.malformed = False
+        self.failed: Fault | None = None
+        self.usage: dict[str, float] = {}
+        self.alive = False  # whether the last bytes were a sign of the model's life: comments and pings are none
+        self.written = self.thought = self.refused = False  # text other than white space came; reasoning; a refusal
+        self._rest = bytearray()  # of a line that has not ended
+        self._event = self._held = ""  # the event's name, and data that is no JSON yet: more lines may follow
+        self._body: list[str] = []  # what is no chunk: maybe no stream, but one whole body
+        self._streamed, self._size = False, 0  # whether a chunk came; characters in the body
+
+    def feed(self, data: bytes) -> list[str]:
+        """Take in some bytes, cut anywhere, and return the texts in them."""
+        self._rest += data
+        self.malformed |= len(self._rest) + len(self._held) + self._size > MOST
+        self.alive = b"\n" not in data and self._rest[:1] != b":" and not data.isspace()
+        if b"\n" not in data:
+            return []
+        *lines, rest = self._rest.split(b"\n")
+        self._rest = rest
+        texts: list[str] = []
+        for line in lines:
+            if not self.over:
+                texts.extend(self._line(line.decode(errors="replace").removesuffix("\r").lstrip("\ufeff")))
+        return texts
+
+    def finish(self, cut: bool = False) -> list[str]:
+        """Take what is left as it stands, now that the body has ended or, by a fault or a timeout, was cut."""
+        garbled = self.malformed
+        texts = self.feed(b"\n\n")
+        self.malformed = garbled  # what was cut in its middle is not
+        if not (cut or self._streamed or self.over):
+            body = "\n".join(self._body)
+            texts.extend(self._chunk(_parsed(body)))
+            if not (self.over or self.reason):
+                self.failed = body_fault(body)
+                self.malformed = self.failed is None
+        return texts
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing that may follow counts."""
+        return self.done or self.malformed or self.failed is not None
+
+    def _line(self, line: str) -> Iterator[str]:
+        name, _, value = line.partition(":")
+        if not line:  # the end of an event
+            if self._held and self._event == "error":
+                self.failed = Fault(printable(self._held[:WORDS]))
+            self.malformed |= self._held.startswith("{")
+            self._keep(self._held)  # such as a ping, or words where no more follows
+            self._event = self._held = ""
+        elif name == "data" and value.strip().startswith("[DONE]"):
+            self.done = True
+        elif name == "data":
+            self._held = f"{self._held}\n{value}".strip()
+            chunk = _parsed(self._held)
+            if chunk is not None:
+                self._held = ""
+                yield from self._chunk(chunk)
+        elif name == "event":
+            self._event = value.strip()
+        elif name not in ("", "id", "retry"):
+            self.alive = True
+            self._keep(line)
+
+    def _keep(self, text: str) -> None:
+        if text and not self._streamed:
+            self._size += len(text)
+            self._body.append(text)
+
+    def _chunk(self, chunk: Any) -> Iterator[str]:
+        if isinstance(chunk, list) and chunk:  # as some wrap their errors
+            chunk = chunk[0]
+        told = self._event == "error"
+        if isinstance(chunk, dict):
+            self._streamed |= bool(chunk.get("choices"))
+            self.usage = _numbers(chunk.get("usage")) or self.usage
+            choices = chunk.get("choices")
+            for choice in choices if isinstance(choices, list) else ():
+                if isinstance(choice, dict) and choice.get("index") in (0, None):  # who asks for one answer reads one
+                    yield from self._choice(choice)
+            told |= bool(chunk.get("error")) or "error" in (chunk.get("object"), chunk.get("type"))
+        if told:
+            self.failed = self.failed or fault(chunk)
+
+    def _choice(self, choice: dict[str, Any]) -> Iterator[str]:
+        self.alive = True
+        whole = "delta" not in choice and isinstance(choice.get("message"), dict)
+        part = choice.get("message" if whole else "delta")
+        if isinstance(part, dict):
+            content, refusal = part.get("content"), _texts(part.get("refusal"))
+            self.refused |= bool(refusal)
+            self.thought |= bool(part.get("reasoning_content") or part.get("reasoning") or isinstance(content, list))
+            for text in _texts(content) + refusal:
+                self.written |= not text.isspace()
+                yield text
+        reason = choice.get("finish_reason")
+        if isinstance(reason, str) and reason not in ("", "null"):
+            self.reason = printable(reason[:1000])[:40] or "stop"
+        if choice.get("error") or self.reason == "error":
+            self.failed = fault(choice.get("error"))
+        self.done |= whole
+
+
+def _texts(content: Any) -> list[str]:
+    """The non-empty texts in a message's content: a text, or parts of which some are text."""
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part for part in parts]
+    return [text for text in texts if isinstance(text, str) and text]
+
+
+def _parsed(text: str) -> Any:
+    """`text` as JSON; None if it is none, or nested too deep to be anything sensible."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _numbers(usage: Any) -> dict[str, float]:
+    """At most 32 numbers of a usage by name; a detail has its own name, or with that of its group if it is taken."""
+    found: dict[str, float] = {}
+    groups = [("", usage), *(usage.items() if isinstance(usage, dict) else ())]
+    for group, details in groups:
+        for name, value in details.items() if isinstance(details, dict) else ():
+            if type(value) in (int, float) and abs(value) < 1e15 and len(found) < 32:
+                found[printable(f"{group}_{name}" if name in found else name)[:60]] = value
+    return found
+
+
+def fault(said: Any) -> Fault:
+    """What `said`, parsed JSON or a text, tells of an error, in whatever shape."""
+    inner = said[0] if isinstance(said, list) and said else said
+    while isinstance(inner, dict) and isinstance(inner.get("error"), dict):
+        inner = inner["error"]
+    named = [inner.get(name) for name in ("code", "status", "type")] if isinstance(inner, dict) else []
+    kinds = [str(kind) for kind in named if isinstance(kind, (str, int))]
+    codes = [int(kind) for kind in kinds if len(kind) == 3 and kind.isdecimal() and kind[0] in "45"]
+    return Fault(_words(said)[:WORDS], codes[0] if codes else 0, any("context_" in kind for kind in kinds))
+
+
+def body_fault(body: str) -> Fault | None:
+    """What a body that is no completion tells; None for a page of HTML, which is for browsers, and for broken JSON."""
+    body = body.strip("\ufeff \r\n")
+    told = _parsed(body)
+    told = fault(told if told is not None or body.startswith(("<", "{", "[")) else body)
+    return told if told.words else None
+
+
+def _words(said: Any, depth: int = 6) -> str:
+    """The words in an error: OpenAI's, vLLM's, FastAPI's with its list of places, or a plain text."""
+    if isinstance(said, str):
+        return printable(said[:WORDS])
+    if isinstance(said, list) and depth:
+        return "; ".join(filter(None, (_words(one, depth - 1) for one in said[:3])))
+    if isinstance(said, dict) and depth:
+        place = said.get("loc")
+        where = ".".join(str(step) for step in place if isinstance(step, (str, int))) if isinstance(place, list) else ""
+        told = next(filter(None, (_words(said.get(name), depth - 1) for name in TELLING)), "")
+        return f"{where}: {told}" if where and told else told
+    return ""
+
+
+def printable(text: str) -> str:
+    """`text` in one line, without control characters and halves of surrogate pairs."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())

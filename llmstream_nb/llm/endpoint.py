@@ -1,0 +1,89 @@
+"""An OpenAI-compatible endpoint, and how its errors are told: in its own words, and never with a secret."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from itertools import groupby
+
+from llmstream_nb.llm.chunks import Fault
+from llmstream_nb.protocol.wire import LLMStreamError
+
+# HTTP status: the name to show, and what to do.
+REFUSALS = {
+    300: ("BadAnswer", "check its address"),
+    400: ("BadRequest", "change the question or the model"),
+    401: ("Unauthorized", "check OPENAI_API_KEY"),
+    402: ("PaymentRequired", "see the account of the key"),
+    403: ("Forbidden", "see what the key may use"),
+    404: ("ModelNotFound", "choose another model, or see the address"),
+    429: ("RateLimited", "ask again, or see your quota"),
+    500: ("ServerError", "ask again, or choose another source"),
+}
+RUN = 12  # so many characters of a secret in a row are never shown
+QUOTED = 300  # characters of the endpoint's words
+
+
+class ModelError(LLMStreamError):
+    """A model that gave no answer, or only a part of one.
+
+    `error` is a short name to show (`RateLimited`, `Stalled`, …); `str()` says what happened and what to
+    do. Neither holds a key or a password.
+    """
+
+    def __init__(self, error: str, message: str) -> None:
+        super().__init__(message)
+        self.error = error
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible API, and how to speak of it in messages."""
+
+    source: str
+    title: str
+    model: str
+    url: Callable[[], str]  # may start the server behind it
+    key: str = "none"
+    secrets: tuple[str, ...] = ()  # never to be shown
+    loopback: bool = True  # on this machine, so never through a proxy
+
+    def error(self, error: str, message: str) -> ModelError:
+        """The error of that name, with a message that begins with the endpoint's title."""
+        return ModelError(error, f"{self.mask(self.title)} {message}.")
+
+    def refusal(self, fault: Fault, status: int = 0, retry_after: str = "") -> ModelError:
+        """What to show for an error that the endpoint told, with an HTTP status or, as 0, in an answer's place."""
+        if fault.too_long:
+            return self.error("BadRequest", f"finds the question too long for {self.model!r}: shorten it")
+        code = status or fault.code or 500
+        error, advice = REFUSALS.get(code) or REFUSALS[500 if code >= 500 else code // 100 * 100]
+        advice = advice if status or fault.code else "see what it says, and its address"
+        words = self.mask(fault.words)[:QUOTED]  # masked first: a cut inside a secret would hide it from the mask
+        said = f", {words!r}" if words and code != 401 else ""  # which may quote the key in part
+        happened = f"answered {status}" if status else "reported an error"
+        return self.error(error, f"{happened}{said}: {_wait(retry_after)}{advice}")
+
+    def mask(self, text: str) -> str:
+        """`text` with stars in place of each secret, and of each longer part of one."""
+        hidden = set()
+        for secret in self.secrets:
+            size = min(RUN, len(secret))
+            parts = {secret[at : at + size] for at in range(len(secret) - size + 1)}
+            found = (at for at in range(len(text) - size + 1) if text[at : at + size] in parts)
+            hidden |= {at + n for at in found for n in range(size)}
+        runs = groupby(range(len(text)), lambda at: at in hidden)
+        return "".join("***" if secret else "".join(text[at] for at in run) for secret, run in runs)
+
+
+def _wait(retry_after: str) -> str:
+    """The advice in a Retry-After header: seconds or a date; nothing if it is neither."""
+    if re.fullmatch(r"\d{1,6}(\.\d{1,3})?", retry_after):
+        return f"wait {retry_after} s, then "
+    try:
+        return f"wait until {parsedate_to_datetime(retry_after).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC, then "
+    except (ValueError, OverflowError):
+        return ""
