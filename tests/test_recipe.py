@@ -229,7 +229,7 @@ def test_the_endpoint_for_fastapi(client) -> None:
     prose = "\n".join(
         cell.source for cell in nbformat.read(FOLDER / "05-take-home.ipynb", 4).cells if cell.cell_type == "markdown"
     )
-    example = re.search(r"```python\n(from fastapi.*?)```", prose, re.DOTALL)
+    example = re.search(r"```python\n((?:(?!```).)*FastAPI.*?)```", prose, re.DOTALL)
     assert example
     space: dict = {}
     exec(example[1], space)  # the notebook's own example
