@@ -135,6 +135,10 @@ class Worker:
                     self._wait_to_judge()
                     # Redis may be back with older data: let producers first write again what looks unanswered there.
                     self._new_from = self._judge_from
+                except Exception as error:  # noqa: BLE001 - whatever one question does, the others are answered
+                    log.error("%s: %s in a round; it goes on", self.name, type(error).__name__)
+                    if not retry.sleep():
+                        raise
         finally:
             self._leave()
             self._queue.line.close()
