@@ -38,6 +38,7 @@ from llmstream_nb.web import WebServer
 from llmstream_nb.widgets.answer_view import AnswerView
 from llmstream_nb.widgets.monitor import Monitor
 
+from .conftest import BACKENDS
 from .model import Model, record_of, start, stream_of, text_in, wait_for
 from .web import TOKEN, Watcher, call
 
@@ -119,7 +120,7 @@ NEW = [("two ", "three"), ("2",), tuple(f"{n} " for n in range(40))]
 def test_readers_of_a_dead_answer_see_the_next_one_of_its_id(client, texts) -> None:
     dead(client, *(f"old{n} " for n in range(9)))
     options = {"client": client, "timing": QUICK}
-    reader, events = Follow(read_answer("tour", **options)), list()
+    reader, events = Follow(read_answer("tour", **options)), []
     thread = asynchronous(aread_answer("tour", **options), events)
     wait_for(lambda: len(reader.events) == 10 == len(events))
     ask_anew(client, *texts)
@@ -675,6 +676,8 @@ def test_who_lives_long_stays_in_the_index(client) -> None:
     assert len(listed(client)) < 100  # what has expired goes, little by little
 
 
+# A fake one in this process has the clock that is patched.
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if not name.startswith("fake")], indirect=True)
 def test_a_clock_that_is_a_day_ahead_does_not_reorder_the_index(client, monkeypatch, no_leftovers) -> None:
     for number, ahead in enumerate((0, 86_400, -86_400, 0)):
         with monkeypatch.context() as patch:
