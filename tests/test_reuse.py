@@ -36,7 +36,6 @@ from llmstream_nb.protocol.wire import (
     AnswerNotFound,
     Deleted,
     Fenced,
-    LLMStreamError,
     NotAnAnswer,
     Timing,
 )
@@ -511,7 +510,8 @@ def test_a_producer_whose_newest_entries_are_deleted_goes_on_at_once(client) -> 
     producer = start(client, says, QUICK, "tour")
     wait_for(lambda: text_in(client, "tour") == "one two three ")
     client.xdel(names_of(client).answer("tour").chunks, "1-2", "1-3")
-    producer.attempt._seen = float("-inf")  # as after any error: it looks at what Redis has
+    producer.attempt._seen, looked = float("-inf"), time.monotonic()  # as after any error, it looks what Redis has
+    wait_for(lambda: producer.attempt._ticked > looked + QUICK.tick)
     says.say("four")
     says.end()
     wait_for(producer.done.is_set)
