@@ -233,7 +233,7 @@ def close_answer(
     stands, where that is known. Raises Fenced when a producer is alive, or another question is asked under this id.
     """
     now = now or look(answer_id, client)
-    attempt = Attempt(client, {"asked": time.time()} | now.record | {"id": answer_id}, timing)
+    attempt = Attempt(client, (now.record or {"asked": time.time()}) | {"id": answer_id}, timing)
 
     def opening(top: Entry | None) -> tuple[str, dict[str, Any]]:
         data: dict[str, Any] = {"error": error, "message": message} if error else {"reason": "cancelled"}
