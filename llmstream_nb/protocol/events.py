@@ -6,7 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmstream_nb.protocol.wire import EntryID
+from llmstream_nb.protocol.wire import LARGEST, MAX_QUESTION, EntryID, printable
+
+MOST = 32  # items that a viewer is told of an entry, a record or a usage
+SHORT = 60  # characters of a name
+WORDS = {"reason": 200, "error": 200, "message": 2_000, "model": 200, "source": 200}  # characters that are shown
+FIGURES = ("at", "first_token_ms", "total_ms", "chunks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +78,41 @@ Event = Started | Restarted | Text | Gap | Interrupted | Ended | Failed
 
 def closing_event(entry_id: EntryID, data: Mapping[str, Any]) -> Ended | Failed:
     """The event of an end or error entry's data, or of the record of an ended answer."""
-    if data.get("error"):
-        return Failed(entry_id, str(data["error"]), str(data.get("message") or ""), dict(data))
-    return Ended(entry_id, str(data.get("reason") or "stop"), dict(data))
+    known = told(data)
+    if known.get("error"):
+        return Failed(entry_id, known["error"], known.get("message", ""), known)
+    return Ended(entry_id, known.get("reason", "stop"), known)
+
+
+def told(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry or a record tells, as viewers may rely on it: anybody may have written it.
+
+    Words are text and short, figures are numbers or absent, `usage` is flat; other lists and objects, and the whole
+    text, are left out.
+    """
+    known: dict[str, Any] = {}
+    for name, value in data.items():
+        if name in WORDS:
+            known |= {name: str(value)[: WORDS[name]]} if value else {}
+        elif name in FIGURES:
+            known |= {name: value} if type(value) in (int, float) else {}
+        elif name == "usage":
+            known[name] = flat_numbers(value) or None
+        elif len(known) < MOST and len(name) <= SHORT and name != "text":
+            known |= {name: value[:MAX_QUESTION]} if isinstance(value, str) else {}
+            known |= {name: value} if value is None or isinstance(value, (int, float)) else {}
+    return known
+
+
+def flat_numbers(usage: Any) -> dict[str, float]:
+    """The numbers of a usage by name, at most MOST; a detail has its own name, or with its group's if it is taken."""
+    found: dict[str, float] = {}
+    groups = [("", usage), *(usage.items() if isinstance(usage, dict) else ())]
+    for group, details in groups:
+        for name, value in details.items() if isinstance(details, dict) else ():
+            if type(value) in (int, float) and abs(value) < LARGEST and len(found) < MOST:
+                found[printable(f"{group}_{name}" if name in found else name)[:SHORT]] = value
+    return found
 
 
 def text_of(events: Iterable[Event], text: str = "") -> str:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, Restarted, Started, Text, closing_event
+from llmstream_nb.protocol.events import (
+    Ended,
+    Event,
+    Failed,
+    Gap,
+    Interrupted,
+    Restarted,
+    Started,
+    Text,
+    closing_event,
+    told,
+)
 from llmstream_nb.protocol.wire import (
     ORIGIN,
     AnswerNotFound,
@@ -34,9 +45,11 @@ class Cursor:
         events: list[Event] = []
         for raw_id, fields in raw:
             attempt, seq = self.after
+            found: Any = fields  # None, too, which raises a TypeError
             try:  # the next text, and so nearly every entry: to make an Entry of each takes three times as long
-                if raw_id == f"{attempt}-{seq + 1}" and fields["kind"] == "text" and not self.closed:  # type: ignore[index]
-                    events.append(Text(EntryID(attempt, seq + 1), fields["text"], int(fields["ms"])))  # type: ignore[index]
+                next_text = raw_id == f"{attempt}-{seq + 1}" and found["kind"] == "text" and len(found["ms"]) < 16
+                if next_text and not self.closed:
+                    events.append(Text(EntryID(attempt, seq + 1), found["text"], int(found["ms"])))
                     self.after = events[-1].id
                     continue
             except (KeyError, ValueError, TypeError):
@@ -52,9 +65,9 @@ class Cursor:
         restarts, missing = self._restarts(before), self._missing(before)
         self.after = entry.id
         if restarts:
-            events.append(Restarted(entry.id, entry.data if entry.kind == "start" else {}))
+            events.append(Restarted(entry.id, told(entry.data) if entry.kind == "start" else {}))
         elif entry.kind == "start":
-            events.append(Started(entry.id, entry.data))
+            events.append(Started(entry.id, told(entry.data)))
         if missing:
             events.append(Gap(entry.id, missing))
         if entry.kind == "text":
@@ -159,7 +172,7 @@ class Follower:
         """The events of an ended answer, from its record alone: the text comes in one piece."""
         after, whole = self.cursor.after, record.get("text")
         end = EntryID.parse(record["end"]) if record.get("end") else after
-        first = Started(end, dict(record)) if after == ORIGIN else Restarted(end)
+        first = Started(end, told(record)) if after == ORIGIN else Restarted(end)
         text = [Text(end, whole)] if whole and isinstance(whole, str) else []
         unseen = [] if after >= end > ORIGIN else [first, *text]
         return self._told([*unseen, closing_event(end, record)])

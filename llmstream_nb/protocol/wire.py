@@ -207,7 +207,8 @@ class Entry(NamedTuple):
     def parse(cls, raw_id: str, fields: Mapping[str, str]) -> Entry:
         """Read an entry as redis-py returns it; raises NotAnAnswer."""
         try:
-            entry = cls(EntryID.parse(raw_id), fields["kind"], fields["text"], min(int(fields["ms"]), LARGEST))
+            ms = max(-LARGEST, min(int(fields["ms"]), LARGEST))
+            entry = cls(EntryID.parse(raw_id), fields["kind"], fields["text"], ms)
         except (KeyError, ValueError, TypeError):
             raise NotAnAnswer(f"entry {raw_id} is not the kit's: it needs the fields kind, text and ms") from None
         if entry.kind not in KINDS:
@@ -278,6 +279,11 @@ def clean(text: str) -> str:
         # The UTF-16 decoder pairs surrogates; what it can't pair comes through surrogatepass as it was.
         paired = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
         return re.sub("[\ud800-\udfff]", "\ufffd", paired)
+
+
+def printable(text: str) -> str:
+    """`text` in one line, without control characters and halves of surrogate pairs."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 class Joiner:

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import anyio
 import redis
@@ -35,15 +35,18 @@ from llmstream_nb.answers import ask as answers
 from llmstream_nb.answers.connection import RedisUnusable, current, names_of, unusable
 from llmstream_nb.answers.read import look
 from llmstream_nb.llm.endpoint import ModelError
-from llmstream_nb.llm.sources import default_source, prepared_questions, sources
+from llmstream_nb.llm.sources import check_source, default_source, prepared_questions, sources
 from llmstream_nb.pool.queue import enqueue
+from llmstream_nb.protocol.events import told
 from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, BadEntryID, EntryID, LLMStreamError, NotAnAnswer, Timing
 from llmstream_nb.viewing.markdown import to_html
 from llmstream_nb.web.admission import Guard
 from llmstream_nb.web.hub import Hub
 
 T = TypeVar("T")
-ATTEMPTS = 1000  # a larger attempt number was never given to an answer: the ID is of something else
+ATTEMPTS = 10**9  # no answer has so many, but a clock's number is larger: such an ID is of something else
+STOPS = 64  # answers that are being stopped at the same time; one whose producer hangs takes two leases
+RENDERED = 8  # answers whose Markdown is kept: a few MB each, at the worst
 PAGE = Path(__file__).parent / "page"
 FRAME_ANCESTORS = "'self' http://127.0.0.1:* http://localhost:*"
 EVENTS = {"description": "server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
@@ -69,8 +72,8 @@ class Question(BaseModel):
 
     question: str = Field(min_length=1, max_length=20_000)
     topic: str | None = Field(None, max_length=200, description="what the model shall be an expert in")
-    source: Literal["scripted", "local", "openai"] | None = Field(None, description="who answers")
-    model: str | None = Field(None, max_length=200, description="the model's name at that source")
+    source: str | None = Field(None, max_length=40, description="who answers: one of GET /sources")
+    model: str | None = Field(None, max_length=200, description="one of those that GET /sources lists for it")
     stream: bool = Field(True, description="false: wait, and get the whole answer in one piece")
 
 
@@ -124,9 +127,20 @@ AnswerID = Annotated[str, InPath(max_length=64, pattern="^[A-Za-z0-9][A-Za-z0-9.
 class Desk:
     """Takes questions and stops answers; what waits for Redis does so in a thread."""
 
-    def __init__(self, client: redis.Redis, pool: bool, limits: Limits, timing: Timing) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        pool: bool,
+        limits: Limits,
+        timing: Timing,
+        models: Mapping[str, Sequence[str]],
+        **timeouts: float | None,
+    ) -> None:
         self.client, self.pool, self.limits, self.timing = client, pool, limits, timing
-        self._calls, self._stops = anyio.CapacityLimiter(4), anyio.CapacityLimiter(8)  # a stop may take a lease
+        self.models, self._timeouts = models, timeouts
+        self._calls, self._stopping = anyio.CapacityLimiter(4), anyio.CapacityLimiter(STOPS)
+        self._stops: dict[str, asyncio.Future[str]] = {}  # those that are waited for, by the answer's id
+        self._html, self._rendering = lru_cache(RENDERED)(to_html), anyio.CapacityLimiter(1)
         self._own: list[answers.Answer] = []  # written by this process
         self._asking = 0  # questions on their way
 
@@ -148,17 +162,26 @@ class Desk:
             return await self._call(enqueue, question.question, **options)
         self._asking += 1
         try:
-            answer = await self._call(answers.ask, question.question, stream=question.stream, **options)
+            options |= {"stream": question.stream} | self._timeouts
+            answer = await self._call(answers.ask, question.question, **options)
             self._own.append(answer)
         finally:
             self._asking -= 1
         return answer
 
     async def stop(self, answer_id: str) -> str:
-        """Stop an answer, wherever it is written; return its status."""
-        own = next((answer for answer in self._own if answer.id == answer_id and answer.at_work), None)
-        answer = own or answers.Answer(answer_id, client=self.client, timing=self.timing)
-        return await anyio.to_thread.run_sync(answer.stop, limiter=self._stops)
+        """Stop an answer, wherever it is written; return its status.
+
+        However many stop the same one, a single thread waits for it: else they would keep others from stopping theirs.
+        """
+        stop = self._stops.get(answer_id)
+        if stop is None:
+            own = next((answer for answer in self._own if answer.id == answer_id and answer.at_work), None)
+            answer = own or answers.Answer(answer_id, client=self.client, timing=self.timing)
+            stop = asyncio.ensure_future(anyio.to_thread.run_sync(answer.stop, limiter=self._stopping))
+            stop.add_done_callback(lambda _: self._stops.pop(answer_id))
+            self._stops[answer_id] = stop
+        return await asyncio.shield(stop)  # one who goes away does not end it for the others
 
     async def show(self, answer_id: str) -> Shown:
         """The answer at this moment; raises AnswerNotFound."""
@@ -166,8 +189,8 @@ class Desk:
         if now.status == "missing":
             raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
         done = now.status in ("ended", "failed") and not now.missing  # with a hole in it, Markdown means something else
-        html = await anyio.to_thread.run_sync(to_html, now.text) if done else ""
-        record = {name: value for name, value in now.record.items() if name != "text"}
+        html = await anyio.to_thread.run_sync(self._html, now.text, limiter=self._rendering) if done else ""
+        record = told(now.record)
         return Shown(
             id=answer_id, status=now.status, text=now.text, html=html, missing=now.missing, record=record
         )  # fmt: skip
@@ -204,6 +227,9 @@ def create_app(
     pool: bool = False,
     limits: Limits | None = None,
     timing: Timing | None = None,
+    models: Mapping[str, Sequence[str]] | None = None,
+    timeout: float | None = None,
+    first_timeout: float | None = None,
     frame_ancestors: str = FRAME_ANCESTORS,
 ) -> FastAPI:
     """Build the application.
@@ -213,10 +239,13 @@ def create_app(
         token: what every request must bring, but those for the page's own files; empty lets everybody in.
         pool: answers are written by workers elsewhere (`enqueue`), not by this process.
         limits, timing: how much, and how long.
+        models: which model names may be asked for, by source, as `{"openai": ["gpt-5.4-mini"]}`; else a source's own
+            default answers, and none may be named. A name of the scripted source is a script: offer no costly one.
+        timeout, first_timeout: seconds a model may be silent; see `complete`. Workers of a pool have their own.
         frame_ancestors: which pages may show this one in a frame (Content-Security-Policy).
     """
     client, limits, timing = client or current(), limits or Limits(), timing or Timing()
-    desk = Desk(client, pool, limits, timing)
+    desk = Desk(client, pool, limits, timing, models or {}, timeout=timeout, first_timeout=first_timeout)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -228,7 +257,7 @@ def create_app(
             await desk.leave()
 
     problems: dict[int | str, dict[str, Any]] = {
-        code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 503, 504)
+        code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)
     }
     app = FastAPI(
         title="llmstream-nb", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=problems
@@ -250,9 +279,13 @@ def _add_answers(app: FastAPI, desk: Desk, limits: Limits) -> None:
         """Ask. The answer is written into its stream from now on, whether anybody watches or not."""
         if len(question.question) > limits.question:
             return problem(422, "TooLong", f"a question may have {limits.question:,} characters here")
+        offered = desk.models.get(check_source(question.source or default_source()), ())
+        if question.model is not None and question.model not in offered:
+            may = f"choose {', '.join(offered)}, or" if offered else "so"
+            return problem(422, "NotOffered", f"this model is not offered here: {may} leave `model` out")
         if await desk.full():
             return problem(
-                429, "Busy", "too many answers are being written: ask again in a moment", {"Retry-After": "5"}
+                429, "Busy", "too many answers are being written: ask again in 5 seconds", {"Retry-After": "5"}
             )
         answer = await desk.ask(question)
         if not question.stream:
@@ -273,7 +306,7 @@ def _add_answers(app: FastAPI, desk: Desk, limits: Limits) -> None:
     @app.get("/sources")
     async def list_sources() -> dict[str, Any]:
         """Who can answer, and the questions for which the scripted source has an answer."""
-        listed = [{"name": one.name, "label": one.label, "ready": one.ready, "note": one.note} for one in sources()]
+        listed = [asdict(one) | {"models": list(desk.models.get(one.name, ()))} for one in sources()]
         return {"sources": listed, "default": default_source(), "prepared": prepared_questions()}
 
 
@@ -297,13 +330,15 @@ def _add_events(app: FastAPI, limits: Limits) -> None:
             seen = EntryID.parse(place)
         except BadEntryID as error:
             return problem(400, "BadEntryID", str(error))
-        top, final, *_ = await hub.place(answer_id)
-        if seen.attempt > ATTEMPTS or (final and seen > top):
+        top, final, *_, first = await hub.place(answer_id)
+        if seen.attempt >= ATTEMPTS or (final and seen > top):
             return problem(409, "ForeignID", f"{seen} is no entry of {answer_id}: watch it without Last-Event-ID")
         if final and seen == top:
             return Response(status_code=204)
         if hub.closing or hub.viewers >= limits.viewers:
             return problem(503, "Full", "too many are watching: come back in a moment", {"Retry-After": "5"})
+        if seen.attempt < first:
+            seen = ORIGIN  # it has watched another question under this id: its text begins anew
         return Watching(hub, hub.stream(answer_id, seen, top))
 
 
