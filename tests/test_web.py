@@ -68,7 +68,7 @@ def says(monkeypatch):
 
     def complete(question, *, source=None, **options):
         made = Model()
-        made.source, made.options, made.question = source or "test", options, question
+        made.source, made.model, made.options, made.question = source or "test", "test", options, question
         asked.append(made)
         return made
 
@@ -937,7 +937,7 @@ def test_markdown_is_made_once_and_one_at_a_time(client, serve, monkeypatch):
         Writer(client, name).say(name).end()
 
     async def main() -> list:
-        asked = [asyncio.create_task(asyncio.to_thread(call, server, "GET", f"answers/{name}")) for name in "ab" * 6]
+        asked = [asyncio.create_task(asyncio.to_thread(call, server, "GET", f"answers/{name}")) for name in "abab"]
         await until(lambda: made)
         listed = await asyncio.to_thread(call, server, "GET", "sources")  # others' requests go on meanwhile
         assert listed.status == 200 and len(made) == 1
@@ -1477,7 +1477,7 @@ def instant():
 
         def complete(question, *, source=None, **options):
             made = Model("word", end=True)
-            made.source = source or "test"
+            made.source, made.model = source or "test", "test"
             return made
 
         patch.setattr("llmstream_nb.llm.sources.complete", complete)

@@ -9,8 +9,8 @@ from typing import Any
 from llmstream_nb.protocol.wire import LARGEST, MAX_QUESTION, EntryID, printable
 
 MOST = 32  # items that a viewer is told of an entry, a record or a usage
-SHORT = 60  # characters of a name
-WORDS = {"reason": 200, "error": 200, "message": 2_000, "model": 200, "source": 200}  # characters that are shown
+SHORT, LONG = 60, 1_000  # characters of a name, and of what it names
+WORDS = {"question": MAX_QUESTION, "message": LONG, "reason": 200, "error": 200, "model": 200, "source": 200}
 FIGURES = ("at", "first_token_ms", "total_ms", "chunks")
 
 
@@ -99,7 +99,7 @@ def told(data: Mapping[str, Any]) -> dict[str, Any]:
         elif name == "usage":
             known[name] = flat_numbers(value) or None
         elif len(known) < MOST and len(name) <= SHORT and name != "text":
-            known |= {name: value[:MAX_QUESTION]} if isinstance(value, str) else {}
+            known |= {name: value[:LONG]} if isinstance(value, str) else {}
             known |= {name: value} if value is None or isinstance(value, (int, float)) else {}
     return known
 
