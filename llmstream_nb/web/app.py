@@ -44,6 +44,7 @@ from llmstream_nb.web.admission import Guard
 from llmstream_nb.web.hub import Hub
 
 T = TypeVar("T")
+Models = Mapping[str, Sequence[str]]  # the names that may be asked for, by source
 ATTEMPTS = 10**9  # no answer has so many, but a clock's number is larger: such an ID is of something else
 STOPS = 64  # answers that are being stopped at the same time; one whose producer hangs takes two leases
 RENDERED = 8  # answers whose Markdown is kept: a few MB each, at the worst
@@ -127,17 +128,9 @@ AnswerID = Annotated[str, InPath(max_length=64, pattern="^[A-Za-z0-9][A-Za-z0-9.
 class Desk:
     """Takes questions and stops answers; what waits for Redis does so in a thread."""
 
-    def __init__(
-        self,
-        client: redis.Redis,
-        pool: bool,
-        limits: Limits,
-        timing: Timing,
-        models: Mapping[str, Sequence[str]],
-        **timeouts: float | None,
-    ) -> None:
+    def __init__(self, client: redis.Redis, pool: bool, limits: Limits, timing: Timing, models: Models) -> None:
         self.client, self.pool, self.limits, self.timing = client, pool, limits, timing
-        self.models, self._timeouts = models, timeouts
+        self.models, self.silence = models, dict[str, float | None]()  # how long a model may be silent, in seconds
         self._calls, self._stopping = anyio.CapacityLimiter(4), anyio.CapacityLimiter(STOPS)
         self._stops: dict[str, asyncio.Future[str]] = {}  # those that are waited for, by the answer's id
         self._html, self._rendering = lru_cache(RENDERED)(to_html), anyio.CapacityLimiter(1)
@@ -162,7 +155,7 @@ class Desk:
             return await self._call(enqueue, question.question, **options)
         self._asking += 1
         try:
-            options |= {"stream": question.stream} | self._timeouts
+            options |= self.silence | {"stream": question.stream}
             answer = await self._call(answers.ask, question.question, **options)
             self._own.append(answer)
         finally:
@@ -190,10 +183,8 @@ class Desk:
             raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
         done = now.status in ("ended", "failed") and not now.missing  # with a hole in it, Markdown means something else
         html = await anyio.to_thread.run_sync(self._html, now.text, limiter=self._rendering) if done else ""
-        record = told(now.record)
-        return Shown(
-            id=answer_id, status=now.status, text=now.text, html=html, missing=now.missing, record=record
-        )  # fmt: skip
+        shown: dict[str, Any] = {"status": now.status, "text": now.text, "html": html, "missing": now.missing}
+        return Shown(id=answer_id, record=told(now.record), **shown)
 
     async def whole(self, answer_id: str, request: Request) -> JSONResponse:
         """Wait for an answer's end, and return all of it; stop it when the asker goes away."""
@@ -227,7 +218,7 @@ def create_app(
     pool: bool = False,
     limits: Limits | None = None,
     timing: Timing | None = None,
-    models: Mapping[str, Sequence[str]] | None = None,
+    models: Models | None = None,
     timeout: float | None = None,
     first_timeout: float | None = None,
     frame_ancestors: str = FRAME_ANCESTORS,
@@ -245,7 +236,8 @@ def create_app(
         frame_ancestors: which pages may show this one in a frame (Content-Security-Policy).
     """
     client, limits, timing = client or current(), limits or Limits(), timing or Timing()
-    desk = Desk(client, pool, limits, timing, models or {}, timeout=timeout, first_timeout=first_timeout)
+    desk = Desk(client, pool, limits, timing, models or {})
+    desk.silence = {"timeout": timeout, "first_timeout": first_timeout}
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -284,9 +276,7 @@ def _add_answers(app: FastAPI, desk: Desk, limits: Limits) -> None:
             may = f"choose {', '.join(offered)}, or" if offered else "so"
             return problem(422, "NotOffered", f"this model is not offered here: {may} leave `model` out")
         if await desk.full():
-            return problem(
-                429, "Busy", "too many answers are being written: ask again in 5 seconds", {"Retry-After": "5"}
-            )
+            return problem(429, "Busy", "too many answers are being written: ask again in 5 s", {"Retry-After": "5"})
         answer = await desk.ask(question)
         if not question.stream:
             return await desk.whole(answer.id, request)
@@ -337,9 +327,8 @@ def _add_events(app: FastAPI, limits: Limits) -> None:
             return Response(status_code=204)
         if hub.closing or hub.viewers >= limits.viewers:
             return problem(503, "Full", "too many are watching: come back in a moment", {"Retry-After": "5"})
-        if seen.attempt < first:
-            seen = ORIGIN  # it has watched another question under this id: its text begins anew
-        return Watching(hub, hub.stream(answer_id, seen, top))
+        # Who has watched another question under this id begins anew.
+        return Watching(hub, hub.stream(answer_id, seen if seen.attempt >= first else ORIGIN, top))
 
 
 class Watching(StreamingResponse):

@@ -197,8 +197,7 @@ class Hub:
     def end(self) -> None:
         """End all viewers' streams; browsers come back by themselves."""
         self.closing = True
-        for channel in self._channels.values():
-            channel.wake()
+        self._wake_all()
 
     async def close(self) -> None:
         """Stop reading, and give the connections back."""
@@ -271,35 +270,33 @@ class Hub:
     # For all of them
 
     async def _run(self) -> None:
+        changed = woken = time.monotonic()
         try:
-            await self._rounds()
+            while self._channels:
+                now = time.monotonic()
+                if now - woken >= self.keep_alive / 2:
+                    woken = now
+                    self._wake_all()
+                try:
+                    news = await self._round()
+                    pause = TICK
+                except LOST:  # whatever it is, the viewers wait; what concerns one answer alone is not raised
+                    news, pause = not self.away, RETRY
+                    self.away = True
+                    self._wake_all()
+                changed = now if news else changed
+                self._channels = {key: one for key, one in self._channels.items() if one.viewers and not one.last}
+                await asyncio.sleep(min(SLOWEST, pause + (now - changed) / 50) if pause == TICK else pause)
         except Exception as error:  # noqa: BLE001 - those who watch must learn of it; the next viewer starts it anew
             for channel in self._channels.values():
-                channel.last = self._failed(error, "all answers that are watched", channel.top)
-                channel.wake()
+                channel.last = self._failed(error, "all that is watched", channel.top)
+            self._wake_all()
             self._channels = {}
         self.away = False  # nobody asks any more
 
-    async def _rounds(self) -> None:
-        """Read for the channels, round after round, until there is none."""
-        changed = woken = time.monotonic()
-        while self._channels:
-            now = time.monotonic()
-            if now - woken >= self.keep_alive / 2:
-                woken = now
-                for channel in self._channels.values():
-                    channel.wake()
-            try:
-                news = await self._round()
-                pause = TICK
-            except LOST:  # whatever it is, the viewers wait; what concerns one answer alone is not raised
-                news, pause = not self.away, RETRY
-                self.away = True
-                for channel in self._channels.values():
-                    channel.wake()
-            changed = now if news else changed
-            self._channels = {key: one for key, one in self._channels.items() if one.viewers and not one.last}
-            await asyncio.sleep(min(SLOWEST, pause + (now - changed) / 50) if pause == TICK else pause)
+    def _wake_all(self) -> None:
+        for channel in self._channels.values():
+            channel.wake()
 
     async def _round(self) -> bool:
         """Read once for each channel; whether there was news."""
@@ -315,26 +312,23 @@ class Hub:
 
     def _tell(self, channel: Channel, replies: list[Any]) -> bool:
         """Give a channel what was read for it; whether there was news."""
+        follower, state = channel.follower, channel.state
         try:
-            return self._hear(channel, replies)
+            events = channel.round.hear(replies, time.monotonic())
+            now, dead = time.monotonic(), follower.state == "interrupted"
+            channel.dead_since = (channel.dead_since or now) if dead else 0.0
+            if dead and now - channel.dead_since > self.timing.patience:
+                gone = "its producer died, and nobody took over: stop it to keep the text, or ask again"
+                channel.last = _failure("Interrupted", gone, channel.top)
+            if not follower.done and (dead or not follower.suspect):
+                channel.state = follower.state
+            if events or channel.state != state or channel.last:
+                channel.take(events)
+            return bool(events)
         except Exception as error:  # noqa: BLE001 - it ends this answer's streams, and no other's
-            channel.last = self._failed(error, channel.follower.answer_id, channel.top)
+            channel.last = self._failed(error, follower.answer_id, channel.top)
             channel.wake()
             return True
-
-    def _hear(self, channel: Channel, replies: list[Any]) -> bool:
-        follower, state = channel.follower, channel.state
-        events = channel.round.hear(replies, time.monotonic())
-        now, dead = time.monotonic(), follower.state == "interrupted"
-        channel.dead_since = (channel.dead_since or now) if dead else 0.0
-        if dead and now - channel.dead_since > self.timing.patience:
-            gone = "its producer died, and nobody took over: stop it to keep the text, or ask again"
-            channel.last = _failure("Interrupted", gone, channel.top)
-        if not follower.done and (dead or not follower.suspect):
-            channel.state = follower.state
-        if events or channel.state != state or channel.last:
-            channel.take(events)
-        return bool(events)
 
     def _failed(self, error: Exception, what: str, place: EntryID = ORIGIN) -> Frame:
         """What ends the streams of an answer after this error."""

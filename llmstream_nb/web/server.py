@@ -6,7 +6,6 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlencode
@@ -16,7 +15,7 @@ import uvicorn
 
 from llmstream_nb.answers.connection import current
 from llmstream_nb.protocol.wire import LLMStreamError, Timing
-from llmstream_nb.web.app import Limits, create_app
+from llmstream_nb.web.app import Limits, Models, create_app
 
 if TYPE_CHECKING:
     from llmstream_nb.answers.ask import Answer
@@ -67,7 +66,7 @@ class WebServer:
         pool: bool = False,
         limits: Limits | None = None,
         timing: Timing | None = None,
-        models: Mapping[str, Sequence[str]] | None = None,
+        models: Models | None = None,
         timeout: float | None = None,
         first_timeout: float | None = None,
     ) -> None:

@@ -56,8 +56,15 @@ class Hub:
 
     def _run(self) -> None:
         readers: dict[tuple[type[Reader], redis.Redis], Reader] = {}
+        changed = time.monotonic()
         try:
-            self._rounds(readers)
+            while (news := self._round(readers)) is not None:
+                changed = time.monotonic() if news else changed
+                # The longer nothing happens, the more slowly it looks, down to SLOWEST after four seconds.
+                self._wake.wait(min(SLOWEST, TICK + (time.monotonic() - changed) / 20))
+                if self._wake.is_set():
+                    self._wake.clear()
+                    changed = time.monotonic()
         except Exception as error:  # noqa: BLE001 - views must not stand still unsaid; the next one starts it anew
             self._end(error)
         for reader in readers.values():
@@ -72,17 +79,6 @@ class Hub:
             with suppress(Exception):
                 view.fail(explained(error, view.client, "all views"))
                 view.show()
-
-    def _rounds(self, readers: dict[tuple[type[Reader], redis.Redis], Reader]) -> None:
-        """Read and show, round after round, until no view is left."""
-        changed = time.monotonic()
-        while (news := self._round(readers)) is not None:
-            changed = time.monotonic() if news else changed
-            # The longer nothing happens, the more slowly it looks, down to SLOWEST after four seconds.
-            self._wake.wait(min(SLOWEST, TICK + (time.monotonic() - changed) / 20))
-            if self._wake.is_set():
-                self._wake.clear()
-                changed = time.monotonic()
 
     def _round(self, readers: dict[tuple[type[Reader], redis.Redis], Reader]) -> bool | None:
         """Read once for each view, and show what is due. Whether there was news; None if no view is left.
