@@ -17,7 +17,6 @@ from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
 from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.wire import POOL
-from llmstream_nb.viewing import broken as last_resort
 from llmstream_nb.widgets import AnswerView, Monitor, monitor, survey
 from llmstream_nb.widgets.live import hub
 
@@ -32,7 +31,6 @@ def often(monkeypatch) -> None:
     monkeypatch.setattr(monitor, "EVERY", 0.05)
     monkeypatch.setattr(survey, "QUIET", 0.4)
     monkeypatch.setattr(survey, "WINDOW", 0.2)
-    last_resort._note.cache_clear()
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from llmstream_nb.protocol.events import Ended, Failed, Gap, Interrupted, Restar
 from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.round import Round
 from llmstream_nb.protocol.wire import ORIGIN, EntryID, Names, Timing, clean
+from llmstream_nb.viewing import broken as last_resort
 from llmstream_nb.viewing.transcript import LABELS, NOTES
 from llmstream_nb.web import Limits, NotServed, WebServer, app, hub, sse
 from llmstream_nb.web import admission as guard
@@ -785,6 +786,7 @@ def breaking(monkeypatch, error: Exception) -> list[str]:
         return feed(self, raw)
 
     monkeypatch.setattr(Follower, "feed", broken)
+    last_resort._note.cache_clear()
     return bad
 
 
@@ -824,6 +826,7 @@ def test_a_hub_that_dies_says_so_and_starts_anew_at_the_next_viewer(client, serv
     server, writer = serve(), Writer(client, "a").say("x")
     one, again = Watcher(server, "a"), Watcher(server, "a")
     round_of = hub_of(server)._round
+    last_resort._note.cache_clear()
 
     async def broken() -> bool:
         raise ZeroDivisionError("hunter2")

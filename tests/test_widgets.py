@@ -24,6 +24,8 @@ from llmstream_nb.faults import servers
 from llmstream_nb.llm.endpoint import ModelError
 from llmstream_nb.protocol.round import LOOK
 from llmstream_nb.protocol.wire import BadAnswerId, Joiner
+from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.viewing import broken
 from llmstream_nb.viewing.markdown import LONGEST, to_html
 from llmstream_nb.widgets import AnswerView, AskPanel, Monitor
 from llmstream_nb.widgets.ask_panel import AskForm
@@ -93,6 +95,7 @@ LOG: list[tuple[float, str, dict]] = []
 def recorded(monkeypatch):
     """Record all comm messages of a test; afterwards close its widgets, and no thread of the hub may remain."""
     LOG.clear()
+    broken._note.cache_clear()
     monkeypatch.setattr(comm, "create_comm", RecordingComm)
     yield LOG
     ipywidgets.Widget.close_all()
@@ -718,16 +721,14 @@ def test_what_goes_wrong_is_shown_as_text(client, monkeypatch) -> None:
 
 
 def test_an_error_that_nobody_expected_ends_that_view_alone(client, monkeypatch, caplog) -> None:
-    from llmstream_nb.protocol.follow import Follower
-
     bad, feed = list[str](), Follower.feed
 
-    def broken(self, raw):
+    def breaking(self, raw):
         if self.answer_id in bad:
             raise RecursionError("the model's words")
         return feed(self, raw)
 
-    monkeypatch.setattr(Follower, "feed", broken)
+    monkeypatch.setattr(Follower, "feed", breaking)
     for name in ("a", "b"):
         lease(client, answer_id=name)
         add(client, "1-0", "start", "{}", name)

@@ -10,8 +10,6 @@ import redis
 from llmstream_nb.answers.connection import LOST, said, unusable
 from llmstream_nb.protocol.wire import LLMStreamError
 
-log = logging.getLogger(__name__)
-
 
 class Broken(LLMStreamError):
     """Reading or showing an answer raised what it never should."""
@@ -23,12 +21,11 @@ def explained(error: Exception, client: redis.Redis, what: str) -> LLMStreamErro
         return error
     if isinstance(error, LOST) and (not isinstance(error, AttributeError) or said(error) == "WRONGTYPE"):
         return unusable(error, client)
-    kind = type(error).__name__
-    _note(what, kind)
-    return Broken(f"this can't be shown: reading it raised {kind}")
+    _note(what, type(error).__name__)
+    return Broken(f"this can't be shown: reading it raised {type(error).__name__}")
 
 
 @lru_cache(1_000)
 def _note(what: str, kind: str) -> None:
     """Log it, but once: the same may come at every round."""
-    log.error("%s: reading it raised %s", what, kind)
+    logging.getLogger(__name__).error("%s: reading it raised %s", what, kind)

@@ -12,7 +12,6 @@ from urllib.parse import parse_qs
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-log = logging.getLogger(__name__)
 # The page's own files hold nothing secret, and what a page loads can't carry its token.
 OPEN = ("/page.js", "/answer.js", "/paper.js", "/elements.js", "/page.css", "/states.css", "/text.css")
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -78,7 +77,7 @@ class Guard:
             if begun:
                 raise
             # Neither its words nor the query: they may hold a model's text, a secret, the token.
-            log.error("%s %s: %s", scope["method"], scope["path"], type(error).__name__)
+            logging.getLogger(__name__).error("%s %s: %s", scope["method"], scope["path"], type(error).__name__)
             await refuse(reply, 500, "Broken", "the server could not do this: its log says why")
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str] | None:

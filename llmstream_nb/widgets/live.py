@@ -66,19 +66,15 @@ class Hub:
                     self._wake.clear()
                     changed = time.monotonic()
         except Exception as error:  # noqa: BLE001 - views must not stand still unsaid; the next one starts it anew
-            self._end(error)
+            with self._lock:
+                views, self._thread = list(self._views), None
+                self._views.clear()
+            for view in views:
+                with suppress(Exception):
+                    view.fail(explained(error, view.client, "all views"))
+                    view.show()
         for reader in readers.values():
             reader.close()
-
-    def _end(self, error: Exception) -> None:
-        """Let all views say why nobody reads for them any more."""
-        with self._lock:
-            views, self._thread = list(self._views), None
-            self._views.clear()
-        for view in views:
-            with suppress(Exception):
-                view.fail(explained(error, view.client, "all views"))
-                view.show()
 
     def _round(self, readers: dict[tuple[type[Reader], redis.Redis], Reader]) -> bool | None:
         """Read once for each view, and show what is due. Whether there was news; None if no view is left.
