@@ -22,9 +22,9 @@ from llmstream_nb.answers.ask import ask, stop_answer
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
 from llmstream_nb.llm.endpoint import ModelError
+from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.round import LOOK
 from llmstream_nb.protocol.wire import BadAnswerId, Joiner
-from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.viewing import broken
 from llmstream_nb.viewing.markdown import LONGEST, to_html
 from llmstream_nb.widgets import AnswerView, AskPanel, Monitor
