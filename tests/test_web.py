@@ -237,7 +237,7 @@ def test_a_cursor_of_a_late_attempt_is_true(client, serve):
 @pytest.mark.parametrize("begun", [True, False])
 @pytest.mark.parametrize("expired", [True, False])
 def test_an_id_that_is_used_again_begins_anew_for_those_who_saw_the_old_answer(client, serve, begun, expired):
-    server = serve(timing=Timing(lease=1, tick=0.05, patience=0.5))
+    server = serve(timing=Timing(lease=1, tick=0.05, patience=0.5), limits=Limits(keep_alive=0.2))
     old = Writer(client, "a").say("old ", "text").end()
     seen = f"1-{old.seq + 5}"  # beyond all that the new answer will have
     clear("a", client=client, timing=FAST)

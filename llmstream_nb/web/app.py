@@ -273,8 +273,8 @@ def _add_answers(app: FastAPI, desk: Desk, limits: Limits) -> None:
             return problem(422, "TooLong", f"a question may have {limits.question:,} characters here")
         offered = desk.models.get(check_source(question.source or default_source()), ())
         if question.model is not None and question.model not in offered:
-            may = f"choose {', '.join(offered)}, or" if offered else "so"
-            return problem(422, "NotOffered", f"this model is not offered here: {may} leave `model` out")
+            choice = " or ".join([*offered, "none"])
+            return problem(422, "NotOffered", f"this model can't be asked for here: choose {choice}")
         if await desk.full():
             return problem(429, "Busy", "too many answers are being written: ask again in 5 s", {"Retry-After": "5"})
         answer = await desk.ask(question)
