@@ -15,7 +15,7 @@ class Model:
     """An iterable of deltas that blocks until the test gives it something; `close()` ends it from any thread."""
 
     def __init__(self, *texts: str, end: bool = False) -> None:
-        self._queue: queue.Queue[str | Exception | None] = queue.Queue()
+        self._queue: queue.Queue[str | BaseException | None] = queue.Queue()
         self.closed = False
         self.finish_reason: str | None = None
         self.say(*texts)
@@ -30,7 +30,7 @@ class Model:
         self.finish_reason = reason
         self._queue.put(None)
 
-    def break_off(self, error: Exception) -> None:
+    def break_off(self, error: BaseException) -> None:
         self._queue.put(error)
 
     def close(self) -> None:
@@ -39,7 +39,7 @@ class Model:
 
     def __iter__(self) -> Iterator[str]:
         while (item := self._queue.get()) is not None:
-            if isinstance(item, Exception):
+            if isinstance(item, BaseException):
                 raise item
             yield item
 

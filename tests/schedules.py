@@ -36,7 +36,17 @@ from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.pool.groups import GroupGone, read_answer_group
 from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, Restarted, Text, text_of
 from llmstream_nb.protocol.round import StillWaiting
-from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, Deleted, Entry, EntryID, Fenced, Timing, parse_entries
+from llmstream_nb.protocol.wire import (
+    ORIGIN,
+    AnswerNotFound,
+    Deleted,
+    Entry,
+    EntryID,
+    Fenced,
+    NotAnAnswer,
+    Timing,
+    parse_entries,
+)
 
 from .model import Model
 
@@ -106,6 +116,7 @@ def server_fault(dice: random.Random) -> list[Step]:
             [step("freeze_server", dice.choice([20, 100]))],
             [step("snapshot"), step("older")],
             [step("wipe")],
+            [step("delete")],
         ]
     )
 
@@ -125,13 +136,14 @@ def talk(dice: random.Random) -> list[Step]:
 
 
 PLOTS = {  # what becomes of the answer, and in how many of a hundred schedules
-    "ends": 36,
-    "fails": 8,
-    "stopped": 14,
-    "taken over": 12,
+    "ends": 26,
+    "fails": 6,
+    "stopped": 12,
+    "taken over": 10,
     "zombie": 12,
     "dies at the end": 4,
-    "cleared": 8,
+    "cleared": 6,
+    "asked anew": 18,
     "closed": 4,
     "left": 2,
 }
@@ -143,21 +155,23 @@ def drawn(seed: int) -> Schedule:
     plot = dice.choices(list(PLOTS), list(PLOTS.values()))[0]
     faults = [network_fault(dice) for _ in range(dice.choice([0, 1, 1, 2, 2, 3]))]
     server = server_fault(dice) if dice.random() < 0.25 or not faults else []
-    trims = [step("trim", dice.randint(1, 6))] if dice.random() < 0.12 else []
+    trims = [step("trim", dice.choice([0, 1, 3, 6]))] if dice.random() < 0.12 else []
+    trims += [step("pick_out", dice.randint(1, 4))] if dice.random() < 0.06 else []
     writing = Writing(
         coalesce_ms=dice.choice([0, 0, 0, 0, 3, 30]), maxlen=dice.randint(2, 12) if dice.random() < 0.08 else None
     )
-    loses = any(it.name in ("older", "wipe") for it in server)
+    loses = any(it.name in ("older", "wipe", "delete") for it in server)
     heir = [step("take_over", dice.random() < 0.7)]
     ends = [step("end")]
     story = {
         "ends": ends,
-        "fails": [step("fail")],
+        "fails": [step("fail", dice.choice(["ValueError", "ValueError", "SystemExit"]))],
         "stopped": [step("stop", dice.choice(["here", "elsewhere", "elsewhere"]))],
         "taken over": [step("leave"), step("lapse"), *heir, *ends],
         "zombie": [step("freeze", dice.choice(["checked", "sent"])), step("lapse"), *heir],
         "dies at the end": [step("freeze", "ended"), step("lapse"), *heir, step("thaw")],
         "cleared": [step("clear")],
+        "asked anew": asked_anew(dice),
         "closed": [step("leave"), step("stop", "elsewhere")],
         "left": [step("leave")],
     }[plot]
@@ -179,6 +193,34 @@ def drawn(seed: int) -> Schedule:
     second = braid(dice, story, talk(dice), *faults[half:], *([] if loses else [server]))
     timing = replace(TIMING, patience=SHORT) if plot == "left" else TIMING
     return Schedule((step("say", 2, 0), step("join", 0.0, True, 0), *first, *second), writing, timing)
+
+
+def asked_anew(dice: random.Random) -> list[Step]:
+    """The same id is used again, once or twice, while producers and readers of the older questions live on."""
+    story: list[Step] = []
+    if dice.random() < 0.6:
+        story.append(step("freeze", dice.choice(["checked", "sent"])))
+        if dice.random() < 0.4:
+            story += [step("lapse"), step("take_over", dice.random() < 0.5)]
+            if dice.random() < 0.5:
+                story.append(step("freeze", dice.choice(["checked", "sent"])))
+    elif dice.random() < 0.3:
+        story.append(step("leave"))
+    if dice.random() < 0.3:
+        story.append(step("foreign", dice.choice(["deep", "fields", "end"])))
+    for _ in range(dice.choice([1, 1, 2])):
+        story += [step("ask_anew", dice.random() < 0.5), *talk(dice)[:3]]
+    ends = dice.choice(
+        [
+            [step("end")],
+            [step("end")],
+            [step("fail", "SystemExit")],
+            [step("settle"), step("stop", "elsewhere")],
+            [step("settle"), step("freeze", "sent"), step("lapse"), step("take_over", False), step("end")],
+        ]
+    )
+    at = dice.randint(len(story) // 2, len(story))
+    return [*story[:at], step("thaw"), *story[at:], *ends]
 
 
 # --------------------------------------------------------------------------------------------------- readers
@@ -350,7 +392,10 @@ class Run:
         self.silent: list[Producer] = []  # who has left, or is held up
         self.ending: Callable[[Model], None] | None = None
         self.kept = ""  # what was confirmed when Stop was pressed
-        self.cleared = self.lossy = self.trimmed = self.stopped = False
+        # Of the questions before this one under the same id: how many producers, readers and group readers there were,
+        # and whether somebody else wrote into their streams.
+        self.old, self.old_readers, self.old_groups, self.spoiled = 0, 0, 0, False
+        self.cleared = self.lossy = self.holed = self.stopped = False
         self.trimmed = schedule.writing.maxlen is not None
 
     def play(self) -> None:
@@ -468,6 +513,25 @@ class Run:
         self.trimmed = True
         self.direct.xtrim(self.keys.chunks, maxlen=length, approximate=False)
 
+    def pick_out(self, count: int) -> None:
+        """Somebody deletes some of the newest entries, but no opening and no end."""
+        self.trimmed = self.holed = True
+        if some := [str(e.id) for e in self.stream() if e.kind == "text"][-count:]:
+            self.direct.xdel(self.keys.chunks, *some)
+
+    def delete(self) -> None:
+        """Somebody deletes the stream."""
+        self.lossy = True
+        self.direct.delete(self.keys.chunks)
+
+    def foreign(self, what: str) -> None:
+        """Somebody writes into the stream."""
+        self.spoiled = True
+        deep = {"kind": "end", "text": "[" * 100_000, "ms": "1"}
+        fields = {"deep": deep, "fields": {"a": "b"}, "end": {"kind": "end", "text": "{}", "ms": "1", "more": "x"}}
+        with contextlib.suppress(redis.ResponseError):  # once more, in the same millisecond
+            self.direct.xadd(self.keys.chunks, fields[what])
+
     # Steps: what becomes of the producer
 
     def end(self) -> None:
@@ -475,8 +539,9 @@ class Run:
         for model in self.models:
             model.end("length")
 
-    def fail(self) -> None:
-        self.ending = lambda model: model.break_off(ValueError("out of words"))
+    def fail(self, kind: str) -> None:
+        error = {"ValueError": ValueError, "SystemExit": SystemExit}[kind]
+        self.ending = lambda model: model.break_off(error("out of words"))
         for model in self.models:
             self.ending(model)
 
@@ -492,6 +557,16 @@ class Run:
     def clear(self) -> None:
         self.cleared = True
         clear("a", client=self.direct, timing=self.timing)
+
+    def ask_anew(self, proxied: bool) -> None:
+        """Clear it, and ask another question under the same id."""
+        clear("a", client=self.direct, timing=self.timing)
+        self.old, self.old_readers, self.old_groups = map(len, (self.producers, self.readers, self.group_readers))
+        self.stopped, self.holed, self.ending, self.kept = False, False, None, ""
+        self.trimmed = self.schedule.writing.maxlen is not None
+        self.record = new_record("a", "why not?", None, "test", "test")
+        register(self.direct, self.record, self.timing)
+        self.produce(self.client if proxied else self.direct)
 
     def leave(self) -> None:
         self.silent.append(self.producers[-1])
@@ -562,8 +637,8 @@ class Run:
     def finish(self) -> None:
         """Let everyone come to an end."""
         self.thaw()
-        if not self.stopped:
-            for model in self.models:
+        for number, model in enumerate(self.models):
+            if not self.stopped or number < self.old:
                 (self.ending or Model.end)(model)
         for producer in self.producers:
             self.wait(producer.done.is_set, "the producers end")
@@ -609,26 +684,42 @@ class Run:
             self.check_record()
 
     @property
+    def current(self) -> list[Producer]:
+        """The producers of the question that stands."""
+        return self.producers[self.old :]
+
+    @property
     def written(self) -> dict[int, list[tuple[str, str]]]:
         """Kind and text of all entries of each attempt, as its producer has them."""
         starts = {entry.id.attempt: entry.data.get("nonce") for entry in self.entries if entry.kind == "start"}
         found: dict[int, list[tuple[str, str]]] = {}
-        for producer in self.producers:
+        for place, producer in enumerate(self.producers):
             attempt = producer.attempt
             number, nonce = attempt.number, starts.get(attempt.number)
-            if number and (nonce == attempt.nonce if nonce else attempt.sent):
+            if place < self.old:  # of a question before
+                if number < self.first and (attempt.sent or number not in found):
+                    found[number] = [(kind, text) for kind, text, _ in attempt.entries]
+            elif number and (nonce == attempt.nonce if nonce else attempt.sent):
                 assert number not in found, f"two producers have written attempt {number}"
                 found[number] = [(kind, text) for kind, text, _ in attempt.entries]
         return found
 
+    @property
+    def first(self) -> int:
+        """The number that the question's attempts begin with."""
+        return self.record.get("first", 1)
+
     def check_producers(self) -> None:
         """Who did not end the answer has a good reason, and says it."""
-        for producer in self.producers:
+        for producer in self.producers[: self.old]:
+            right = isinstance(producer.error, (Deleted, Fenced)) or (self.spoiled and producer.error)
+            assert right or producer.error is None, f"{type(producer.error).__name__}: {producer.error}"
+        for producer in self.current:
             error, attempt = producer.error, producer.attempt
             if isinstance(error, Deleted):
                 assert self.cleared, "a producer takes a lost answer for a deleted one"
             elif isinstance(error, Fenced):
-                assert len(self.producers) > 1 or self.stopped or self.cleared, "a lonely producer is fenced"
+                assert len(self.current) > 1 or self.stopped or self.cleared, "a lonely producer is fenced"
             else:
                 assert error is None, f"{type(error).__name__}: {error}"
             if error is None and producer.ended and not attempt.ended_before and not self.cleared:
@@ -641,10 +732,11 @@ class Run:
         written = self.written
         assert all(not entry.final for entry in self.entries[:-1]), "an end, and entries after it"
         assert self.entries, "the answer is gone"
+        assert self.entries[0].id.attempt >= self.first, f"{self.entries[0]} is of an older question"
         for attempt in sorted({entry.id.attempt for entry in self.entries}):
             own = [entry for entry in self.entries if entry.id.attempt == attempt]
             first = own[0].id.seq
-            assert [entry.id.seq for entry in own] == list(range(first, first + len(own))), (
+            assert self.holed or [entry.id.seq for entry in own] == list(range(first, first + len(own))), (
                 f"holes in attempt {attempt}"
             )
             assert first == 0 or self.trimmed, f"attempt {attempt} begins with {first}"
@@ -672,30 +764,38 @@ class Run:
         else:
             assert record["text"] == text, "the record has another text"
         assert now.text == record["text"], "a look shows another text than the record"
-        said = ["".join(words) for words in self.said]
+        said = ["".join(words) for words in self.said[self.old :]]
         if record.get("reason") == "cancelled":
             assert self.stopped, "nobody pressed Stop"
             assert any(words.startswith(text) for words in said), "not what the model has said"
             assert record["text"].startswith(self.kept) or self.trimmed, "Stop has lost text"
         else:
             assert text in said, "not what the model has said"
-            assert record.get("reason") in ("length", "stop") or record.get("message") == "out of words", record
+            assert record.get("reason") in ("length", "stop") or record.get("error") in ("ValueError", "SystemExit"), (
+                record
+            )
 
     @property
     def orphaned(self) -> bool:
         """Whether every producer has left or been refused, although someone was to take over."""
-        return len(self.producers) > 1 and all(not producer.ended for producer in self.producers)
+        return len(self.current) > 1 and all(not producer.ended for producer in self.current)
 
     def text_attempt(self, last: Entry) -> int:
         """The attempt whose text an answer with this last entry has."""
         numbers = self.written
         if last.id.attempt in numbers:
             return last.id.attempt
-        return max((number for number in numbers if number < last.id.attempt), default=0)
+        return max((number for number in numbers if self.first <= number < last.id.attempt), default=0)
 
     def check_reader(self, reader: Reader) -> None:
         """Every entry once, in order, as it was written; what is missing is told; and the end, once."""
-        who = reader.name
+        who, old = reader.name, reader in self.readers[: self.old_readers]
+        if old and (reader.error or self.has_ended_before(reader)):
+            allowed = AnswerNotFound if not self.spoiled else (AnswerNotFound, NotAnAnswer)
+            assert reader.error is None or isinstance(reader.error, allowed), f"{who}: {reader.error!r}"
+            if not self.spoiled:
+                audit(who, reader.after, reader.events, self.stood())
+            return
         if isinstance(reader.error, StillWaiting) and self.timing.patience == SHORT:
             return  # it came when nobody was there any more
         if reader.error:
@@ -704,13 +804,21 @@ class Run:
             assert self.cleared or (self.lossy and early), f"{who} has not found the answer"
             return
         self.check_end(reader, audit(reader.name, reader.after, reader.events, None if self.cleared else self.stood()))
-        assert self.trimmed or not any(isinstance(event, Gap) for event in reader.events), f"{who}: a gap, untrimmed"
+        gaps = [event for event in reader.events if isinstance(event, Gap) and event.id.attempt >= self.first]
+        assert self.trimmed or not gaps, f"{who}: {gaps}, untrimmed"
+
+    def has_ended_before(self, reader: Reader) -> bool:
+        """Whether it was told of the end of an older question, or that it was deleted."""
+        last = reader.events[-1] if reader.events else None
+        return isinstance(last, (Ended, Failed)) and last.id.attempt < self.first
 
     def stood(self) -> dict[int, list[tuple[str, str]]]:
         """What each attempt has written that ever stood in Redis."""
         tops = {entry.id.attempt: entry.id.seq + 1 for entry in self.entries}
         sent = {producer.attempt.number: producer.attempt.sent for producer in self.producers if producer.attempt.sent}
-        return {n: own[: max(tops.get(n, 0), sent.get(n, 0))] for n, own in self.written.items()}
+        return {
+            n: own if n < self.first else own[: max(tops.get(n, 0), sent.get(n, 0))] for n, own in self.written.items()
+        }
 
     def check_end(self, reader: Reader, seen: list[EntryID]) -> None:
         who, events = reader.name, reader.events
@@ -735,8 +843,10 @@ class Run:
 
     def check_group_reader(self, reader: GroupReader) -> None:
         """At least once, and everything that stands in the stream."""
+        if reader in self.group_readers[: self.old_groups] and (self.spoiled or reader.error is None):
+            return
         if isinstance(reader.error, (GroupGone, AnswerNotFound)):
-            assert self.lossy or self.cleared, f"{reader.name}: {reader.error}"
+            assert self.lossy or self.cleared or self.old, f"{reader.name}: {reader.error}"
             return
         if not self.cleared and self.entries[-1].final:
             assert reader.error is None, f"{reader.name}: {type(reader.error).__name__}: {reader.error}"
@@ -744,17 +854,18 @@ class Run:
             assert not lacks, f"{reader.name} was not given {sorted(lacks)}"
         for entry in reader.entries:
             own = self.written.get(entry.id.attempt)
-            if own:
+            if own and entry.id.attempt >= self.first:
                 assert own[entry.id.seq] == (entry.kind, entry.text), f"{reader.name}: {entry} was never written"
 
     def check_look(self, now: Look) -> None:
         """The beginning of an attempt's text, or a part of it where some is said to be missing."""
         if now.status == "missing":
-            assert self.cleared or self.lossy, "an answer was not found"
+            assert self.cleared or self.lossy or self.old, "an answer was not found"
             return
         texts = ["".join(text for kind, text in own if kind == "text") for own in self.written.values()]
         if now.missing:
-            assert self.trimmed, f"{now} although nothing was trimmed"
+            assert self.trimmed or self.old, f"{now} although nothing was trimmed"
             assert any(is_part(now.text, text) for text in texts), f"never written: {now.text!r}"
-        elif not self.cleared:
+        elif not (self.cleared or self.spoiled):
+            texts += [producer.attempt.text for producer in self.producers[: self.old]]
             assert any(text.startswith(now.text) for text in [*texts, ""]), f"never written: {now.text!r}"

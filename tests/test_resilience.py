@@ -238,7 +238,7 @@ def any_entry_may_create_the_stream(patch) -> None:
 def deleted_without_a_mark(patch) -> None:
     def forgetful(answer_id, client, timing):
         clear(answer_id, client=client, timing=timing)
-        client.delete(names_of(client).answer(answer_id).cancel)
+        client.delete(names_of(client).answer(answer_id).cleared)
 
     patch.setattr(schedules, "clear", forgetful)
 

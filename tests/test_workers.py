@@ -34,7 +34,7 @@ from llmstream_nb.pool import queue as queues
 from llmstream_nb.pool import worker as workers
 from llmstream_nb.pool.groups import BadName
 from llmstream_nb.pool.process import start_process
-from llmstream_nb.pool.queue import enqueue
+from llmstream_nb.pool.queue import enqueue, read_question
 from llmstream_nb.pool.worker import MAX_TAKEOVERS, Worker
 from llmstream_nb.protocol.events import Ended, Interrupted, Restarted, Started, text_of
 from llmstream_nb.protocol.round import StillWaiting
@@ -829,6 +829,23 @@ def test_a_queue_of_another_type_is_told(client) -> None:
     assert client.get(names_of(client).questions) == "x"
 
 
+def test_a_question_that_breaks_a_round_is_given_up_and_the_others_are_answered(
+    client, pool, monkeypatch, caplog
+) -> None:
+    def picky(answer_id, *args):
+        if answer_id == "bad":
+            raise ZeroDivisionError
+        return read_question(answer_id, *args)
+
+    monkeypatch.setattr("llmstream_nb.pool.worker.read_question", picky)
+    enqueue("?", id="bad", client=client, timing=FAST)
+    good = [enqueue("?", id=f"good{n}", client=client, timing=FAST) for n in range(3)]
+    worker = pool(source=lambda *_: ["Yes."], timing=replace(FAST, lease=0.3))
+    for answer in good:
+        assert answer.wait(20).text == "Yes."
+    assert worker.error is None and "ZeroDivisionError in a round; it goes on" in caplog.text
+
+
 def test_a_worker_that_breaks_down_says_so(client, pool, monkeypatch, caplog) -> None:
     """By its class alone: what an unexpected error says may hold a secret."""
 
@@ -837,7 +854,7 @@ def test_a_worker_that_breaks_down_says_so(client, pool, monkeypatch, caplog) ->
 
     monkeypatch.setattr(Worker, "_take_over", broken)
     monkeypatch.setattr(Worker, "_wait_to_judge", lambda self: None)
-    worker = pool(name="mule")
+    worker = pool(name="mule", timing=replace(FAST, give_up=0.3))
     wait_for(lambda: not worker._thread.is_alive())
     assert "ZeroDivisionError" in str(worker.error) and isinstance(worker.error.__cause__, ZeroDivisionError)
     assert "mule" in caplog.text and "ZeroDivisionError" in caplog.text and "hunter2" not in caplog.text

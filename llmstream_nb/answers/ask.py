@@ -31,6 +31,7 @@ from llmstream_nb.protocol.wire import (
     first_attempt,
     is_answer_id,
     parse_record,
+    same_question,
 )
 
 
@@ -176,18 +177,21 @@ def stop_answer(answer_id: str, *, client: redis.Redis | None = None, timing: Ti
     """Stop an answer from any process and return its status; see `Answer.stop`."""
     client, timing = client or current(), timing or Timing()
     keys = names_of(client).answer(answer_id)
-    now = look(answer_id, client)
+    now = meant = look(answer_id, client)
     if now.status == "missing":
         raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
     deadline = time.monotonic() + 2 * timing.lease
     try:
         if now.status not in ("ended", "failed"):
-            client.set(keys.cancel, "stop", px=milliseconds(timing.ttl))
-        # Until the record tells the end, too: its producer writes that last, or has died before it could.
-        while now.status != "missing" and not _is_over(now) and time.monotonic() < deadline:
+            _set_cancel(client, keys, meant.record, timing)
+        # Until the record tells the end, too: its producer writes that last, or has died before it could. But not
+        # another question that is asked under this id meanwhile.
+        while now.status != "missing" and same_question(now.record, meant.record) and not _is_over(now):
+            if time.monotonic() >= deadline:
+                break
             if not client.exists(keys.lease(now.top.attempt)):
-                with suppress(Fenced):  # somebody has just taken over, and will see it
-                    close_answer(client, answer_id, timing)  # nobody is there to see the cancel key
+                with suppress(Fenced, Deleted):  # somebody has just taken over, and will see it
+                    close_answer(client, answer_id, timing, now=now)  # nobody is there to see the cancel key
             else:
                 time.sleep(timing.tick / 5)
             now = look(answer_id, client)
@@ -196,17 +200,36 @@ def stop_answer(answer_id: str, *, client: redis.Redis | None = None, timing: Ti
     return now.status
 
 
+def _set_cancel(client: redis.Redis, keys: AnswerKeys, record: dict[str, Any], timing: Timing) -> None:
+    """Set the cancel key, under WATCH: a Stop that comes late must not meet another question under the same id."""
+    while True:
+        with client.pipeline(transaction=True) as pipe, suppress(WatchError):
+            pipe.watch(keys.question)
+            if same_question(parse_record(pipe.get(keys.question)) or {}, record):  # type: ignore[arg-type]
+                pipe.multi()
+                pipe.set(keys.cancel, "stop", px=milliseconds(timing.ttl))
+                pipe.execute()
+            return
+
+
 def _is_over(now: Look) -> bool:
     return now.status in ("ended", "failed") and ("end" in now.record or not now.record)
 
 
-def close_answer(client: redis.Redis, answer_id: str, timing: Timing, error: str = "", message: str = "") -> None:
+def close_answer(
+    client: redis.Redis,
+    answer_id: str,
+    timing: Timing,
+    error: str = "",
+    message: str = "",
+    now: Look | None = None,
+) -> None:
     """End an answer that has no living producer, from outside, keeping the text of its last attempt.
 
-    Opens the next attempt with an `end` (or `error`) entry: that fences whoever wakes up later. Raises Fenced when
-    a producer is alive.
+    Opens the next attempt with an `end` (or `error`) entry: that fences whoever wakes up later. `now` is how it
+    stands, where that is known. Raises Fenced when a producer is alive, or another question is asked under this id.
     """
-    now = look(answer_id, client)
+    now = now or look(answer_id, client)
     attempt = Attempt(client, (now.record or {"asked": round(time.time(), 3)}) | {"id": answer_id}, timing)
 
     def opening(top: Entry | None) -> tuple[str, dict[str, Any]]:
@@ -231,19 +254,21 @@ def clear(*answer_ids: str, client: redis.Redis | None = None, timing: Timing | 
     client, timing = client or current(), timing or Timing()
     names, deadline = names_of(client), time.monotonic() + 2 * timing.lease
     try:
-        ids = list(answer_ids) or _known_ids(client)
+        ids = list(answer_ids)
+        if not ids:
+            ids = _known_ids(client)
+            client.delete(names.questions, names.failures)  # now: what is asked from here on is not meant
         there = [i for i in ids if client.exists(names.answer(i).question, names.answer(i).chunks)]
+        if gone := set(ids).difference(there):
+            client.zrem(names.answers, *gone)
         for answer_id in there:
             client.set(names.answer(answer_id).cancel, "stop", px=milliseconds(timing.ttl))
         for answer_id in there:
             keys = names.answer(answer_id)
             while time.monotonic() < deadline and client.exists(keys.lease(_last_attempt(client, keys))):
                 time.sleep(timing.tick / 10)
+            client.zrem(names.answers, answer_id)  # first: once it is deleted, it may be asked anew
             _delete(client, keys, timing)
-        if ids:
-            client.zrem(names.answers, *ids)
-        if not answer_ids:
-            client.delete(names.answers, names.questions, names.failures)
     except (RedisError, OSError) as error:
         raise unusable(error, client) from None
     return len(there)
@@ -273,8 +298,11 @@ def _delete(client: redis.Redis, keys: AnswerKeys, timing: Timing) -> None:
 
 
 def _known_ids(client: redis.Redis) -> list[str]:
-    """The ids in the index of answers; what can't be an id there is not the kit's."""
-    found: Any = client.zrange(names_of(client).answers, 0, -1)
+    """The ids in the index of answers; what can't be an id is taken out of it."""
+    index = names_of(client).answers
+    found: Any = client.zrange(index, 0, -1)
+    if strange := [name for name in found if not is_answer_id(name)]:
+        client.zrem(index, *strange)
     return [answer_id for answer_id in found if is_answer_id(answer_id)]
 
 

@@ -128,6 +128,8 @@ class Attempt:
             pipe.watch(keys.chunks, keys.question, keys.cleared)
             stood = self._check_question(pipe)
             top, last = last_entry(pipe, keys.chunks)
+            if last.attempt < first_attempt(self.record):
+                top, last = None, ORIGIN  # what came late, of a question that was deleted
             newest = max(last.attempt, stood)  # somebody may have deleted the stream, but not the record
             if not self.sent and not newest >= self.number > 0:  # not opened: judge (again)
                 if self.ended_before:
@@ -173,8 +175,10 @@ class Attempt:
 
     def _is_own(self, pipe: Any, top: Entry | None, last: EntryID) -> bool:
         """Whether the entries of this attempt's number are this producer's, and none of them is foreign."""
-        if top is None:  # somebody has emptied the stream: the lease tells
-            return last.seq < len(self.entries) and pipe.get(self.keys.lease(self.number)) in (None, self.nonce)
+        if last.seq >= len(self.entries):
+            return False
+        if top is None or top.id.attempt != self.number:  # somebody has deleted all of them: the lease tells
+            return pipe.get(self.keys.lease(self.number)) in (None, self.nonce)
         if self.entries[top.id.seq : top.id.seq + 1] != [(top.kind, top.text, top.ms)]:
             return False
         start = parse_entries(pipe.xrange(self.keys.chunks, f"{self.number}-0", f"{self.number}-0"))
@@ -217,7 +221,13 @@ class Attempt:
             self.synchronise()  # this process slept beyond its lease: is the answer still ours?
         first, last = self.sent, min(self.sent + BATCH, len(self.entries))
         tick, start = now - self._ticked >= self.timing.tick, f"{self.number}-0"
+        ends = first < last == len(self.entries) and self.entries[-1][0] in ("end", "error")
         with self._line.redis.pipeline(transaction=tick or last - first > 1) as pipe:  # one XADD needs no MULTI
+            if ends and self._whole and not self.maxlen:  # nobody must take an end for that of a whole text
+                pipe.watch(self.keys.chunks)
+                if not pipe.xrange(self.keys.chunks, start, start):
+                    raise WatchError("the start of the attempt is gone")
+                pipe.multi()
             for seq in range(first, last):
                 self._queue_xadd(pipe, seq)
             if tick:
@@ -244,6 +254,8 @@ class Attempt:
     def _repair(self) -> None:
         """Complete the record where a producer has ended the answer and died before it could write that down."""
         now = look(self.record["id"], self._line.redis)
+        if now.record and not same_question(now.record, self.record):
+            return  # deleted and asked anew meanwhile
         if self.ended_before and not now.record.get("end"):
             closing = self.ended_before.data | ({"missing": now.missing} if now.missing else {})
             self._save(now.record or self.record, closing, self.ended_before.id, now.text, repair=True)
@@ -276,13 +288,12 @@ class Attempt:
 
 
 def last_entry(pipe: Any, key: str) -> tuple[Entry | None, EntryID]:
-    """The last entry of a stream, and the last ID that it ever had: who empties a stream leaves that behind."""
+    """The last entry of a stream, and the last ID that it ever had: who deletes entries leaves that behind."""
     newest = parse_entries(pipe.xrevrange(key, count=1))
-    if newest:
-        return newest[0], newest[0].id
+    top = newest[0] if newest else None
     with suppress(ResponseError):  # there is no such key
-        return None, EntryID.parse(pipe.xinfo_stream(key)["last-generated-id"])
-    return None, ORIGIN
+        return top, EntryID.parse(pipe.xinfo_stream(key)["last-generated-id"])
+    return top, top.id if top else ORIGIN
 
 
 class Producer:

@@ -9,11 +9,12 @@ from contextlib import suppress
 from typing import Any
 
 import redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError, WatchError
 
 from llmstream_nb.answers.connection import milliseconds, names_of, unusable
 from llmstream_nb.protocol.wire import (
     AnswerExists,
+    AnswerKeys,
     NotAnAnswer,
     Timing,
     clean,
@@ -43,52 +44,47 @@ def new_record(answer_id: str, question: str, topic: str | None, source: str, mo
 
 
 def register(client: redis.Redis, record: dict[str, Any], timing: Timing) -> None:
-    """Write the record, the index and a first lease; raises AnswerExists, NotAnAnswer or RedisUnusable.
+    """Write the record, a first lease and the index; raises AnswerExists, NotAnAnswer or RedisUnusable.
 
     Adds to the record what only Redis knows: the time by its clock, and the number of the `first` attempt.
     """
     keys = names_of(client).answer(record["id"])
     try:
-        with client.pipeline(transaction=False) as pipe:
-            pipe.type(keys.chunks)
-            pipe.get(keys.cleared)
-            kind, cleared = pipe.execute()
-        if kind not in ("none", "stream"):
-            raise NotAnAnswer(f"{keys.chunks!r} holds a {kind}, not a stream: use another id, or delete that key")
         with suppress(ResponseError):  # not every user may ask; but the clocks of many askers don't agree
             now: Any = client.time()
-            record["asked"] = round(now[0] + now[1] / 1e6, 3)
-        record["first"] = cleared_attempt(cleared) + 1
-        # A retried SET NX is refused by its own first try, so what stands there decides.
-        new = kind == "none" and (
-            client.set(keys.question, json.dumps(record), nx=True, px=milliseconds(timing.ttl))
-            or same_question(parse_record(client.get(keys.question)) or {}, record)  # type: ignore[arg-type]
-        )
-        if not new:
-            raise AnswerExists(
-                f"there is an answer {record['id']!r} already: clear({record['id']!r}) first, or use another id"
-            )
-        _announce(client, record, timing)
+            if isinstance(now, tuple):
+                record["asked"] = round(now[0] + now[1] / 1e6, 3)
+        while not _register(client, record, keys, timing):
+            pass
+        add_to_index(client, record)
+        _forget_expired(client)
     except (RedisError, OSError) as error:
         raise unusable(error, client) from None
 
 
-def _announce(client: redis.Redis, record: dict[str, Any], timing: Timing) -> None:
-    """Write what belongs to a new record: the index, and the lease of who asks. Redis errors pass."""
-    names = names_of(client)
-    keys = names.answer(record["id"])
-    with client.pipeline(transaction=False) as pipe:
-        pipe.get(keys.cleared)
-        pipe.zrandmember(names.answers, SAMPLE)
+def _register(client: redis.Redis, record: dict[str, Any], keys: AnswerKeys, timing: Timing) -> bool:
+    """Write what must stand together, under WATCH; False if somebody asked or cleared meanwhile: look again."""
+    with client.pipeline(transaction=True) as pipe, suppress(WatchError):
+        pipe.watch(keys.question, keys.cleared)
+        kind: Any = pipe.type(keys.chunks)
+        if kind not in ("none", "stream"):
+            raise NotAnAnswer(f"{keys.chunks!r} holds a {kind}, not a stream: use another id, or delete that key")
+        text, cleared = pipe.mget(keys.question, keys.cleared)  # type: ignore[misc]
+        if text and same_question(parse_record(text) or {}, record):
+            return True  # it has come, and its reply was lost
+        if kind == "stream" or text is not None:
+            raise AnswerExists(
+                f"there is an answer {record['id']!r} already: clear({record['id']!r}) first, or use another id"
+            )
+        record["first"] = cleared_attempt(cleared) + 1
+        pipe.multi()
+        pipe.set(keys.question, json.dumps(record), px=milliseconds(timing.ttl))
         pipe.delete(keys.cancel)
         if not record.get("pooled"):
             pipe.set(keys.lease(0), "asked", px=milliseconds(timing.lease))
-        cleared, found, *_ = pipe.execute()
-    if cleared_attempt(cleared) >= record["first"]:  # just now, by somebody else: count on from there
-        record["first"] = cleared_attempt(cleared) + 1
-        client.set(keys.question, json.dumps(record), px=milliseconds(timing.ttl))
-    add_to_index(client, record)
-    _forget_expired(client, found)
+        pipe.execute()
+        return True
+    return False
 
 
 def add_to_index(client: redis.Redis, record: dict[str, Any]) -> None:
@@ -97,9 +93,10 @@ def add_to_index(client: redis.Redis, record: dict[str, Any]) -> None:
     client.zadd(names_of(client).answers, {record["id"]: asked if isinstance(asked, (int, float)) else 0})
 
 
-def _forget_expired(client: redis.Redis, found: list[str]) -> None:
-    """Of these ids in the index, take out those whose answer has expired. A few at a time: it costs always the same."""
+def _forget_expired(client: redis.Redis) -> None:
+    """Of some ids in the index, take out those whose answer has expired. A few at a time: it costs always the same."""
     names = names_of(client)
+    found: Any = client.zrandmember(names.answers, SAMPLE)
     some = {answer_id: names.answer(answer_id) for answer_id in found if is_answer_id(answer_id)}
     with client.pipeline(transaction=False) as pipe:
         for keys in some.values():

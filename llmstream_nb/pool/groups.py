@@ -16,16 +16,19 @@ from llmstream_nb.protocol.round import Patience, Round, StillWaiting
 from llmstream_nb.protocol.wire import (
     AnswerNotFound,
     Entry,
+    EntryID,
     LLMStreamError,
     NotAnAnswer,
     Timing,
     clean,
+    first_attempt,
     parse_entries,
     parse_record,
 )
 
 COUNT = 100  # entries a read: a batch is lost to its consumer's successor until it is claimed, so not too many
 NEW = ">"  # XREADGROUP's ID for entries that no consumer of the group was given
+LAST = 2**64 - 1  # the largest number that an ID can have
 SOON = 0.02  # seconds to the next read, where that decides
 
 
@@ -187,6 +190,11 @@ def create_group(client: redis.Redis, answer_id: str, group: str, timing: Timing
                 raise GroupGone(f"the entries of {answer_id!r} have expired: see Answer({answer_id!r}).text")
             if kind == "none":
                 pipe.multi()
+                if first := first_attempt(record or {}) - 1:
+                    # An empty stream would take what comes late of an earlier question: it has had its last ID.
+                    last = EntryID(first, LAST)
+                    pipe.xadd(key, {"kind": ""}, str(last))
+                    pipe.xdel(key, str(last))
                 pipe.xgroup_create(key, group, "0", mkstream=True)
                 # At once: a reply may be lost, and a key must not stay for ever.
                 pipe.pexpire(key, milliseconds(timing.ttl))

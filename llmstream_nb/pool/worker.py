@@ -23,7 +23,7 @@ from llmstream_nb.llm.own import Source
 from llmstream_nb.llm.sources import deltas_of, silence
 from llmstream_nb.pool.groups import check_name, is_gone
 from llmstream_nb.pool.queue import Job, Queue, read_question
-from llmstream_nb.protocol.wire import Deleted, Fenced, LLMStreamError, Timing, parse_entries
+from llmstream_nb.protocol.wire import Deleted, EntryID, Fenced, LLMStreamError, Timing, parse_entries
 
 MAX_TAKEOVERS = 3  # a question that has outlived so many is given up: it may be what kills its workers
 FINISH = 30.0  # seconds that a worker has by default to finish its answers when it is told to end
@@ -135,6 +135,10 @@ class Worker:
                     self._wait_to_judge()
                     # Redis may be back with older data: let producers first write again what looks unanswered there.
                     self._new_from = self._judge_from
+                except Exception as error:
+                    log.error("%s: %s in a round; it goes on", self.name, type(error).__name__)
+                    if not retry.sleep():
+                        raise
         finally:
             self._leave()
             self._queue.line.close()
@@ -190,7 +194,8 @@ class Worker:
                 self._queue.done(job)  # cleared, or expired: nobody waits for it
                 return
             question = record["question"]
-            if job.delivered > 1 + MAX_TAKEOVERS:
+            # An entry that is older than its question was delivered for another one, which was cleared.
+            if job.delivered > 1 + MAX_TAKEOVERS and record["asked"] * 1000 <= EntryID.parse(job.entry).attempt + 1:
                 raise GivenUp(f"Given up: {job.delivered - 1} workers died, or were lost, while they answered this.")
         except LLMStreamError as error:
             self._give_up(job, question, error)

@@ -81,7 +81,8 @@ def closing_event(entry_id: EntryID, data: Mapping[str, Any]) -> Ended | Failed:
     known = told(data)
     if known.get("error"):
         return Failed(entry_id, known["error"], known.get("message", ""), known)
-    return Ended(entry_id, known.get("reason", "stop"), known)
+    known.setdefault("reason", "stop")
+    return Ended(entry_id, known["reason"], known)
 
 
 def told(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def told(data: Mapping[str, Any]) -> dict[str, Any]:
         if name in WORDS:
             known |= {name: str(value)[: WORDS[name]]} if value else {}
         elif name in FIGURES:
-            known |= {name: value} if type(value) in (int, float) else {}
+            known |= {name: value} if type(value) in (int, float) and value >= 0 else {}
         elif name == "usage":
             known[name] = flat_numbers(value) or None
         elif len(known) < MOST and len(name) <= SHORT and name != "text":

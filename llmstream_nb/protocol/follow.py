@@ -26,6 +26,7 @@ from llmstream_nb.protocol.wire import (
     Timing,
     first_attempt,
     parse_entries,
+    parse_ms,
 )
 
 
@@ -45,11 +46,9 @@ class Cursor:
         events: list[Event] = []
         for raw_id, fields in raw:
             attempt, seq = self.after
-            found: Any = fields  # None, too, which raises a TypeError
             try:  # the next text, and so nearly every entry: to make an Entry of each takes three times as long
-                next_text = raw_id == f"{attempt}-{seq + 1}" and found["kind"] == "text" and len(found["ms"]) < 16
-                if next_text and not self.closed:
-                    events.append(Text(EntryID(attempt, seq + 1), found["text"], int(found["ms"])))
+                if raw_id == f"{attempt}-{seq + 1}" and fields["kind"] == "text" and not self.closed:  # type: ignore[index]
+                    events.append(Text(EntryID(attempt, seq + 1), fields["text"], parse_ms(fields["ms"])))  # type: ignore[index]
                     self.after = events[-1].id
                     continue
             except (KeyError, ValueError, TypeError):

@@ -119,7 +119,7 @@ class Patience:
 
     def pause(self, longest: float = BLOCK) -> float:
         """Seconds that the next read may wait."""
-        return SOON if self.doubt else min(longest, self._timeout or longest)
+        return SOON if self.doubt else min(longest, longest if self._timeout is None else self._timeout)
 
     def heard(self, anything: bool) -> None:
         """A read, and the look after it, brought something or nothing."""

@@ -207,13 +207,17 @@ class Entry(NamedTuple):
     def parse(cls, raw_id: str, fields: Mapping[str, str]) -> Entry:
         """Read an entry as redis-py returns it; raises NotAnAnswer."""
         try:
-            ms = max(-LARGEST, min(int(fields["ms"]), LARGEST))
-            entry = cls(EntryID.parse(raw_id), fields["kind"], fields["text"], ms)
+            entry = cls(EntryID.parse(raw_id), fields["kind"], fields["text"], parse_ms(fields["ms"]))
         except (KeyError, ValueError, TypeError):
             raise NotAnAnswer(f"entry {raw_id} is not the kit's: it needs the fields kind, text and ms") from None
         if entry.kind not in KINDS:
             raise NotAnAnswer(f"entry {raw_id} has the unknown kind {entry.kind[:40]!r}")
         return entry
+
+
+def parse_ms(text: str) -> int:
+    """The milliseconds of an entry, within what they can be; raises ValueError or TypeError for no integer."""
+    return min(max(0, int(text)), LARGEST)
 
 
 RawEntry = tuple[str, Mapping[str, str] | None]  # ID and fields, as redis-py gives them
@@ -242,7 +246,7 @@ def first_attempt(record: Mapping[str, Any]) -> int:
 
 def cleared_attempt(value: Any) -> int:
     """The number that `clear` left behind: attempts up to it are void. 0 where it left none."""
-    return int(value) if isinstance(value, str) and value.isdecimal() else 0
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value) else 0
 
 
 def _tidy_object(text: str) -> dict[str, Any] | None:
