@@ -23,9 +23,9 @@ ROOMS = {
     "tables": 330,
     "plots": 115,
     "faults": 361,  # a proxy and servers that break for real, for notebooks and tests
-    "viewing": 140,
+    "viewing": 154,  # with the last resort of all who show answers
     "widgets": 750,
-    "web": 738,
+    "web": 764,  # with what its guests may ask for, and what it does where one answer breaks
     "checks": 940,  # twenty exercises, each tried with what learners get wrong
     "setup": 1081,  # a bare Python, any system, and errors that say what to do
 }

@@ -15,6 +15,7 @@ from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import clear, stop_answer
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
+from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.wire import POOL
 from llmstream_nb.widgets import AnswerView, Monitor, monitor, survey
 from llmstream_nb.widgets.live import hub
@@ -382,6 +383,27 @@ def test_what_no_kit_wrote_is_unreadable_and_harms_no_other_row(client) -> None:
     client.delete(names.answer("set").chunks)
     index(client, "set", 96, pooled=True)
     wait_for(lambda: states(watching)["set"] == "waiting")
+
+
+@pytest.mark.parametrize("error", [RecursionError("the model's words"), KeyError("hunter2")])
+def test_an_error_that_nobody_expected_harms_its_own_row_alone(client, monkeypatch, caplog, error) -> None:
+    glance = Follower.glance
+
+    def broken(self, *signs):
+        if self.answer_id == "bad":
+            raise error
+        return glance(self, *signs)
+
+    monkeypatch.setattr(Follower, "glance", broken)
+    index(client, "good", 2, pooled=True)
+    index(client, "bad", 1, pooled=True)
+    watching = Monitor()
+    wait_for(lambda: states(watching) == {"good": "waiting", "bad": "unreadable"})
+    assert type(error).__name__ in rows(watching)["bad"]["note"] and not watching.note
+    client.lpush(names_of(client).failures, "{}")
+    wait_for(lambda: watching.failures == 1)  # several samples later
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"bad: reading it raised {type(error).__name__}"]
 
 
 def test_a_lost_redis_is_said_and_comes_back() -> None:

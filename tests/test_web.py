@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jsonschema
@@ -27,6 +28,7 @@ from llmstream_nb.protocol.events import Ended, Failed, Gap, Interrupted, Restar
 from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.round import Round
 from llmstream_nb.protocol.wire import ORIGIN, EntryID, Names, Timing, clean
+from llmstream_nb.viewing import broken as last_resort
 from llmstream_nb.viewing.transcript import LABELS, NOTES
 from llmstream_nb.web import Limits, NotServed, WebServer, app, hub, sse
 from llmstream_nb.web import admission as guard
@@ -67,11 +69,11 @@ def says(monkeypatch):
 
     def complete(question, *, source=None, **options):
         made = Model()
-        made.source, made.options, made.question = source or "test", options, question
+        made.source, made.model, made.options, made.question = source or "test", "test", options, question
         asked.append(made)
         return made
 
-    monkeypatch.setattr("llmstream_nb.answers.ask.complete", complete)
+    monkeypatch.setattr("llmstream_nb.llm.sources.complete", complete)
     yield asked
     for made in asked:
         made.close()
@@ -215,6 +217,52 @@ def test_a_foreign_cursor_is_refused(client, serve, header):
         reply = raw(server.port, Watcher(server, answer_id, cursor, header=header).request())
         assert problem(reply, 409) == "ForeignID", (answer_id, cursor)
     growing.end()
+
+
+def test_a_cursor_of_a_late_attempt_is_true(client, serve):
+    """The numbers of attempts count on over every clear, so that a large one says nothing."""
+    server, writer = serve(), Writer(client, "a", first=5_000).say("a", "b")
+    one = Watcher(server, "a", "5000-1", "a")
+
+    async def main() -> None:
+        running = asyncio.create_task(one.run())
+        await until(lambda: one.text == "ab" or one.statuses != [200])
+        writer.end()
+        await running
+
+    asyncio.run(main())
+    assert one.statuses == [200] and one.text == "ab" and one.end[0] == "end"
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("expired", [True, False])
+def test_an_id_that_is_used_again_begins_anew_for_those_who_saw_the_old_answer(client, serve, begun, expired):
+    server = serve(timing=Timing(lease=1, tick=0.05, patience=0.5), limits=Limits(keep_alive=0.2))
+    old = Writer(client, "a").say("old ", "text").end()
+    seen = f"1-{old.seq + 5}"  # beyond all that the new answer will have
+    clear("a", client=client, timing=FAST)
+    new = Writer(client, "a", first=2, begin=False)
+    one, beside = Watcher(server, "a", seen, "old text"), Watcher(server, "a")
+
+    def answer() -> None:
+        new.begin().say("new").end()
+        if expired:
+            client.delete(new.keys.chunks)
+
+    async def main() -> None:
+        if begun:
+            answer()
+        running = [asyncio.create_task(one.run()), asyncio.create_task(beside.run())]
+        if not begun:
+            await until(lambda: "queued" in one.states and "queued" in beside.states)
+            await asyncio.sleep(0.7)  # longer than one waits for what Redis has lost
+            answer()
+        await asyncio.gather(*running)
+
+    asyncio.run(main())
+    assert one.text == beside.text == "new" and one.end[0] == beside.end[0] == "end"
+    assert [name for name, _ in one.events if name != "state"] == ["start", "text", "end"]
+    assert one.statuses == [200] and one.ids[0].attempt == 2
 
 
 def test_after_the_end_nothing_and_of_an_unknown_answer_neither(client, serve):
@@ -660,11 +708,151 @@ def test_a_foreign_key_under_an_answers_name_harms_only_those_who_ask_for_it(cli
     assert one.text == "xy" and one.states == ["streaming"]
 
 
+# ------------------------------------------------------------------------------- whatever an entry holds
+
+DEEP, HUGE = '{"a":' * 400 + "1" + "}" * 400, "x" * 10_000_000
+ODD_ENDS = {
+    "deep": "[" * 100_000 + "]" * 100_000,
+    "deeper": '{"a":' * 100_000,
+    "levels": '{"reason": "stop", "usage": ' + DEEP + "}",
+    "nan": '{"reason": "stop", "total_ms": NaN, "chunks": Infinity, "usage": {"a": -Infinity, "b": 1e400}}',
+    "half": '{"reason": "\\ud83d", "usage": {"\\udc4b": 1}}',
+    "huge": json.dumps({"reason": HUGE, "usage": {HUGE: 1}, HUGE: HUGE, "more": HUGE}),
+    "error": json.dumps({"error": HUGE, "message": HUGE}),
+    "types": json.dumps({"reason": ["x"], "usage": [1], "first_token_ms": "5", "total_ms": {}, "chunks": True}),
+    "object": json.dumps({"error": {"message": "m"}, "message": [HUGE], "closes": 5}),
+    "many": json.dumps(
+        {"reason": "stop", "usage": {f"n{n}": n for n in range(100_000)}} | dict.fromkeys("ab", 10**300)
+    ),
+}
+
+
+def strictly(text: str | bytes):
+    """The JSON as a browser reads it."""
+
+    def no(constant: str):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=no)
+
+
+@pytest.mark.parametrize("in_record", [False, True])
+@pytest.mark.parametrize("name", ODD_ENDS)
+def test_an_end_that_holds_anything_ends_its_own_answer_alone(client, serve, name, in_record):
+    server, beside, odd = serve(), Writer(client, "b").say("x"), Writer(client, "a").say("x")
+    fresh, late, other = Watcher(server, "a"), Watcher(server, "a"), Watcher(server, "b")
+
+    def end() -> None:
+        if in_record:
+            text = ODD_ENDS[name].replace("{", '{"end": "1-9", "text": "x", "question": ["?"], ', 1)
+            client.set(odd.keys.question, text)
+            client.delete(odd.keys.chunks)
+        else:
+            odd._add("error" if "error" in ODD_ENDS[name][:9] else "end", ODD_ENDS[name])
+        client.delete(odd.keys.lease(1))
+
+    async def main() -> None:
+        running = [asyncio.create_task(one.run()) for one in (fresh, other)]
+        await until(lambda: fresh.text == other.text == "x")
+        end()
+        running.append(asyncio.create_task(late.run()))
+        await until(lambda: fresh.end and late.statuses and (late.end or late.statuses[-1] != 200))
+        beside.say("y").end()
+        await asyncio.gather(*running)
+
+    asyncio.run(main())
+    assert other.text == "xy" and other.end[0] == "end" and other.statuses == [200]
+    assert fresh.statuses == [200] and fresh.end[0] in ("end", "failed")
+    for one in (fresh, late):
+        for event in one.events:
+            assert len(strictly(json.dumps(event))[1].get("reason", "")) <= 200 and len(json.dumps(event)) < 10_000
+    shown = call(server, "GET", "answers/a")
+    assert shown.status in (200, 404, 409) and len(shown.body) < 10_000
+    if shown.status == 200:
+        record = strictly(shown.body)["record"]
+        figures = [record.get(name) for name in ("first_token_ms", "total_ms", "chunks")]
+        assert all(figure is None or type(figure) in (int, float) for figure in figures)
+        assert isinstance(record.get("reason", ""), str) and isinstance(record.get("usage") or {}, dict)
+        assert all(type(number) in (int, float) for number in (record.get("usage") or {}).values())
+
+
+def breaking(monkeypatch, error: Exception) -> list[str]:
+    """Let followers of the answers in the list raise an error that nobody expected."""
+    bad, feed = list[str](), Follower.feed
+
+    def broken(self, raw):
+        if self.answer_id in bad:
+            raise error
+        return feed(self, raw)
+
+    monkeypatch.setattr(Follower, "feed", broken)
+    last_resort._note.cache_clear()
+    return bad
+
+
+@pytest.mark.parametrize("error", [RecursionError("the model's words"), KeyError("hunter2"), AttributeError("hunter2")])
+def test_an_error_that_nobody_expected_ends_that_answers_streams_alone(client, serve, monkeypatch, caplog, error):
+    bad = breaking(monkeypatch, error)
+    server, writers = serve(), [Writer(client, name).say("x") for name in ("a1", "a2")]
+    first, second, again = Watcher(server, "a1"), Watcher(server, "a2"), Watcher(server, "a1")
+
+    async def main() -> None:
+        running = [asyncio.create_task(one.run()) for one in (first, second)]
+        await until(lambda: first.states and second.states)
+        bad.append("a1")
+        for writer in writers:
+            writer.say("y")
+        await until(lambda: first.end and second.text == "xy")
+        await again.run()  # reads for itself, and meets the same
+        shown = await asyncio.to_thread(call, server, "GET", "answers/a1")
+        assert problem(shown, 500 if not isinstance(error, AttributeError) else 503)
+        bad.clear()
+        writers[1].end()
+        await asyncio.gather(*running)
+
+    asyncio.run(main())
+    for one in (first, again):
+        assert one.end[1]["error"] == "Broken" and type(error).__name__ in one.end[1]["message"]
+    assert second.text == "xy" and second.end[0] == "end" and second.statuses == [200]
+    assert f"a1: reading it raised {type(error).__name__}" in caplog.text
+    assert "hunter2" not in caplog.text and "words" not in caplog.text
+    follow_on = Watcher(server, "a1")
+    writers[0].end()
+    follow(follow_on)
+    assert follow_on.text == "xy" and follow_on.end[0] == "end"
+
+
+def test_a_hub_that_dies_says_so_and_starts_anew_at_the_next_viewer(client, serve, monkeypatch, caplog):
+    server, writer = serve(), Writer(client, "a").say("x")
+    one, again = Watcher(server, "a"), Watcher(server, "a")
+    round_of = hub_of(server)._round
+    last_resort._note.cache_clear()
+
+    async def broken() -> bool:
+        raise ZeroDivisionError("hunter2")
+
+    async def main() -> None:
+        running = asyncio.create_task(one.run())
+        await until(lambda: one.states)
+        monkeypatch.setattr(hub_of(server), "_round", broken)
+        await running
+        monkeypatch.setattr(hub_of(server), "_round", round_of)
+        running = asyncio.create_task(again.run())
+        await until(lambda: again.states)
+        writer.say("y").end()
+        await running
+
+    asyncio.run(main())
+    assert one.end[1]["error"] == "Broken" and one.statuses == [200]
+    assert again.text == "xy" and again.end[0] == "end"
+    assert "ZeroDivisionError" in caplog.text and "hunter2" not in caplog.text
+
+
 # ------------------------------------------------------------------------------------- asking and stopping
 
 
 def test_ask_watch_show(no_leftovers, client, serve, says):
-    server = serve()
+    server = serve(models={"scripted": ["m"]})
     reply = call(server, "POST", "answers", {"question": "why?", "topic": "sky", "model": "m"})
     answer_id = reply.json["id"]
     place = f"answers/{answer_id}"
@@ -691,7 +879,7 @@ def test_ask_watch_show(no_leftovers, client, serve, says):
 
 
 def test_a_question_with_the_scripted_source(no_leftovers, client, serve):
-    server = serve()
+    server = serve(models={"scripted": ["scripted:pace=500"]})
     listed = call(server, "GET", "sources").json
     assert listed["default"] == "scripted" and listed["prepared"]
     question = listed["prepared"][0]
@@ -701,6 +889,70 @@ def test_a_question_with_the_scripted_source(no_leftovers, client, serve):
     follow(one)
     whole = call(server, "POST", "answers", {**asked_for, "stream": False})
     assert whole.status == 200 and one.text == whole.json["text"] and whole.json["status"] == "ended"
+
+
+SCRIPTS = ["scripted:long=999999999999", "scripted:piece=400000000", "scripted", "scripted:pace=1", "", "x" * 200]
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("model", SCRIPTS)
+def test_a_model_that_the_host_does_not_offer_is_refused(client, serve, says, model, pool):
+    server = serve(pool=pool, models={"openai": ["dear"]})
+    for source in ({}, {"source": "scripted"}, {"source": "openai"}):
+        reply = call(server, "POST", "answers", {"question": "why?", "model": model} | source)
+        assert problem(reply, 422) == "NotOffered" and ("dear" in reply.json["message"]) == (
+            "openai" in source.values()
+        )
+    assert not says and not client.zcard(connection.names_of(client).answers)
+
+
+def test_a_model_that_the_host_offers_is_asked_and_listed(no_leftovers, client, serve, says):
+    server = serve(models={"openai": ["dear", "cheap"]})
+    listed = {one["name"]: one["models"] for one in call(server, "GET", "sources").json["sources"]}
+    assert listed == {"scripted": [], "local": [], "openai": ["dear", "cheap"]}
+    for asked in ({"source": "openai", "model": "cheap"}, {"source": "openai"}, {}):
+        assert call(server, "POST", "answers", {"question": "why?"} | asked).status == 201
+    assert [made.options["model"] for made in says] == ["cheap", None, None]
+    for asked in ({"source": "nonsense"}, {"source": ""}, {"source": "own"}, {"model": "cheap"}):
+        reply = call(server, "POST", "answers", {"question": "why?"} | asked)
+        assert reply.status == (201 if asked == {"source": ""} else 422)
+
+
+def test_the_hosts_timeouts_are_the_sources(no_leftovers, client, serve, says):
+    server = serve(timeout=3.0, first_timeout=7.0)
+    call(server, "POST", "answers", {"question": "why?"})
+    assert (says[0].options["timeout"], says[0].options["first_timeout"]) == (3.0, 7.0)
+
+
+def test_markdown_is_made_once_and_one_at_a_time(client, serve, monkeypatch):
+    made, busy, go = [], [], threading.Event()
+
+    def slowly(text: str) -> str:
+        busy.append(text)
+        made.append((text, len(busy)))
+        go.wait(10)
+        busy.remove(text)
+        return f"<p>{text}</p>"
+
+    monkeypatch.setattr(app, "to_html", slowly)
+    server = serve()
+    for name in "ab":
+        Writer(client, name).say(name).end()
+
+    async def main() -> list:
+        asked = [asyncio.create_task(asyncio.to_thread(call, server, "GET", f"answers/{name}")) for name in "abab"]
+        await until(lambda: made)
+        listed = await asyncio.to_thread(call, server, "GET", "sources")  # others' requests go on meanwhile
+        assert listed.status == 200 and len(made) == 1
+        go.set()
+        return await asyncio.gather(*asked)
+
+    replies = asyncio.run(main())
+    assert sorted(made) == [("a", 1), ("b", 1)]
+    assert {reply.json["html"] for reply in replies} == {"<p>a</p>", "<p>b</p>"}
+    clear("a", client=client, timing=FAST)
+    Writer(client, "a", first=2).say("c").end()
+    assert call(server, "GET", "answers/a").json["html"] == "<p>c</p>"
 
 
 def test_a_whole_answer_in_one_piece(no_leftovers, client, serve, says):
@@ -795,6 +1047,28 @@ def test_stop_keeps_the_text(no_leftovers, client, serve, says, own):
     assert call(server, "DELETE", f"answers/{answer_id}").json["status"] == "ended"  # once more does no harm
     clear(answer_id, client=client, timing=FAST)
     assert problem(call(server, "DELETE", f"answers/{answer_id}"), 404) == "AnswerNotFound"
+
+
+def test_many_stops_of_an_answer_that_hangs_delay_no_other(no_leftovers, client, serve):
+    server = serve(timing=Timing(lease=20, tick=0.5))
+    hangs, lives = Writer(client, "a").say("x"), Model("half")
+    model.start(client, lives, FAST, "b")
+    wait_for(lambda: len(stream_of(client, "b")) == 2)
+
+    async def main() -> None:
+        stuck = [asyncio.create_task(asyncio.to_thread(call, server, "DELETE", "answers/a")) for _ in range(24)]
+        await until(lambda: client.exists(hangs.keys.cancel))
+        await until(lambda: len(server._server.server_state.connections) == 24)
+        reply = await asyncio.to_thread(call, server, "DELETE", "answers/b")
+        assert reply.json == {"id": "b", "status": "ended"}
+        assert not [one for one in stuck if one.done()]
+        hangs.end()
+        assert {(await one).json["status"] for one in stuck} == {"ended"}
+
+    loop = asyncio.new_event_loop()
+    loop.set_default_executor(ThreadPoolExecutor(40))
+    loop.run_until_complete(main())
+    loop.close()
 
 
 def test_stop_what_the_pool_has_not_begun(client, serve):
@@ -919,7 +1193,7 @@ def standing():
     """One server for many small questions, with an ended answer `a`."""
     client = connection.connect(prefix=f"t{uuid.uuid4().hex[:10]}")
     Writer(client, "a").say("x").end()
-    with WebServer(client=client, token=TOKEN, timing=FAST) as server:
+    with WebServer(client=client, token=TOKEN, timing=FAST, models={"scripted": ["scripted:pace=0"]}) as server:
         yield server
 
 
@@ -1161,7 +1435,7 @@ RIGHT = {
     "question": st.sampled_from(["why?", "x" * 8_000, "x" * 9_000, "\0", " 💥"]),
     "topic": st.none() | st.text(max_size=20),
     "source": st.sampled_from(["scripted", "local", "openai", None]),
-    "model": st.none() | st.text(max_size=20),
+    "model": st.sampled_from([None, None, "scripted:pace=0", "scripted:long=9"]) | st.text(max_size=20),
     "stream": st.booleans(),
 }
 ANY = st.fixed_dictionaries({}, optional=dict.fromkeys([*RIGHT, "id"], JSONS))
@@ -1206,10 +1480,10 @@ def instant():
 
         def complete(question, *, source=None, **options):
             made = Model("word", end=True)
-            made.source = source or "test"
+            made.source, made.model = source or "test", "test"
             return made
 
-        patch.setattr("llmstream_nb.answers.ask.complete", complete)
+        patch.setattr("llmstream_nb.llm.sources.complete", complete)
         yield
 
 

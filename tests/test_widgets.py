@@ -22,8 +22,10 @@ from llmstream_nb.answers.ask import ask, stop_answer
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
 from llmstream_nb.llm.endpoint import ModelError
+from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.round import LOOK
 from llmstream_nb.protocol.wire import BadAnswerId, Joiner
+from llmstream_nb.viewing import broken
 from llmstream_nb.viewing.markdown import LONGEST, to_html
 from llmstream_nb.widgets import AnswerView, AskPanel, Monitor
 from llmstream_nb.widgets.ask_panel import AskForm
@@ -93,6 +95,7 @@ LOG: list[tuple[float, str, dict]] = []
 def recorded(monkeypatch):
     """Record all comm messages of a test; afterwards close its widgets, and no thread of the hub may remain."""
     LOG.clear()
+    broken._note.cache_clear()
     monkeypatch.setattr(comm, "create_comm", RecordingComm)
     yield LOG
     ipywidgets.Widget.close_all()
@@ -715,6 +718,68 @@ def test_what_goes_wrong_is_shown_as_text(client, monkeypatch) -> None:
     press(panel, "ask")
     wait_for(lambda: panel.form.message == "ZeroDivisionError: of the <i>learner's</i> own making")
     idle(panel)
+
+
+def test_an_error_that_nobody_expected_ends_that_view_alone(client, monkeypatch, caplog) -> None:
+    bad, feed = list[str](), Follower.feed
+
+    def breaking(self, raw):
+        if self.answer_id in bad:
+            raise RecursionError("the model's words")
+        return feed(self, raw)
+
+    monkeypatch.setattr(Follower, "feed", breaking)
+    for name in ("a", "b"):
+        lease(client, answer_id=name)
+        add(client, "1-0", "start", "{}", name)
+        add(client, "1-1", "text", "x", name)
+    views = [AnswerView("a"), AnswerView("b")]
+    wait_for(lambda: all(view.text == "x" for view in views))
+    bad.append("a")
+    for name in ("a", "b"):
+        add(client, "1-2", "text", "y", name)
+    add(client, "1-3", "end", '{"reason": "stop"}', "b")
+    settled(*views)
+    assert (views[0].state, views[0].text) == ("failed", "x") and "RecursionError" in views[0].note
+    assert (views[1].state, views[1].text, views[1].note) == ("ended", "xy", "")
+    assert "AnswerView a" in caplog.text and "RecursionError" in caplog.text and "words" not in caplog.text
+
+
+def test_a_hub_that_dies_says_so_and_starts_anew_with_the_next_view(client, monkeypatch, caplog) -> None:
+    lease(client)
+    add(client, "1-0", "start", "{}")
+    add(client, "1-1", "text", "x")
+    view = AnswerView("a")
+    wait_for(lambda: view.text == "x")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(hub), "_round", lambda *_: 1 / 0)
+        wait_for(lambda: view.state == "failed" and "llmstream views" not in threads())
+    assert "ZeroDivisionError" in view.note and "ZeroDivisionError" in caplog.text
+    again = AnswerView("a")
+    wait_for(lambda: again.text == "x" and again.state == "streaming")
+
+
+@pytest.mark.parametrize(
+    "start", ['{"at": "noon", "model": ["x"]}', '{"at": 1e300}', '{"at": {"a": 1}}', "{" + '"a":{' * 90_000, "[1]"]
+)
+@pytest.mark.parametrize(
+    "end", ['{"reason": ["x"], "first_token_ms": "5", "total_ms": null, "chunks": "many"}', '{"chunks": NaN}', "1"]
+)
+@pytest.mark.parametrize("backend", ["fake"], indirect=True)
+def test_entries_that_hold_anything_harm_no_view_but_their_own(client, start: str, end: str) -> None:
+    for name, first, last in (("a", start, end), ("b", "{}", '{"reason": "stop"}')):
+        lease(client, answer_id=name)
+        add(client, "1-0", "start", first, name)
+        client.xadd(names_of(client).answer(name).chunks, {"kind": "text", "text": "x", "ms": "9" * 4_000}, id="1-1")
+        add(client, "1-2", "end", last, name)
+    views = [AnswerView("a"), AnswerView("a", plain=True), AnswerView("b")]
+    settled(*views)
+    assert views[0].state in ("ended", "failed") and views[0].label
+    assert "Complete" in views[1].value or "Failed" in views[1].value
+    assert (views[2].state, views[2].text) == ("ended", "x")
+    assert not any(view.closed for view in views)
+    for *_, data in LOG:
+        json.dumps(data, allow_nan=False)
 
 
 def test_sources_that_are_not_ready_say_why(client) -> None:

@@ -254,12 +254,13 @@ async def until(condition) -> None:
 class Writer:
     """Writes an answer with bare commands, at the test's pace; its producer never dies by itself."""
 
-    def __init__(self, client: Any, answer_id: str) -> None:
+    def __init__(self, client: Any, answer_id: str, first: int = 1, begin: bool = True) -> None:
         self.client, self.id, self.keys = client, answer_id, names_of(client).answer(answer_id)
-        self.attempt, self.seq, self.text = 0, 0, ""
-        self.record = new_record(answer_id, "why?", None, "test", "test")
+        self.attempt, self.seq, self.text = first - 1, 0, ""
+        self.record = new_record(answer_id, "why?", None, "test", "test") | {"first": first, "pooled": not begin}
         client.set(self.keys.question, json.dumps(self.record))
-        self.begin()
+        if begin:
+            self.begin()
 
     def begin(self) -> Writer:
         """The next attempt; the text begins anew."""

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from llmstream_nb.protocol.events import flat_numbers
+from llmstream_nb.protocol.wire import printable
+
 MOST = 16_000_000  # bytes of one event, or of a body that is no stream
 WORDS = 20_000  # characters of an error that are looked at
 TELLING = ("error", "message", "detail", "msg", "errors", "reason", "title", "type", "code")  # where words may stand
@@ -107,7 +110,7 @@ class Reader:
         told = self._event == "error"
         if isinstance(chunk, dict):
             self._streamed |= bool(chunk.get("choices"))
-            self.usage = _numbers(chunk.get("usage")) or self.usage
+            self.usage = flat_numbers(chunk.get("usage")) or self.usage
             choices = chunk.get("choices")
             for choice in choices if isinstance(choices, list) else ():
                 if isinstance(choice, dict) and choice.get("index") in (0, None):  # who asks for one answer reads one
@@ -150,17 +153,6 @@ def _parsed(text: str) -> Any:
         return None
 
 
-def _numbers(usage: Any) -> dict[str, float]:
-    """At most 32 numbers of a usage by name; a detail has its own name, or with that of its group if it is taken."""
-    found: dict[str, float] = {}
-    groups = [("", usage), *(usage.items() if isinstance(usage, dict) else ())]
-    for group, details in groups:
-        for name, value in details.items() if isinstance(details, dict) else ():
-            if type(value) in (int, float) and abs(value) < 1e15 and len(found) < 32:
-                found[printable(f"{group}_{name}" if name in found else name)[:60]] = value
-    return found
-
-
 def fault(said: Any) -> Fault:
     """What `said`, parsed JSON or a text, tells of an error, in whatever shape."""
     inner = said[0] if isinstance(said, list) and said else said
@@ -192,8 +184,3 @@ def _words(said: Any, depth: int = 6) -> str:
         told = next(filter(None, (_words(said.get(name), depth - 1) for name in TELLING)), "")
         return f"{where}: {told}" if where and told else told
     return ""
-
-
-def printable(text: str) -> str:
-    """`text` in one line, without control characters and halves of surrogate pairs."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())

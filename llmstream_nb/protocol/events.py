@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmstream_nb.protocol.wire import EntryID
+from llmstream_nb.protocol.wire import LARGEST, MAX_QUESTION, EntryID, printable
 
-FIGURES = ("first_token_ms", "total_ms", "chunks")  # of an end or error entry: whole numbers, or null
-NAME, MESSAGE = 200, 2_000  # characters shown of a finish reason or an error's name, and of its message
+MOST = 32  # items that a viewer is told of an entry, a record or a usage
+SHORT, LONG = 60, 1_000  # characters of a name, and of what it names
+WORDS = {"question": MAX_QUESTION, "message": LONG, "reason": 200, "error": 200, "model": 200, "source": 200}
+FIGURES = ("at", "first_token_ms", "total_ms", "chunks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +77,43 @@ Event = Started | Restarted | Text | Gap | Interrupted | Ended | Failed
 
 
 def closing_event(entry_id: EntryID, data: Mapping[str, Any]) -> Ended | Failed:
-    """The event of an end or error entry's data, or of the record of an ended answer: fit to show, whoever wrote it."""
-    told = {name: value for name, value in data.items() if name not in FIGURES or _is_figure(value)}
-    if data.get("error"):
-        error, message = str(data["error"])[:NAME], str(data.get("message") or "")[:MESSAGE]
-        return Failed(entry_id, error, message, told | {"error": error, "message": message})
-    reason = str(data.get("reason") or "stop")[:NAME]
-    return Ended(entry_id, reason, told | {"reason": reason})
+    """The event of an end or error entry's data, or of the record of an ended answer."""
+    known = told(data)
+    if known.get("error"):
+        return Failed(entry_id, known["error"], known.get("message", ""), known)
+    known.setdefault("reason", "stop")
+    return Ended(entry_id, known["reason"], known)
 
 
-def _is_figure(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0)
+def told(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry or a record tells, as viewers may rely on it: anybody may have written it.
+
+    Words are text and short, figures are numbers or absent, `usage` is flat; other lists and objects, and the whole
+    text, are left out.
+    """
+    known: dict[str, Any] = {}
+    for name, value in data.items():
+        if name in WORDS:
+            known |= {name: str(value)[: WORDS[name]]} if value else {}
+        elif name in FIGURES:
+            known |= {name: value} if type(value) in (int, float) and value >= 0 else {}
+        elif name == "usage":
+            known[name] = flat_numbers(value) or None
+        elif len(known) < MOST and len(name) <= SHORT and name != "text":
+            known |= {name: value[:LONG]} if isinstance(value, str) else {}
+            known |= {name: value} if value is None or isinstance(value, (int, float)) else {}
+    return known
+
+
+def flat_numbers(usage: Any) -> dict[str, float]:
+    """The numbers of a usage by name, at most MOST; a detail has its own name, or with its group's if it is taken."""
+    found: dict[str, float] = {}
+    groups = [("", usage), *(usage.items() if isinstance(usage, dict) else ())]
+    for group, details in groups:
+        for name, value in details.items() if isinstance(details, dict) else ():
+            if type(value) in (int, float) and abs(value) < LARGEST and len(found) < MOST:
+                found[printable(f"{group}_{name}" if name in found else name)[:SHORT]] = value
+    return found
 
 
 def text_of(events: Iterable[Event], text: str = "") -> str:

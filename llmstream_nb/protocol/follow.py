@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, Restarted, Started, Text, closing_event
+from llmstream_nb.protocol.events import (
+    Ended,
+    Event,
+    Failed,
+    Gap,
+    Interrupted,
+    Restarted,
+    Started,
+    Text,
+    closing_event,
+    told,
+)
 from llmstream_nb.protocol.wire import (
     ORIGIN,
     AnswerNotFound,
@@ -53,9 +64,9 @@ class Cursor:
         restarts, missing = self._restarts(before), self._missing(before)
         self.after = entry.id
         if restarts:
-            events.append(Restarted(entry.id, entry.data if entry.kind == "start" else {}))
+            events.append(Restarted(entry.id, told(entry.data) if entry.kind == "start" else {}))
         elif entry.kind == "start":
-            events.append(Started(entry.id, entry.data))
+            events.append(Started(entry.id, told(entry.data)))
         if missing:
             events.append(Gap(entry.id, missing))
         if entry.kind == "text":
@@ -160,7 +171,7 @@ class Follower:
         """The events of an ended answer, from its record alone: the text comes in one piece."""
         after, whole = self.cursor.after, record.get("text")
         end = EntryID.parse(record["end"]) if record.get("end") else after
-        first = Started(end, dict(record)) if after == ORIGIN else Restarted(end)
+        first = Started(end, told(record)) if after == ORIGIN else Restarted(end)
         text = [Text(end, whole)] if whole and isinstance(whole, str) else []
         unseen = [] if after >= end > ORIGIN else [first, *text]
         return self._told([*unseen, closing_event(end, record)])

@@ -285,6 +285,11 @@ def clean(text: str) -> str:
         return re.sub("[\ud800-\udfff]", "\ufffd", paired)
 
 
+def printable(text: str) -> str:
+    """`text` in one line, without control characters and halves of surrogate pairs."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+
+
 class Joiner:
     """Join an emoji whose two surrogates came in two deltas: JSON's \\u escapes allow that split."""
 

@@ -138,6 +138,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--port", type=int, default=8700, help="on 127.0.0.1 (8700; 0: any free one)")
     one.add_argument("--no-browser", action="store_true", help="print the link instead of opening it")
     one.add_argument("--pool", action="store_true", help="leave the answers to workers, as enqueue does")
+    _add_timeouts(one)
 
     one = command("wheels", _wheels, "fill a folder with all that lab --wheels needs, for other machines too")
     one.add_argument("folder", type=Path, metavar="DIR")
@@ -262,7 +263,7 @@ def _web(args: argparse.Namespace) -> int:
     from llmstream_nb.answers import connection
 
     client = connect()
-    server = WebServer(args.port, client=client, pool=args.pool)
+    server = WebServer(args.port, client=client, pool=args.pool, **_timeouts(args))
     environment.allow_open_files(8_192)  # each viewer is one
     say(f"Answers are kept in {connection.where(client)}. Ctrl-C ends the server.")
     if args.pool:

@@ -52,11 +52,11 @@ class Transcript:
         for event in events:
             match event:
                 case Started(data=data):
-                    self._since = _time(data) or self._since
+                    self._since = data.get("at") or self._since
                 case Restarted(data=data):
                     text.clear()
                     self.version, self.gaps, self.chunks, self.first_ms = self.version + 1, [], 0, None
-                    self._ms, self._since = 0, _time(data) or time.time()
+                    self._ms, self._since = 0, data.get("at") or time.time()
                 case Text(text=delta, ms=ms):
                     text.append(delta)
                     self._ms, self.chunks = ms, self.chunks + 1
@@ -65,9 +65,9 @@ class Transcript:
                     self.gaps = [*self.gaps, (sum(map(len, text)), missing)]
                 case Ended(data=data) | Failed(data=data):
                     self._closing = event
-                    self.chunks = data.get("chunks", self.chunks) or 0
+                    self.chunks = data.get("chunks", self.chunks)
                     self.first_ms = data.get("first_token_ms", self.first_ms)
-                    self._ms = data.get("total_ms", self._ms) or 0
+                    self._ms = data.get("total_ms", self._ms)
                     self.settled = not self.gaps
         self.text = "".join(text)
 
@@ -137,12 +137,6 @@ class Transcript:
         cuts = [0, *(at for at, _ in self.gaps), len(self.text)]
         words = [f"[{_are_missing(n)} here]" for _, n in self.gaps]
         return [(self.text[a:b], said) for a, b, said in zip(cuts, cuts[1:], [*words, ""], strict=False)]
-
-
-def _time(data: Mapping[str, Any]) -> float:
-    """When an attempt began, by its start entry, in Unix seconds; 0 where that doesn't tell."""
-    at = data.get("at")
-    return at if isinstance(at, (int, float)) else 0
 
 
 def _are_missing(count: int) -> str:

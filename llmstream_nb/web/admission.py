@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,11 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
+        begun = False
+
         async def reply(message: Message) -> None:
+            nonlocal begun
+            begun = True
             if message["type"] == "http.response.start":
                 own = {name.encode(): value.encode() for name, value in self.headers.items()}
                 message["headers"] = [*(pair for pair in message["headers"] if pair[0] not in own), *own.items()]
@@ -65,8 +70,15 @@ class Guard:
         if refusal:
             visit = refusal[0] == 401 and scope["path"] == "/" and "text/html" in headers.get("accept", "")
             await refuse(reply, *refusal, page=PAGE if visit else None)
-        else:
+            return
+        try:
             await self.app(scope, limited, reply)
+        except Exception as error:
+            if begun:
+                raise
+            # Neither its words nor the query: they may hold a model's text, a secret, the token.
+            logging.getLogger(__name__).error("%s %s: %s", scope["method"], scope["path"], type(error).__name__)
+            await refuse(reply, 500, "Broken", "the server could not do this: its log says why")
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str] | None:
         length = headers.get("content-length", "0")

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import anyio
 import redis
@@ -35,15 +35,19 @@ from llmstream_nb.answers import ask as answers
 from llmstream_nb.answers.connection import RedisUnusable, current, names_of, unusable
 from llmstream_nb.answers.read import look
 from llmstream_nb.llm.endpoint import ModelError
-from llmstream_nb.llm.sources import default_source, prepared_questions, sources
+from llmstream_nb.llm.sources import check_source, default_source, prepared_questions, sources
 from llmstream_nb.pool.queue import enqueue
+from llmstream_nb.protocol.events import told
 from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, BadEntryID, EntryID, LLMStreamError, NotAnAnswer, Timing
 from llmstream_nb.viewing.markdown import to_html
 from llmstream_nb.web.admission import Guard
 from llmstream_nb.web.hub import Hub
 
 T = TypeVar("T")
-ATTEMPTS = 1000  # no ID of this answer is so many attempts ahead of it: it is of something else
+Models = Mapping[str, Sequence[str]]  # the names that may be asked for, by source
+ATTEMPTS = 10**9  # no answer has so many, but a clock's number is larger: such an ID is of something else
+STOPS = 64  # answers that are being stopped at the same time; one whose producer hangs takes two leases
+RENDERED = 8  # answers whose Markdown is kept: a few MB each, at the worst
 PAGE = Path(__file__).parent / "page"
 FRAME_ANCESTORS = "'self' http://127.0.0.1:* http://localhost:*"
 EVENTS = {"description": "server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
@@ -69,8 +73,8 @@ class Question(BaseModel):
 
     question: str = Field(min_length=1, max_length=20_000)
     topic: str | None = Field(None, max_length=200, description="what the model shall be an expert in")
-    source: Literal["scripted", "local", "openai"] | None = Field(None, description="who answers")
-    model: str | None = Field(None, max_length=200, description="the model's name at that source")
+    source: str | None = Field(None, max_length=40, description="who answers: one of GET /sources")
+    model: str | None = Field(None, max_length=200, description="one of those that GET /sources lists for it")
     stream: bool = Field(True, description="false: wait, and get the whole answer in one piece")
 
 
@@ -124,9 +128,12 @@ AnswerID = Annotated[str, InPath(max_length=64, pattern="^[A-Za-z0-9][A-Za-z0-9.
 class Desk:
     """Takes questions and stops answers; what waits for Redis does so in a thread."""
 
-    def __init__(self, client: redis.Redis, pool: bool, limits: Limits, timing: Timing) -> None:
+    def __init__(self, client: redis.Redis, pool: bool, limits: Limits, timing: Timing, models: Models) -> None:
         self.client, self.pool, self.limits, self.timing = client, pool, limits, timing
-        self._calls, self._stops = anyio.CapacityLimiter(4), anyio.CapacityLimiter(8)  # a stop may take a lease
+        self.models, self.silence = models, dict[str, float | None]()  # how long a model may be silent, in seconds
+        self._calls, self._stopping = anyio.CapacityLimiter(4), anyio.CapacityLimiter(STOPS)
+        self._stops: dict[str, asyncio.Future[str]] = {}  # those that are waited for, by the answer's id
+        self._html, self._rendering = lru_cache(RENDERED)(to_html), anyio.CapacityLimiter(1)
         self._own: list[answers.Answer] = []  # written by this process
         self._asking = 0  # questions on their way
 
@@ -148,17 +155,26 @@ class Desk:
             return await self._call(enqueue, question.question, **options)
         self._asking += 1
         try:
-            answer = await self._call(answers.ask, question.question, stream=question.stream, **options)
+            options |= self.silence | {"stream": question.stream}
+            answer = await self._call(answers.ask, question.question, **options)
             self._own.append(answer)
         finally:
             self._asking -= 1
         return answer
 
     async def stop(self, answer_id: str) -> str:
-        """Stop an answer, wherever it is written; return its status."""
-        own = next((answer for answer in self._own if answer.id == answer_id and answer.at_work), None)
-        answer = own or answers.Answer(answer_id, client=self.client, timing=self.timing)
-        return await anyio.to_thread.run_sync(answer.stop, limiter=self._stops)
+        """Stop an answer, wherever it is written; return its status.
+
+        However many stop the same one, a single thread waits for it: else they would keep others from stopping theirs.
+        """
+        stop = self._stops.get(answer_id)
+        if stop is None:
+            own = next((answer for answer in self._own if answer.id == answer_id and answer.at_work), None)
+            answer = own or answers.Answer(answer_id, client=self.client, timing=self.timing)
+            stop = asyncio.ensure_future(anyio.to_thread.run_sync(answer.stop, limiter=self._stopping))
+            stop.add_done_callback(lambda _: self._stops.pop(answer_id))
+            self._stops[answer_id] = stop
+        return await asyncio.shield(stop)  # one who goes away does not end it for the others
 
     async def show(self, answer_id: str) -> Shown:
         """The answer at this moment; raises AnswerNotFound."""
@@ -166,11 +182,9 @@ class Desk:
         if now.status == "missing":
             raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
         done = now.status in ("ended", "failed") and not now.missing  # with a hole in it, Markdown means something else
-        html = await anyio.to_thread.run_sync(to_html, now.text) if done else ""
-        record = {name: value for name, value in now.record.items() if name != "text"}
-        return Shown(
-            id=answer_id, status=now.status, text=now.text, html=html, missing=now.missing, record=record
-        )  # fmt: skip
+        html = await anyio.to_thread.run_sync(self._html, now.text, limiter=self._rendering) if done else ""
+        shown: dict[str, Any] = {"status": now.status, "text": now.text, "html": html, "missing": now.missing}
+        return Shown(id=answer_id, record=told(now.record), **shown)
 
     async def whole(self, answer_id: str, request: Request) -> JSONResponse:
         """Wait for an answer's end, and return all of it; stop it when the asker goes away."""
@@ -204,6 +218,9 @@ def create_app(
     pool: bool = False,
     limits: Limits | None = None,
     timing: Timing | None = None,
+    models: Models | None = None,
+    timeout: float | None = None,
+    first_timeout: float | None = None,
     frame_ancestors: str = FRAME_ANCESTORS,
 ) -> FastAPI:
     """Build the application.
@@ -213,10 +230,14 @@ def create_app(
         token: what every request must bring, but those for the page's own files; empty lets everybody in.
         pool: answers are written by workers elsewhere (`enqueue`), not by this process.
         limits, timing: how much, and how long.
+        models: which model names may be asked for, by source, as `{"openai": ["gpt-5.4-mini"]}`; else a source's own
+            default answers, and none may be named. A name of the scripted source is a script: offer no costly one.
+        timeout, first_timeout: seconds a model may be silent; see `complete`. Workers of a pool have their own.
         frame_ancestors: which pages may show this one in a frame (Content-Security-Policy).
     """
     client, limits, timing = client or current(), limits or Limits(), timing or Timing()
-    desk = Desk(client, pool, limits, timing)
+    desk = Desk(client, pool, limits, timing, models or {})
+    desk.silence = {"timeout": timeout, "first_timeout": first_timeout}
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -228,7 +249,7 @@ def create_app(
             await desk.leave()
 
     problems: dict[int | str, dict[str, Any]] = {
-        code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 503, 504)
+        code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)
     }
     app = FastAPI(
         title="llmstream-nb", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=problems
@@ -250,10 +271,12 @@ def _add_answers(app: FastAPI, desk: Desk, limits: Limits) -> None:
         """Ask. The answer is written into its stream from now on, whether anybody watches or not."""
         if len(question.question) > limits.question:
             return problem(422, "TooLong", f"a question may have {limits.question:,} characters here")
+        offered = desk.models.get(check_source(question.source or default_source()), ())
+        if question.model is not None and question.model not in offered:
+            choice = " or ".join([*offered, "none"])
+            return problem(422, "NotOffered", f"this model can't be asked for here: choose {choice}")
         if await desk.full():
-            return problem(
-                429, "Busy", "too many answers are being written: ask again in a moment", {"Retry-After": "5"}
-            )
+            return problem(429, "Busy", "too many answers are being written: ask again in 5 s", {"Retry-After": "5"})
         answer = await desk.ask(question)
         if not question.stream:
             return await desk.whole(answer.id, request)
@@ -273,7 +296,7 @@ def _add_answers(app: FastAPI, desk: Desk, limits: Limits) -> None:
     @app.get("/sources")
     async def list_sources() -> dict[str, Any]:
         """Who can answer, and the questions for which the scripted source has an answer."""
-        listed = [{"name": one.name, "label": one.label, "ready": one.ready, "note": one.note} for one in sources()]
+        listed = [asdict(one) | {"models": list(desk.models.get(one.name, ()))} for one in sources()]
         return {"sources": listed, "default": default_source(), "prepared": prepared_questions()}
 
 
@@ -297,14 +320,15 @@ def _add_events(app: FastAPI, limits: Limits) -> None:
             seen = EntryID.parse(place)
         except BadEntryID as error:
             return problem(400, "BadEntryID", str(error))
-        top, final, *_ = await hub.place(answer_id)
-        if seen.attempt > top.attempt + ATTEMPTS or (final and seen > top):
+        top, final, *_, first = await hub.place(answer_id)
+        if seen.attempt >= ATTEMPTS or (final and seen > top):
             return problem(409, "ForeignID", f"{seen} is no entry of {answer_id}: watch it without Last-Event-ID")
         if final and seen == top:
             return Response(status_code=204)
         if hub.closing or hub.viewers >= limits.viewers:
             return problem(503, "Full", "too many are watching: come back in a moment", {"Retry-After": "5"})
-        return Watching(hub, hub.stream(answer_id, seen, top))
+        # Who has watched another question under this id begins anew.
+        return Watching(hub, hub.stream(answer_id, seen if seen.attempt >= first else ORIGIN, top))
 
 
 class Watching(StreamingResponse):

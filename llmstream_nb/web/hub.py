@@ -20,11 +20,12 @@ from llmstream_nb.protocol.wire import (
     ORIGIN,
     AnswerNotFound,
     EntryID,
-    LLMStreamError,
     Timing,
+    first_attempt,
     parse_entries,
     parse_record,
 )
+from llmstream_nb.viewing.broken import explained
 from llmstream_nb.web.sse import HELLO, KEEP_ALIVE, Frame, frame, frames
 
 TICK = 0.02  # seconds between two rounds while something changes
@@ -43,6 +44,7 @@ class Place(NamedTuple):
     final: bool  # whether that is its end
     alive: bool  # whether the lease of the attempt that was seen lives
     told: bool  # whether the record tells the end, too
+    first: int  # the attempt that its question began with: what is older was of another question under this id
 
 
 class Channel:
@@ -195,8 +197,7 @@ class Hub:
     def end(self) -> None:
         """End all viewers' streams; browsers come back by themselves."""
         self.closing = True
-        for channel in self._channels.values():
-            channel.wake()
+        self._wake_all()
 
     async def close(self) -> None:
         """Stop reading, and give the connections back."""
@@ -223,9 +224,8 @@ class Hub:
         if not top and record is None:
             raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
         end = (record or {}).get("end") or ""
-        if top:
-            return Place(top[0].id, top[0].final, bool(leased), bool(end))
-        return Place(EntryID.parse(end or str(ORIGIN)), bool(end), bool(leased), bool(end))
+        last, final = (top[0].id, top[0].final) if top else (EntryID.parse(end or str(ORIGIN)), bool(end))
+        return Place(last, final, bool(leased), bool(end), first_attempt(record or {}))
 
     async def stream(self, answer_id: str, after: EntryID, top: EntryID) -> AsyncGenerator[bytes]:
         """What to send to a viewer who has seen `after`, until the end. `top` is the last entry that `place` saw."""
@@ -235,8 +235,8 @@ class Hub:
             while not (viewer.done or self.closing):
                 if piece := await viewer.next():
                     yield piece
-        except LLMStreamError as error:
-            yield _failure(type(error).__name__, str(error)).data
+        except Exception as error:  # noqa: BLE001 - whatever an entry brought about, its viewers must see it
+            yield self._failed(error, answer_id).data
         finally:
             viewer.leave()
 
@@ -271,24 +271,32 @@ class Hub:
 
     async def _run(self) -> None:
         changed = woken = time.monotonic()
-        while self._channels:
-            now = time.monotonic()
-            if now - woken >= self.keep_alive / 2:
-                woken = now
-                for channel in self._channels.values():
-                    channel.wake()
-            try:
-                news = await self._round()
-                pause = TICK
-            except LOST:  # whatever it is, the viewers wait; what concerns one answer alone is not raised
-                news, pause = not self.away, RETRY
-                self.away = True
-                for channel in self._channels.values():
-                    channel.wake()
-            changed = now if news else changed
-            self._channels = {key: one for key, one in self._channels.items() if one.viewers and not one.last}
-            await asyncio.sleep(min(SLOWEST, pause + (now - changed) / 50) if pause == TICK else pause)
+        try:
+            while self._channels:
+                now = time.monotonic()
+                if now - woken >= self.keep_alive / 2:
+                    woken = now
+                    self._wake_all()
+                try:
+                    news = await self._round()
+                    pause = TICK
+                except LOST:  # whatever it is, the viewers wait; what concerns one answer alone is not raised
+                    news, pause = not self.away, RETRY
+                    self.away = True
+                    self._wake_all()
+                changed = now if news else changed
+                self._channels = {key: one for key, one in self._channels.items() if one.viewers and not one.last}
+                await asyncio.sleep(min(SLOWEST, pause + (now - changed) / 50) if pause == TICK else pause)
+        except Exception as error:  # noqa: BLE001 - those who watch must learn of it; the next viewer starts it anew
+            for channel in self._channels.values():
+                channel.last = self._failed(error, "all that is watched", channel.top)
+            self._wake_all()
+            self._channels = {}
         self.away = False  # nobody asks any more
+
+    def _wake_all(self) -> None:
+        for channel in self._channels.values():
+            channel.wake()
 
     async def _round(self) -> bool:
         """Read once for each channel; whether there was news."""
@@ -307,21 +315,25 @@ class Hub:
         follower, state = channel.follower, channel.state
         try:
             events = channel.round.hear(replies, time.monotonic())
-        except LLMStreamError as error:
-            channel.last, events = _failure(type(error).__name__, str(error), channel.top), []
-        except LOST as error:
-            told = unusable(error, self.client)
-            channel.last, events = _failure(type(told).__name__, str(told), channel.top), []
-        now, dead = time.monotonic(), follower.state == "interrupted"
-        channel.dead_since = (channel.dead_since or now) if dead else 0.0
-        if dead and now - channel.dead_since > self.timing.patience:
-            gone = "its producer died, and nobody took over: stop it to keep the text, or ask again"
-            channel.last = _failure("Interrupted", gone, channel.top)
-        if not follower.done and (dead or not follower.suspect):
-            channel.state = follower.state
-        if events or channel.state != state or channel.last:
-            channel.take(events)
-        return bool(events)
+            now, dead = time.monotonic(), follower.state == "interrupted"
+            channel.dead_since = (channel.dead_since or now) if dead else 0.0
+            if dead and now - channel.dead_since > self.timing.patience:
+                gone = "its producer died, and nobody took over: stop it to keep the text, or ask again"
+                channel.last = _failure("Interrupted", gone, channel.top)
+            if not follower.done and (dead or not follower.suspect):
+                channel.state = follower.state
+            if events or channel.state != state or channel.last:
+                channel.take(events)
+            return bool(events)
+        except Exception as error:  # noqa: BLE001 - it ends this answer's streams, and no other's
+            channel.last = self._failed(error, follower.answer_id, channel.top)
+            channel.wake()
+            return True
+
+    def _failed(self, error: Exception, what: str, place: EntryID = ORIGIN) -> Frame:
+        """What ends the streams of an answer after this error."""
+        told = explained(error, self.client, what)
+        return _failure(type(told).__name__, str(told), place)
 
 
 def _failure(error: str, message: str, place: EntryID = ORIGIN) -> Frame:

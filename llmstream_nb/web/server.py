@@ -15,7 +15,7 @@ import uvicorn
 
 from llmstream_nb.answers.connection import current
 from llmstream_nb.protocol.wire import LLMStreamError, Timing
-from llmstream_nb.web.app import Limits, create_app
+from llmstream_nb.web.app import Limits, Models, create_app
 
 if TYPE_CHECKING:
     from llmstream_nb.answers.ask import Answer
@@ -49,6 +49,8 @@ class WebServer:
         pool: leave the answers to workers elsewhere, as `enqueue` does.
         limits: how much it takes on, as `web.app.Limits(viewers=100)`.
         timing: leases and limits in seconds, as for `ask`.
+        models: which model names may be asked for over HTTP, by source; none if absent.
+        timeout, first_timeout: seconds a model may be silent, as for `ask`.
 
     Raises:
         NotServed: the port is taken, or the server did not start.
@@ -64,9 +66,13 @@ class WebServer:
         pool: bool = False,
         limits: Limits | None = None,
         timing: Timing | None = None,
+        models: Models | None = None,
+        timeout: float | None = None,
+        first_timeout: float | None = None,
     ) -> None:
         self.token = secrets.token_urlsafe(16) if token is None else token
-        app = create_app(client or current(), token=self.token, pool=pool, limits=limits, timing=timing)
+        given: dict[str, Any] = {"models": models, "timeout": timeout, "first_timeout": first_timeout}
+        app = create_app(client or current(), token=self.token, pool=pool, limits=limits, timing=timing, **given)
         try:
             self._socket = socket.create_server(("127.0.0.1", port), backlog=2048)
         except (OSError, OverflowError) as error:

@@ -27,7 +27,8 @@ class Frame(NamedTuple):
 def frame(name: str, data: dict[str, Any], entry_id: EntryID | None = None) -> bytes:
     """Write one event. JSON has no raw line break, so its text is one `data:` line, whatever a model writes."""
     first = f"id: {entry_id}\n" if entry_id else ""
-    return f"{first}event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode("utf-8", "replace")
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    return f"{first}event: {name}\ndata: {text}\n\n".encode("utf-8", "replace")
 
 
 def frames(events: Iterable[Event]) -> Iterator[Frame]:

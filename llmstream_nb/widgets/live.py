@@ -6,13 +6,15 @@ import threading
 import time
 import weakref
 from collections import defaultdict
+from contextlib import suppress
 from typing import Any
 
 import ipywidgets
 import redis
 
-from llmstream_nb.answers.connection import Line, is_passing, unusable
+from llmstream_nb.answers.connection import Line, is_passing
 from llmstream_nb.protocol.wire import LLMStreamError
+from llmstream_nb.viewing.broken import explained
 
 TICK = 0.05  # seconds between rounds while something changes, and at least between two messages of a view
 SLOWEST = 0.25  # seconds between rounds when nothing has changed for some time
@@ -55,13 +57,22 @@ class Hub:
     def _run(self) -> None:
         readers: dict[tuple[type[Reader], redis.Redis], Reader] = {}
         changed = time.monotonic()
-        while (news := self._round(readers)) is not None:
-            changed = time.monotonic() if news else changed
-            # The longer nothing happens, the more slowly it looks, down to SLOWEST after four seconds.
-            self._wake.wait(min(SLOWEST, TICK + (time.monotonic() - changed) / 20))
-            if self._wake.is_set():
-                self._wake.clear()
-                changed = time.monotonic()
+        try:
+            while (news := self._round(readers)) is not None:
+                changed = time.monotonic() if news else changed
+                # The longer nothing happens, the more slowly it looks, down to SLOWEST after four seconds.
+                self._wake.wait(min(SLOWEST, TICK + (time.monotonic() - changed) / 20))
+                if self._wake.is_set():
+                    self._wake.clear()
+                    changed = time.monotonic()
+        except Exception as error:  # noqa: BLE001 - views must not stand still unsaid; the next one starts it anew
+            with self._lock:
+                views, self._thread = list(self._views), None
+                self._views.clear()
+            for view in views:
+                with suppress(Exception):
+                    view.fail(explained(error, view.client, "all views"))
+                    view.show()
         for reader in readers.values():
             reader.close()
 
@@ -89,7 +100,9 @@ class Hub:
                 view.show_at = now + max(pace, view.pause)
                 try:
                     view.show()
-                except Exception:  # noqa: BLE001 - a view that can't send, e.g. closed just now, must not end the others
+                except Exception as error:  # noqa: BLE001 - a view that can't send, e.g. closed just now, must not end the others
+                    if not view.closed:
+                        explained(error, view.client, repr(view))
                     view.closed = True
         return news
 
@@ -144,7 +157,7 @@ class Reader:
         raise NotImplementedError
 
     def _fail(self, view: Live, error: Exception) -> None:
-        view.fail(error if isinstance(error, LLMStreamError) else unusable(error, self.client))
+        view.fail(explained(error, self.client, repr(view)))
 
 
 hub = Hub()

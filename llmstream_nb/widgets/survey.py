@@ -14,6 +14,7 @@ from llmstream_nb.answers.read import passing_raised, send_all
 from llmstream_nb.protocol.events import Ended, Event, Failed
 from llmstream_nb.protocol.round import Command, Round
 from llmstream_nb.protocol.wire import POOL, AnswerNotFound, EntryID, LLMStreamError, clean, parse_entries
+from llmstream_nb.viewing.broken import Broken, explained
 from llmstream_nb.viewing.transcript import LABELS, Transcript
 
 QUIET = 3.0  # seconds after which a worker that holds questions, and renews them each tick, counts as quiet
@@ -142,7 +143,8 @@ class Item:
         except AnswerNotFound:
             self._problem = ("missing", "Cleared or expired.")
         except Exception as error:  # noqa: BLE001 - any client may have written anything there
-            self._problem = ("unreadable", str(error))
+            told = explained(error, self._client, self.id)
+            self._problem, self.done = ("unreadable", str(told)), isinstance(told, Broken)
 
     def _judge(self, signs: list[Any], first: Any) -> None:
         looked_at, start = self._attempt, parse_entries(first)
@@ -212,5 +214,5 @@ def _why(error: Exception, key: str, client: redis.Redis) -> str:
 
 def _fit(text: Any, longest: int = LONGEST // 10) -> str:
     """Text of any origin, short enough and of characters that reach the browser."""
-    shown = clean(str(text))
+    shown = clean(str(text)[: longest + 1])
     return shown if len(shown) <= longest else shown[:longest] + "…"
