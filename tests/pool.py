@@ -203,7 +203,7 @@ def no_fencing() -> None:
         try:
             synchronise(self)
         except Fenced:
-            self._seen = time.monotonic()
+            self._leased = time.monotonic()
 
     def xadd(self: Attempt, pipe: Any, seq: int, create: bool = False) -> None:
         kind, text, ms = self.entries[seq]
@@ -278,7 +278,7 @@ def old_text_goes_on() -> None:
         top = self._line.redis.xrevrange(self.keys.chunks, count=1) if not self.number else []
         if top and "text" in top[0][1]["kind"]:
             attempt, seq = map(int, top[0][0].split("-"))
-            self.number, self.sent, self._seen = attempt, seq + 1, time.monotonic()
+            self.number, self.sent, self._leased = attempt, seq + 1, time.monotonic()
             self.entries = [("text", "", 0)] * self.sent
             return
         synchronise(self)

@@ -345,7 +345,7 @@ def test_a_producer_that_slept_while_its_id_was_asked_anew_writes_nothing(client
         attempt.finish()
     else:
         if asleep == "in its flush":
-            attempt._seen = time.monotonic()  # it has just looked
+            attempt._leased = time.monotonic()  # it has just looked
         with pytest.raises((Deleted, Fenced)):
             attempt.insist(attempt.flush if asleep != "before its opening" else attempt.synchronise)
     if not begun:
@@ -511,7 +511,7 @@ def test_a_producer_whose_newest_entries_are_deleted_goes_on_at_once(client) -> 
     producer = start(client, says, QUICK, "tour")
     wait_for(lambda: text_in(client, "tour") == "one two three ")
     client.xdel(names_of(client).answer("tour").chunks, "1-2", "1-3")
-    producer.attempt._seen, looked = float("-inf"), time.monotonic()  # as after any error, it looks what Redis has
+    producer.attempt._leased, looked = float("-inf"), time.monotonic()  # as after any error, it looks what Redis has
     wait_for(lambda: producer.attempt._ticked > looked + QUICK.tick)
     says.say("four")
     says.end()
@@ -578,10 +578,10 @@ def test_two_producers_of_a_deleted_stream_end_it_once_and_whole(client, how, or
     for part in order.replace(" then ", ", ").split(", "):
         attempt = parties[part[-1]]
         if attempt is sleeper:
-            attempt._seen = float("-inf")
+            attempt._leased = float("-inf")
         wake(attempt, ("end", '{"reason": "stop"}', 2) if "end" in part else ("text", "more ", 2))
     for attempt in (sleeper, heir):
-        attempt._seen = float("-inf") if attempt is sleeper else attempt._seen
+        attempt._leased = float("-inf") if attempt is sleeper else attempt._leased
         if attempt not in ended:
             wake(attempt, ("end", '{"reason": "stop"}', 2))
     entries = stream_of(client, "tour")
@@ -622,7 +622,7 @@ def test_flushall_while_one_sleeps_and_one_writes(machine) -> None:
         assert [entry.final for entry in entries] == [False] * (len(entries) - 1) + [True]
         assert text_in(client, "tour", entries[-1].id.attempt) == "new text" == look("tour", client).text
         with pytest.raises(Fenced):
-            sleeper._seen = float("-inf")
+            sleeper._leased = float("-inf")
             sleeper.entries.append(("text", "old ", 3))
             sleeper.insist(sleeper.flush)
         sleeper.close()

@@ -454,8 +454,8 @@ def ids_by_the_clock(patch) -> None:
 
 
 def no_doubt_after_sleep(patch) -> None:
-    awake = property(lambda self: time.monotonic(), lambda self, value: self.__dict__.update(_seen=value))
-    patch.setattr(Attempt, "_seen", awake, raising=False)
+    awake = property(lambda self: time.monotonic(), lambda self, value: self.__dict__.update(_leased=value))
+    patch.setattr(Attempt, "_leased", awake, raising=False)
 
 
 def readers_start_over(patch) -> None:

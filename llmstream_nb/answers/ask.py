@@ -30,6 +30,7 @@ from llmstream_nb.protocol.wire import (
     cleared_attempt,
     first_attempt,
     is_answer_id,
+    newest_attempt,
     parse_record,
     same_question,
 )
@@ -312,6 +313,4 @@ def _last_attempt(client: Any, keys: AnswerKeys) -> int:
         last = last_entry(client, keys.chunks)[1].attempt
     except (ResponseError, NotAnAnswer):
         last = 0  # another type, or another's entries: only to be deleted
-    record = parse_record(client.get(keys.question)) or {}
-    attempt = record.get("attempt")
-    return max(last, attempt if isinstance(attempt, int) else 0)
+    return max(last, newest_attempt(parse_record(client.get(keys.question)) or {}))

@@ -32,6 +32,7 @@ from llmstream_nb.protocol.wire import (
     Timing,
     cleared_attempt,
     first_attempt,
+    newest_attempt,
     parse_entries,
     parse_record,
     same_question,
@@ -77,7 +78,7 @@ class Attempt:
         self.cancelled = False
         self.ended_before: Entry | None = None  # the end that someone else has written: nothing is left to answer
         self._line = Line(client, self.keys.chunks)
-        self._seen = self._ticked = float("-inf")  # monotonic times of the last reply and of the last tick
+        self._leased = self._ticked = float("-inf")  # monotonic times when the lease was set, and of the last tick
         self._whole = False  # the attempt's start stands in the stream, as far as is known
         self.took = 0.0  # seconds that the last batch took
 
@@ -155,7 +156,6 @@ class Attempt:
                 self._begin(pipe)
             else:
                 self.sent = last.seq + 1
-            self._seen = time.monotonic()
 
     def _check_question(self, pipe: Any) -> int:
         """Whether the question is still the one to answer; return the newest attempt that its record tells of."""
@@ -170,8 +170,7 @@ class Attempt:
         if found.get("end") and not self.sent:
             with suppress(BadEntryID):
                 self.ended_before = Entry(EntryID.parse(found["end"]), "end", "{}", 0)
-        attempt = found.get("attempt")
-        return attempt if isinstance(attempt, int) else 0
+        return newest_attempt(found)
 
     def _is_own(self, pipe: Any, top: Entry | None, last: EntryID) -> bool:
         """Whether the entries of this attempt's number are this producer's, and none of them is foreign."""
@@ -205,7 +204,7 @@ class Attempt:
         self._queue_xadd(pipe, 0, create=True)
         pipe.pexpire(self.keys.chunks, milliseconds(self.timing.ttl))
         pipe.execute()
-        self.sent, self._whole = 1, True
+        self.sent, self._whole, self._leased = 1, True, time.monotonic()
         add_to_index(self.client, self.record)
 
     def _queue_xadd(self, pipe: Any, seq: int, create: bool = False) -> None:
@@ -217,7 +216,7 @@ class Attempt:
     def flush(self) -> None:
         """Send the next batch, and tick if it is time: lease, expiry, and a look for a cancel. All or nothing."""
         now = time.monotonic()
-        if now - self._seen > self.timing.lease:
+        if now - self._leased > self.timing.lease:
             self.synchronise()  # this process slept beyond its lease: is the answer still ours?
         first, last = self.sent, min(self.sent + BATCH, len(self.entries))
         tick, start = now - self._ticked >= self.timing.tick, f"{self.number}-0"
@@ -241,10 +240,9 @@ class Attempt:
             raise WatchError("the stream is gone")  # look again at what Redis holds
         if tick and self._whole and not self.maxlen and not replies[-3]:
             raise WatchError("the start of the attempt is gone")
-        self.sent, self._seen = last, time.monotonic()
-        self.took = self._seen - now
+        self.sent, self.took = last, time.monotonic() - now
         if tick:
-            self._ticked, self.cancelled = now, bool(replies[-1])
+            self._leased, self._ticked, self.cancelled = now, now, bool(replies[-1])
 
     def finish(self, text: str | None = None) -> None:
         """Once the end is confirmed: complete the record, and give up the lease."""
@@ -263,7 +261,7 @@ class Attempt:
     def _save(self, record: Json, closing: Json, end: EntryID, text: str, repair: bool = False) -> None:
         """Write the record, unless it has been deleted, belongs to a newer question, or needs no repair any more."""
         told = {name: value for name, value in closing.items() if name != "nonce"}
-        whole = record | told | {"start": f"{end.attempt}-0", "end": str(end), "text": text}
+        whole = record | told | {"attempt": end.attempt, "start": f"{end.attempt}-0", "end": str(end), "text": text}
         with self._line.redis.pipeline(transaction=True) as pipe:
             pipe.watch(self.keys.question, self.keys.cleared)
             found = parse_record(pipe.get(self.keys.question)) or record  # type: ignore[arg-type]

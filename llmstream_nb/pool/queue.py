@@ -66,7 +66,9 @@ def read_question(answer_id: str, client: redis.Redis) -> dict[str, Any] | None:
         raise NotAQuestion(f"This entry of the queue leads to no record of a question: {said(error)}") from None
     if text is None:
         return None
-    record = parse_record(text) or {}
+    found = parse_record(text) or {}
+    given = {name: value for name, value in found.items() if value is not None}
+    record = {"topic": "", "source": "", "model": ""} | given
     types: dict[str, Any] = {"question": str, "topic": str, "source": str, "model": str, "asked": (int, float)}
     if not all(isinstance(record.get(name), kind) for name, kind in types.items()):
         raise NotAQuestion(f"The record of {answer_id!r} is not one that enqueue() wrote.")

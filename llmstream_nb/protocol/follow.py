@@ -80,9 +80,12 @@ class Cursor:
         return entry.id <= self.after
 
     def _before(self, entry: Entry) -> EntryID:
-        """R5: the entry that must have come right before; who closes an attempt from outside names its last."""
-        if entry.final and entry.id.seq == 0:
-            return max(self.after, EntryID.parse(entry.data.get("closes") or "0-0"))
+        """R5: the entry that must have come right before; who closes an attempt from outside names its last.
+
+        Without a name the stream was empty then: what was read before is no part of this answer.
+        """
+        if entry.final and entry.id.seq == 0 and (closes := entry.data.get("closes")):
+            return max(self.after, EntryID.parse(closes))
         return EntryID(entry.id.attempt, entry.id.seq - 1)
 
     def _missing(self, before: EntryID) -> int:

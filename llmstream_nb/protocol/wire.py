@@ -244,6 +244,12 @@ def first_attempt(record: Mapping[str, Any]) -> int:
     return first if isinstance(first, int) and first > 0 else 1
 
 
+def newest_attempt(record: Mapping[str, Any]) -> int:
+    """The highest attempt that a record tells of, by its opening or by its end; 0 where it tells of none."""
+    attempt, end = record.get("attempt"), str(record.get("end") or "").partition("-")[0]
+    return max(attempt if isinstance(attempt, int) else 0, int(end) if end.isdecimal() and len(end) < 20 else 0)
+
+
 def cleared_attempt(value: Any) -> int:
     """The number that `clear` left behind: attempts up to it are void. 0 where it left none."""
     return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value) else 0
