@@ -522,6 +522,8 @@ class Run:
     def delete(self) -> None:
         """Somebody deletes the stream."""
         self.lossy = True
+        # A group may make an empty stream before the producer notices: then it is as if its entries were trimmed.
+        self.trimmed |= bool(self.group_readers)
         self.direct.delete(self.keys.chunks)
 
     def foreign(self, what: str) -> None:
