@@ -355,7 +355,7 @@ VARIANTS: dict[Callable, tuple[Schedule, str]] = {
     ),
     any_entry_may_create_the_stream: (
         Schedule((*SPOKEN, step("blackhole"), SAY, step("rest", 80), step("clear"), step("heal", True), SAY, END)),
-        "a deleted answer is back",
+        "a deleted answer is back|waits 2 s after the end",
     ),
     deleted_without_a_mark: (
         Schedule((*SPOKEN, step("blackhole"), SAY, step("clear"), step("heal", False), SAY, END)),

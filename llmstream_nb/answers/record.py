@@ -69,8 +69,8 @@ def _register(client: redis.Redis, record: dict[str, Any], keys: AnswerKeys, tim
         kind: Any = pipe.type(keys.chunks)
         if kind not in ("none", "stream"):
             raise NotAnAnswer(f"{keys.chunks!r} holds a {kind}, not a stream: use another id, or delete that key")
-        text: Any = pipe.get(keys.question)  # a cluster refuses MGET here
-        cleared: Any = pipe.get(keys.cleared)
+        text: Any = pipe.get(keys.question)
+        cleared: Any = pipe.get(keys.cleared)  # no MGET: redis-py has none in a pipeline to a cluster
         if text and same_question(parse_record(text) or {}, record):
             return True  # it has come, and its reply was lost
         if kind == "stream" or text is not None:
