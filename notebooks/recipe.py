@@ -1,8 +1,9 @@
-"""Stream an LLM's answer through a Redis stream; it needs redis and openai, and nothing else."""
+"""Stream an LLM's answer through a Redis stream, with redis and openai and nothing else."""
 
 import os
 import sys
 import time
+from itertools import chain
 
 from openai import OpenAI
 from redis import Redis, ResponseError
@@ -26,8 +27,8 @@ def answer(llm, model, question):
 
 def produce(redis, key, pieces, ttl=86_400):
     """Write each (kind, text) into the stream `key`, a new one; it lives for `ttl` seconds."""
-    for number, (kind, text) in enumerate(pieces, 1):
-        try:  # an ID of our own: sent again after a lost reply, an entry is refused, not doubled
+    for number, (kind, text) in enumerate(chain([("text", "")], pieces)):  # 1-0: there at once
+        try:  # an ID of our own: sent again after a lost reply, it is refused, not doubled
             redis.xadd(key, {"kind": kind, "text": text}, id=f"1-{number}")
         except ResponseError as error:
             if "equal or smaller" not in str(error):
@@ -37,7 +38,11 @@ def produce(redis, key, pieces, ttl=86_400):
 
 def read(redis, key, last="0-0", patience=30):
     """Yield (ID, kind, text) of each entry after `last`, up to the end, or to a silence."""
-    heard = time.monotonic()
+    newest, last, heard = redis.xrevrange(key, count=1), max(last, "1-0"), time.monotonic()
+    if not newest:
+        raise LookupError(f"there is no answer {key}: nobody has asked, or it has expired")
+    if newest[0][0] == last and newest[0][1]["kind"] != "text":
+        return  # who comes back after the end has seen all
     while time.monotonic() - heard < patience:
         for _, entries in redis.xread({key: last}, count=500, block=1000):
             heard = time.monotonic()
@@ -52,7 +57,8 @@ def read(redis, key, last="0-0", patience=30):
 
 if __name__ == "__main__":  # recipe.py ask KEY QUESTION, or: recipe.py read KEY [LAST-ID]
     url, retry = os.environ["REDIS_URL"], Retry(ExponentialWithJitterBackoff(2, 0.1), 8)
-    redis, (job, key, *rest) = Redis.from_url(url, decode_responses=True, retry=retry), sys.argv[1:]
+    redis = Redis.from_url(url, decode_responses=True, retry=retry)
+    job, key, *rest = sys.argv[1:]
     if job == "ask":
         produce(redis, key, answer(OpenAI(timeout=30), os.environ["OPENAI_MODEL"], rest[0]))
     else:

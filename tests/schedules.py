@@ -28,7 +28,7 @@ import redis
 
 from llmstream_nb.answers.ask import clear, stop_answer
 from llmstream_nb.answers.connection import RedisUnusable, connect, names_of
-from llmstream_nb.answers.produce import Producer, Writing
+from llmstream_nb.answers.produce import Producer, Writing, last_entry
 from llmstream_nb.answers.read import Look, look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
@@ -619,9 +619,10 @@ class Run:
         producer, said = self.producers[-1], "".join(self.said[-1])
 
         def settled() -> bool:
-            attempt, entries = producer.attempt, self.stream()
+            attempt = producer.attempt
             last = (attempt.number, len(attempt.entries) - 1)
-            return bool(entries) and entries[-1].id == last and attempt.text == said
+            # Not the last entry: somebody may have trimmed it.
+            return last_entry(self.direct, self.keys.chunks)[1] == last and attempt.text == said
 
         self.wait(
             lambda: all(each.done.is_set() or each.attempt.sent or each in self.silent for each in self.producers),

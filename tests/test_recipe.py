@@ -9,15 +9,24 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
+from typing import Annotated
 
+import httpx
 import nbformat
 import pytest
 import redis
+import uvicorn
+from fastapi import FastAPI, Header, HTTPException
+from fastapi.responses import Response, StreamingResponse
 from openai import OpenAI
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from llmstream_nb import Worker
 from llmstream_nb.answers.connection import environment_of
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.llm import prepared, scripted
@@ -55,8 +64,8 @@ def key(client):
 
 def test_it_is_short_and_needs_redis_and_openai_alone() -> None:
     source = FILE.read_text("utf-8")
-    assert len(source.splitlines()) <= 60
-    assert max(map(len, source.splitlines())) <= 100  # none breaks in the notebook
+    assert len(source.splitlines()) <= 66
+    assert max(map(len, source.splitlines())) <= 96  # none breaks in the notebook, on a screen 1280 px wide
     nodes = list(ast.walk(ast.parse(source)))
     names = [a.name for n in nodes if isinstance(n, ast.Import) for a in n.names]
     names += [n.module for n in nodes if isinstance(n, ast.ImportFrom)]
@@ -84,6 +93,7 @@ def test_a_reader_sees_what_is_there_while_more_comes(client, key) -> None:
 
     work = threading.Thread(target=recipe.produce, args=[client, key, slow()])
     work.start()
+    wait_for(lambda: client.exists(key))
     reader = recipe.read(client, key)
     assert next(reader)[2] == "first "
     assert not go_on.is_set()
@@ -108,6 +118,29 @@ def test_an_answer_ends_however_the_model_does(client, key, name, kind) -> None:
     assert entries[-1][1] == kind
     assert "none" not in entries[-1][2]  # the key of the endpoint
     assert len(entries) == (13 if "12" in name else 1)
+
+
+@pytest.mark.parametrize("name", ["scripted:pace=0,length=3", "scripted:pace=0,drop=3", "scripted:nothing"])
+def test_whoever_joins_at_the_end_is_done_at_once(client, key, name) -> None:
+    recipe.produce(client, key, pieces(name))
+    last = client.xrevrange(key, count=1)[0][0]
+    assert list(recipe.read(client, key, last, patience=0)) == []  # no patience: it must not wait
+
+
+def test_an_answer_that_nobody_asked_for_is_told_at_once(client, key) -> None:
+    for last in ("0-0", "1-3"):
+        with pytest.raises(LookupError, match="no answer"):
+            next(recipe.read(client, key, last, patience=0))
+
+
+def test_an_answer_can_be_found_before_the_model_speaks(client, key) -> None:
+    def silent():
+        with pytest.raises(TimeoutError, match="nothing came after 1-0"):
+            next(recipe.read(client, key, patience=0))
+        yield "end", "stop"
+
+    recipe.produce(client, key, silent())
+    assert list(recipe.read(client, key)) == [("1-1", "end", "stop")]
 
 
 def test_a_lost_entry_is_told(client, key) -> None:
@@ -175,24 +208,64 @@ def test_as_two_programs(client, backend, key) -> None:
     assert whole.stdout.endswith(rest.stdout)
 
 
+@contextmanager
+def served(app: FastAPI) -> Iterator[str]:
+    """The address of this application, over real HTTP on 127.0.0.1."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_for(lambda: server.started)
+        host, port = server.servers[0].sockets[0].getsockname()
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
 @pytest.mark.parametrize("backend", ["fake", "redis-server"], indirect=True)
-def test_the_endpoint_for_fastapi_streams(client) -> None:
+def test_the_endpoint_for_fastapi(client) -> None:
     """The example in the notebook, with a worker behind it."""
-    from starlette.testclient import TestClient
-
-    from llmstream_nb import Worker
-
     prose = "\n".join(
         cell.source for cell in nbformat.read(FOLDER / "05-take-home.ipynb", 4).cells if cell.cell_type == "markdown"
     )
-    example = re.search(r"```python\n(from fastapi.*?)```", prose, re.DOTALL)
+    example = re.search(r"```python\n((?:(?!```).)*FastAPI.*?)```", prose, re.DOTALL)
     assert example
     space: dict = {}
     exec(example[1], space)  # the notebook's own example
     worker = Worker(source="scripted", client=client, timing=FAST).start()
     try:
-        web = TestClient(space["app"])
-        answer_id = web.post("/questions", params={"question": QUESTION}).json()
-        assert web.get(f"/answers/{answer_id}").text == REPLY
+        with served(space["app"]) as address, httpx.Client(base_url=address, timeout=30) as web:
+            answer_id = web.post("/questions", params={"question": QUESTION}).json()
+            for _ in range(2):  # while it is written, and from what is kept
+                reply = web.get(f"/answers/{answer_id}")
+                assert (reply.status_code, reply.text) == (200, REPLY)
+            for unknown in ("nobody-asked", "no%20id", "x" * 65):
+                assert web.get(f"/answers/{unknown}").status_code == 404
     finally:
         worker.stop()
+
+
+def test_the_recipe_behind_fastapi(client, key) -> None:
+    """As the notebook says it: the first entry is taken before the reply begins."""
+    app = FastAPI()
+
+    @app.get("/{name}")
+    def watch(name: str, last_event_id: Annotated[str, Header()] = "0-0") -> Response:
+        entries = recipe.read(client, name, last_event_id)
+        try:
+            first = next(entries, None)
+        except LookupError:
+            raise HTTPException(404) from None
+        if first is None:
+            return Response(status_code=204)
+        texts = (text for _, kind, text in chain([first], entries) if kind == "text")
+        return StreamingResponse(texts, media_type="text/plain")
+
+    recipe.produce(client, key, pieces())
+    last = client.xrevrange(key, count=1)[0][0]
+    with served(app) as address, httpx.Client(base_url=address, timeout=10) as web:
+        assert web.get(f"/{key}").text == REPLY
+        assert web.get(f"/{key}x").status_code == 404
+        assert web.get(f"/{key}", headers={"Last-Event-ID": last}).status_code == 204
+        assert REPLY.endswith(web.get(f"/{key}", headers={"Last-Event-ID": "1-9"}).text)

@@ -7,6 +7,7 @@ tells its seed and its steps. LLMSTREAM_SOAK=10 runs schedules for ten minutes i
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import itertools
 import json
 import os
@@ -68,6 +69,8 @@ def lab() -> Iterator[Lab]:
 @pytest.mark.parametrize("seeds", SEEDS, ids=str)
 def test_nothing_is_lost_and_nothing_hangs(lab: Lab, seeds) -> None:
     began = time.monotonic()
+    if SOAK:
+        faulthandler.cancel_dump_traceback_later()  # which pytest sets for tests that hang
     for seed in seeds:
         schedule = drawn(seed)
         try:
@@ -243,6 +246,15 @@ def deleted_without_a_mark(patch) -> None:
     patch.setattr(schedules, "clear", forgetful)
 
 
+def a_number_is_given_twice(patch) -> None:
+    """The next question of an id begins with 1 again."""
+    deleted_without_a_mark(patch)
+
+
+def restarts_are_passed_over(patch) -> None:
+    patch.setattr(Cursor, "_restarts", lambda self, before: False)
+
+
 def no_fence(patch) -> None:
     """Who has been replaced goes on after its heir's last entry."""
     opened = Attempt.synchronise
@@ -313,7 +325,7 @@ def connections_stay_open(patch) -> None:
 
 
 LEASELESS = Timing(lease=30.0, tick=5.0, ttl=600.0, give_up=8.0, patience=8.0)  # no tick while the server is away
-SAY, END, HEIR = step("say", 4, 0), step("end"), step("take_over", False)
+SAY, END, HEIR, ANEW = step("say", 4, 0), step("end"), step("take_over", False), step("ask_anew", False)
 SPOKEN = (SAY, step("settle"))
 ZOMBIE = (
     *SPOKEN,
@@ -348,6 +360,14 @@ VARIANTS: dict[Callable, tuple[Schedule, str]] = {
     deleted_without_a_mark: (
         Schedule((*SPOKEN, step("blackhole"), SAY, step("clear"), step("heal", False), SAY, END)),
         "a deleted answer is back",
+    ),
+    a_number_is_given_twice: (
+        Schedule((step("join", 0.0, True, 0), *SPOKEN, step("freeze", "sent"), ANEW, SAY, step("thaw"), SAY, END)),
+        "never written|again, after|holes in|is another's",
+    ),
+    restarts_are_passed_over: (
+        Schedule((step("join", 0.0, True, 0), *SPOKEN, step("rest", 50), step("freeze", "sent"), ANEW, SAY, END)),
+        "shows",
     ),
     no_fence: (Schedule(ZOMBIE), "its end is not the last entry|is another's|holes in attempt 2"),
     the_end_is_written_twice: (
@@ -594,10 +614,6 @@ TestProtocol = ProtocolMachine.TestCase
 TestProtocol.settings = settings(
     max_examples=150, stateful_step_count=50, deadline=None, derandomize=bool(os.environ.get("CI"))
 )
-
-
-def restarts_are_passed_over(patch) -> None:
-    patch.setattr(Cursor, "_restarts", lambda self, before: False)
 
 
 def death_is_declared_at_the_first_look(patch) -> None:

@@ -438,7 +438,7 @@ def unconfirmed_counts_as_sent(patch) -> None:
     def hopeful(self):
         try:
             flush(self)
-        except redis.ConnectionError:
+        except (redis.ConnectionError, redis.WatchError):
             self.sent = len(self.entries)
 
     patch.setattr(Attempt, "flush", hopeful)

@@ -289,11 +289,14 @@ class Attempt:
 
 def last_entry(pipe: Any, key: str) -> tuple[Entry | None, EntryID]:
     """The last entry of a stream, and the last ID that it ever had: who deletes entries leaves that behind."""
-    newest = parse_entries(pipe.xrevrange(key, count=1))
-    top = newest[0] if newest else None
-    with suppress(ResponseError):  # there is no such key
-        return top, EntryID.parse(pipe.xinfo_stream(key)["last-generated-id"])
-    return top, top.id if top else ORIGIN
+    try:
+        info = pipe.xinfo_stream(key)
+    except ResponseError as error:
+        if "no such key" not in said(error):
+            raise
+        return None, ORIGIN
+    newest = parse_entries([info["last-entry"]] if info["last-entry"] else [])
+    return newest[0] if newest else None, EntryID.parse(info["last-generated-id"])
 
 
 class Producer:

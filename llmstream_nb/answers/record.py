@@ -69,7 +69,8 @@ def _register(client: redis.Redis, record: dict[str, Any], keys: AnswerKeys, tim
         kind: Any = pipe.type(keys.chunks)
         if kind not in ("none", "stream"):
             raise NotAnAnswer(f"{keys.chunks!r} holds a {kind}, not a stream: use another id, or delete that key")
-        text, cleared = pipe.mget(keys.question, keys.cleared)  # type: ignore[misc]
+        text: Any = pipe.get(keys.question)  # a cluster refuses MGET here
+        cleared: Any = pipe.get(keys.cleared)
         if text and same_question(parse_record(text) or {}, record):
             return True  # it has come, and its reply was lost
         if kind == "stream" or text is not None:

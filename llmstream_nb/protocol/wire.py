@@ -216,8 +216,8 @@ class Entry(NamedTuple):
 
 
 def parse_ms(text: str) -> int:
-    """The milliseconds of an entry, within what they can be; raises ValueError or TypeError for no integer."""
-    return min(max(0, int(text)), LARGEST)
+    """The milliseconds of an entry, not larger than a number in JSON may be; raises ValueError or TypeError."""
+    return min(max(-LARGEST, int(text)), LARGEST)
 
 
 RawEntry = tuple[str, Mapping[str, str] | None]  # ID and fields, as redis-py gives them
