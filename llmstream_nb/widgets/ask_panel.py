@@ -128,13 +128,23 @@ class AskPanel(ipywidgets.VBox):  # type: ignore[misc]
         self.children = (self.form, view)
         view.observe(self._heard, "live")
         if not view.live:  # it ended before it was observed
-            self.form.busy = False
+            self._ended()
         for child in old:
             child.close()
 
     def _heard(self, change: Any) -> None:
-        if change.owner is self.children[-1]:
-            self.form.busy = change.new
+        if change.owner is not self.children[-1]:
+            return
+        self.form.busy = change.new
+        if not change.new:
+            self._ended()
+
+    def _ended(self) -> None:
+        """Whoever asked their own function learns all of what it raised; the view, as others see it, does not tell."""
+        raised = self.answer.exception if self.answer and self._own else None
+        if raised is not None:
+            self.form.message = _words(raised)
+        self.form.busy = False
 
     def _clicked(self, form: AskForm, content: dict[str, Any], _: Any) -> None:
         """Ask and Stop may wait for Redis, and the kernel must not: each click has a thread."""
@@ -156,5 +166,8 @@ def _name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", "own")
 
 
-def _words(error: Exception) -> str:
-    return str(error) if isinstance(error, LLMStreamError) else f"{type(error).__name__}: {error}"
+def _words(error: BaseException) -> str:
+    try:
+        return str(error) if isinstance(error, LLMStreamError) else f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - its text is anybody's code
+        return type(error).__name__
