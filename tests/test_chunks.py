@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import gzip
 import http.server
 import json
 import re
@@ -12,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmstream_nb.llm import chunks, sources
 from llmstream_nb.llm import completion as room
-from llmstream_nb.llm import sources
 from llmstream_nb.llm.chunks import Reader, body_fault
 from llmstream_nb.llm.endpoint import Endpoint, ModelError
 from llmstream_nb.llm.sources import complete
@@ -133,6 +136,9 @@ WHOLE_ANSWERS = {
     "a whole completion, over lines": [json.dumps(json.loads(whole({"content": PARTS})), indent=1).encode()],
     "a whole completion without a reason": [whole({"content": "Hi there"}, None)],
     "a whole completion in an event": [data(whole({"content": "Hi there"}, None))],
+    "the shape of older completions": [data({"choices": [{"index": "0", "text": "Hi there"}]}), END],
+    "a delta that is a text": [piece("Hi"), piece(" there"), END],
+    "words that were not the last": [HI, data(b"upstream is slow"), data({"detail": "Patience"}), THERE, END],
     "a whole completion with a BOM": [b"\xef\xbb\xbf" + whole({"content": "Hi there"})],
 }
 
@@ -148,6 +154,12 @@ def test_a_whole_answer_where_none_was_asked_for_and_the_other_way_round(fake, s
     assert answered(fake, (200, SSE, [HI, THERE, END]), stream=stream)[:2] == ("stop", "Hi there")
 
 
+ROUTED = data(
+    {
+        "error": {"code": 429, "message": "Provider returned error", "metadata": {"raw": "Too hot"}},
+        "choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "error"}],
+    }
+)
 FAILURES = {
     "OpenAI's error": ([data({"error": {"code": 429, "message": "Too fast"}}), DONE], "RateLimited", "", "Too fast"),
     "an error of text": ([HI, data({"error": "Too fast"})], "ServerError", "Hi", "Too fast"),
@@ -169,6 +181,20 @@ FAILURES = {
     "event: error, JSON": ([HI, b'event: error\ndata: {"message": "Idle"}\n\n'], "ServerError", "Hi", "Idle"),
     "event: error, text": ([HI, b"event: error\ndata: backend is away\n\n"], "ServerError", "Hi", "backend is away"),
     "event: error, cut": ([HI, b"event: error\r\ndata: backend is away"], "ServerError", "Hi", "backend is away"),
+    "OpenRouter's, in mid-stream": ([HI, ROUTED], "RateLimited", "Hi", "'Provider returned error: Too hot'"),
+    "OpenRouter's, whole": ([ROUTED.removeprefix(b"data: ")], "RateLimited", "", "'Provider returned error: Too hot'"),
+    "JSON in a text": ([data({"error": {"message": '{"error": {"message": "Full"}}'}})], "ServerError", "", "'Full'"),
+    "an error line, then a cut": ([HI, b'error: {"code": 400, "message": "Full"}\n\n'], "BadRequest", "Hi", "'Full'"),
+    "bare JSON, then a cut": ([HI, b'{"error": {"message": "Full", "code": 400}}\n'], "BadRequest", "Hi", "'Full'"),
+    "JSON over lines, then a cut": ([HI, b'{\n"error": {\n"message": "Full"\n}\n}'], "ServerError", "Hi", "'Full'"),
+    "plain words, then a cut": ([HI, b"Internal Server Error"], "ServerError", "Hi", "'Internal Server Error'"),
+    "words as data, then a cut": ([HI, b"data: upstream is away\n\n"], "ServerError", "Hi", "'upstream is away'"),
+    "a detail, then a cut": ([HI, data({"detail": "Lost"})], "ServerError", "Hi", "'Lost'"),
+    "a message, then a cut": ([HI, data({"message": "Full", "code": 429})], "RateLimited", "Hi", "'Full'"),
+    "a page, then a cut": ([HI, b"<html>\n504\n</html>"], "ConnectionDropped", "Hi", "sent a web page in the middle"),
+    "a ping, then a cut": ([HI, data(b"keep-alive")], "ConnectionDropped", "Hi", "broke off"),
+    "a detail, then [DONE]": ([data({"detail": "Model is loading"}), DONE], "ServerError", "", "'Model is loading'"),
+    "a ping, then [DONE]": ([data(b"ping"), DONE], "EmptyAnswer", "", "answered nothing"),
     "words alone": ([data(b"backend is away")], "ServerError", "", "backend is away"),
     "a list": ([b'[{"error": {"code": 404, "message": "No such model"}}]'], "ModelNotFound", "", "No such model"),
     "an error in the body": ([b'{"error": "Unexpected endpoint"}'], "ServerError", "", "Unexpected endpoint"),
@@ -232,6 +258,18 @@ def test_heartbeats_are_no_life(fake, before):
     name, text, message = answered(fake, (200, SSE, [*before, *beats]), timeout=0.5)
     assert (name, text) == ("Stalled", "Hi" if before else "")
     assert "0.5 s" in message
+
+
+@pytest.mark.parametrize("beat", [piece({"content": ""}), piece({}), b"x", b"foo\n", piece({"role": "assistant"})])
+@pytest.mark.parametrize("before", [[], [HI]])
+def test_what_holds_nothing_is_no_life_either(fake, before, beat):
+    name, text, _ = answered(fake, (200, SSE, [*before, *[0.1, beat] * 100]), timeout=0.5)
+    assert (name, text) == ("Stalled", "Hi" if before else "")
+
+
+def test_a_tool_call_is_life(fake):
+    calls = [0.2, piece({"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]})] * 5
+    assert answered(fake, (200, SSE, [*calls, HI, END]), timeout=0.6)[:2] == ("stop", "Hi")
 
 
 def test_reasoning_is_life(fake):
@@ -317,6 +355,12 @@ def test_the_reason_is_a_short_text(fake):
         (307, {"Location": "http://localhost:1/v1"}, b"", "BadAddress", "has moved to http://localhost:1/v1: set"),
         (308, {"Location": "https://example.com/v1?a=b"}, b"", "BadAddress", "https://example.com/v1: set"),
         (304, {}, b"", "BadAnswer", "answered 304"),
+        (405, {}, b"", "BadAddress", "check its address"),
+        (401, {}, b'{"message": "The project is archived"}', "Unauthorized", "'The project is archived'"),
+        (401, {}, b'{"message": "Bad: sk-pr***BCD"}', "Unauthorized", "answered 401: check"),
+        (401, {}, b'{"message": "Bad: sk-proj-..."}', "Unauthorized", "answered 401: check"),
+        (401, {}, b'{"message": "Bad: ' + KEY[-8:].encode() + b'"}', "Unauthorized", "answered 401: check"),
+        (401, {}, b'{"message": "Bad: ' + KEY.encode() + b'"}', "Unauthorized", "answered 401: check"),
     ],
 )
 def test_a_refusal_is_told_in_its_own_words(fake, status, headers, body, error, says):
@@ -324,6 +368,26 @@ def test_a_refusal_is_told_in_its_own_words(fake, status, headers, body, error, 
     assert name == error
     assert says in message
     assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize("timeout", [0.3, 30.0])
+def test_a_refusal_whose_words_do_not_end_is_told_all_the_same(fake, monkeypatch, timeout):
+    monkeypatch.setattr(room, "REFUSAL", (100_000, 0.5))
+    length = {"Content-Length": "999"}
+    name, _, message = answered(fake, (503, length, [b"Full up", *[0.1, b" "] * 100]), timeout=timeout)
+    assert (name, "answered 503, 'Full up'" in message) == ("ServerError", True)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_more_of_a_refusal_is_read_than_its_words(fake, monkeypatch, packed):
+    monkeypatch.setattr(room, "REFUSAL", (100_000, 30.0))
+    kept, once = [], room.body_fault
+    monkeypatch.setattr(room, "body_fault", lambda body: kept.append(len(body)) or once(body))
+    endless = (b"Full up " * 100_000 for _ in range(1000))
+    body = [gzip.compress(b"Full up " * 4_000_000)] if packed else endless
+    name, _, message = answered(fake, (500, {"Content-Encoding": "gzip"} if packed else {}, body), timeout=60.0)
+    assert (name, "Full up Full" in message, kept) == ("ServerError", True, [100_000])
+    assert packed or fake.gone.wait(5)
 
 
 def test_a_redirect_on_the_same_host_is_followed(fake):
@@ -376,6 +440,47 @@ def test_a_longer_part_of_the_key_is_hidden_and_a_vendors_own_stars_stay():
     assert endpoint.mask(f"<{KEY[:-1]}> <{KEY[5:17]}> <{KEY}{KEY}> Basic123") == "<***> <***> <***> ***"
     for shown in ("sk-pr…ABCD", "sk-proj-***BCD", KEY[:11], "Basic"):
         assert endpoint.mask(shown) == shown
+
+
+FORMS = {
+    "base64": base64.b64encode(KEY.encode()).decode(),
+    "a user's": base64.b64encode(f"me:{KEY}".encode()).decode(),
+    "a password's": base64.b64encode(f":{KEY}".encode()).decode(),
+    "no password's": base64.b64encode(f"{KEY}:".encode()).decode(),
+    "for addresses": base64.urlsafe_b64encode(b"Bearer " + KEY.encode()).decode(),
+    "hex": KEY.encode().hex(),
+    "percent": "".join(f"%{ord(char):02X}" for char in KEY),
+    "capitals": KEY.upper(),
+    "small": KEY.lower(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_the_key_is_hidden_however_it_is_written(fake, form):
+    _, _, message = answered(fake, (400, JSON, [json.dumps({"message": f"İ bad <{form}>"}).encode()]))
+    assert re.search(r"'İ bad <.{0,10}\*\*\*.{0,4}>'", message)
+
+
+def test_a_base64_that_is_told_for_addresses_is_hidden_too():
+    endpoint = Endpoint("openai", "It", "m", lambda: "", secrets=("~~~???>>>~~~???>>>",))
+    assert endpoint.mask(base64.urlsafe_b64encode(b"~~~???>>>~~~???>>>").decode()) == "***"
+
+
+def test_the_key_is_hidden_wherever_the_endpoint_writes_it(fake):
+    usage = data({"usage": {KEY: 1, "total_tokens": 2}})
+    body = [
+        piece({"refusal": f"Not with {KEY[:20]}"}),
+        piece({"refusal": KEY[20:]}),
+        piece({}, f"x {KEY}"),
+        usage,
+        DONE,
+    ]
+    assert answered(fake, (200, SSE, body)) == ("x ***", "Not with ***", {"***": 1, "total_tokens": 2})
+
+
+def test_the_key_in_the_text_stays(fake):
+    """Whoever asks told the model."""
+    assert answered(fake, (200, SSE, [piece({"content": KEY}), END]))[:2] == ("stop", KEY)
 
 
 @pytest.mark.parametrize("key", ["ollama", "x", "e", "none", "lm-studio"])
@@ -524,4 +629,46 @@ def test_a_line_without_an_end_is_given_up():
     reader = Reader()
     for _ in range(20):
         reader.feed(b"data: " + b"x" * 1_000_000)
+    assert reader.malformed
+
+
+def test_an_event_of_too_many_lines_is_given_up():
+    reader, parsed = Reader(), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "_parsed", lambda text: parsed.append(len(text)))
+        reader.feed(b"data: [1,\n" + b"data: 1,\n" * 20_000)
+    assert reader.malformed
+    assert sum(parsed) < 100  # and not each line with all before it
+
+
+def test_a_huge_body_leaves_the_loop_to_other_requests(fake):
+    """Unpacked in one go, it is read in pieces, with a turn for the others after each."""
+    turns, reader = [], Reader()
+
+    async def unpacked():
+        yield b"x" * 10 * room.PIECE
+
+    async def other():
+        while True:
+            turns.append(None)
+            await asyncio.sleep(0)
+
+    async def read():
+        beside = asyncio.create_task(other())
+        async for some in room._small(unpacked()):
+            assert len(some) <= room.PIECE
+            reader.feed(some)
+        beside.cancel()
+
+    asyncio.run(read())
+    assert len(turns) >= 10
+    body = gzip.compress(b"data: [1,\n" + b"data: 1,\n" * 1_500_000)
+    reply = (200, SSE | {"Content-Encoding": "gzip"}, [body])
+    assert answered(fake, reply)[0] == "BadAnswer"
+
+
+def test_a_refusal_without_end_is_given_up():
+    reader = Reader()
+    for _ in range(30):
+        reader.feed(piece({"refusal": "x" * 1000}))
     assert reader.malformed

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,8 @@ from llmstream_nb.protocol.events import flat_numbers
 from llmstream_nb.protocol.wire import printable
 
 MOST = 16_000_000  # bytes of one event, or of a body that is no stream
-WORDS = 20_000  # characters of an error that are looked at
+LINES = 10_000  # of one event
+WORDS = 20_000  # characters of an error, or of a refusal, that are looked at
 TELLING = ("error", "message", "detail", "msg", "errors", "reason", "title", "type", "code")  # where words may stand
 
 
@@ -29,26 +31,29 @@ class Reader:
 
     `reason` is the finish reason, once it came; `done` is true once `[DONE]` or a whole completion came; `failed`
     holds the error that was sent instead of (more) text; `malformed` is true if this is no completion at all. If
-    the body ends and none of them is set, it was cut. `usage` holds numbers, by name.
+    the body ends and none of them is set, it was cut, or followed by a `page` for browsers. `usage` holds numbers,
+    by name. `mask` hides what must not be shown of a refusal's words and of the reason. The text itself is not
+    masked: a model that knows a key was told it by whoever asks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mask: Callable[[str], str] = str) -> None:
         self.reason: str | None = None
-        self.done = self.malformed = False
+        self.done = self.malformed = self.page = False
         self.failed: Fault | None = None
         self.usage: dict[str, float] = {}
         self.alive = False  # whether the last bytes were a sign of the model's life: comments and pings are none
         self.written = self.thought = self.refused = False  # text other than white space came; reasoning; a refusal
         self._rest = bytearray()  # of a line that has not ended
-        self._event = self._held = ""  # the event's name, and data that is no JSON yet: more lines may follow
-        self._body: list[str] = []  # what is no chunk: maybe no stream, but one whole body
-        self._streamed, self._size = False, 0  # whether a chunk came; characters in the body
+        self._event, self._held = "", list[str]()  # the event's name, and data that is no JSON yet: more may follow
+        self._body: list[str] = []  # what is no chunk, since the last one: one whole body, or words of failure
+        self._streamed, self._size = False, 0  # whether a chunk came; characters since the last one
+        self._mask, self._refusal = mask, ""  # words of refusal: held until no more follow, to be masked as a whole
 
     def feed(self, data: bytes) -> list[str]:
         """Take in some bytes, cut anywhere, and return the texts in them."""
         self._rest += data
-        self.malformed |= len(self._rest) + len(self._held) + self._size > MOST
-        self.alive = b"\n" not in data and self._rest[:1] != b":" and not data.isspace()
+        self.malformed |= len(self._rest) + self._size > MOST
+        self.alive = False
         if b"\n" not in data:
             return []
         *lines, rest = self._rest.split(b"\n")
@@ -65,12 +70,14 @@ class Reader:
         texts = self.feed(b"\n\n")
         self.malformed = garbled  # what was cut in its middle is not
         if not (cut or self._streamed or self.over):
-            body = "\n".join(self._body)
-            texts.extend(self._chunk(_parsed(body)))
-            if not (self.over or self.reason):
-                self.failed = body_fault(body)
-                self.malformed = self.failed is None
-        return texts
+            whole = _parsed("\n".join(self._body))
+            texts.extend(self._chunk(whole) if isinstance(whole, dict) and whole.get("choices") else ())
+        if not (cut or self.reason or self.failed or self.malformed or (self.done and self.written)):
+            begun = self._streamed or self.done  # then a single word is no failure, but a ping
+            body = "\n".join(line for line in self._body if not (begun and re.fullmatch(r"[\w-]+", line)))
+            self.page, self.failed = body.startswith("<"), body_fault(body)
+            self.malformed = not begun and self.failed is None
+        return texts + self._refused()
 
     @property
     def over(self) -> bool:
@@ -79,63 +86,79 @@ class Reader:
 
     def _line(self, line: str) -> Iterator[str]:
         name, _, value = line.partition(":")
+        self._size += len(line)
         if not line:  # the end of an event
-            if self._held and self._event == "error":
-                self.failed = Fault(printable(self._held[:WORDS]))
-            self.malformed |= self._held.startswith("{")
-            self._keep(self._held)  # such as a ping, or words where no more follows
-            self._event = self._held = ""
+            held = "\n".join(self._held)
+            chunk = _parsed(held) if len(self._held) > 1 else None
+            if chunk is not None:
+                yield from self._chunk(chunk)
+            elif held:
+                if self._event == "error":
+                    self.failed = Fault(printable(held[:WORDS]))
+                self.malformed |= held.startswith("{")
+                self._body.append(held)  # such as a ping, or words where no more follows
+            self._event, self._held = "", []
         elif name == "data" and value.strip().startswith("[DONE]"):
             self.done = True
         elif name == "data":
-            self._held = f"{self._held}\n{value}".strip()
-            chunk = _parsed(self._held)
+            chunk = None if self._held else _parsed(value)  # once: to try again with each line takes for ever
             if chunk is not None:
-                self._held = ""
                 yield from self._chunk(chunk)
+            elif value.strip():
+                self._held.append(value.strip())
+                self.malformed |= len(self._held) > LINES
         elif name == "event":
             self._event = value.strip()
+        elif name == "error":  # as older llama.cpp writes it
+            self.failed = body_fault(value)
         elif name not in ("", "id", "retry"):
-            self.alive = True
-            self._keep(line)
-
-    def _keep(self, text: str) -> None:
-        if text and not self._streamed:
-            self._size += len(text)
-            self._body.append(text)
+            self._body.append(line)
 
     def _chunk(self, chunk: Any) -> Iterator[str]:
         if isinstance(chunk, list) and chunk:  # as some wrap their errors
             chunk = chunk[0]
         told = self._event == "error"
         if isinstance(chunk, dict):
-            self._streamed |= bool(chunk.get("choices"))
             self.usage = flat_numbers(chunk.get("usage")) or self.usage
             choices = chunk.get("choices")
+            if choices:
+                self._streamed, self._body, self._size = True, [], 0
+            elif not chunk.keys().isdisjoint(TELLING[:5]):
+                self._body.append(json.dumps(chunk))
             for choice in choices if isinstance(choices, list) else ():
-                if isinstance(choice, dict) and choice.get("index") in (0, None):  # who asks for one answer reads one
+                if isinstance(choice, dict) and choice.get("index") in (0, "0", None):  # who asks for one reads one
                     yield from self._choice(choice)
-            told |= bool(chunk.get("error")) or "error" in (chunk.get("object"), chunk.get("type"))
+            told |= bool(chunk.get("error")) or "error" in (chunk.get("object"), chunk.get("type"), self.reason)
         if told:
             self.failed = self.failed or fault(chunk)
 
     def _choice(self, choice: dict[str, Any]) -> Iterator[str]:
-        self.alive = True
         whole = "delta" not in choice and isinstance(choice.get("message"), dict)
-        part = choice.get("message" if whole else "delta")
+        part = choice.get("message") if whole else choice.get("delta") or choice.get("text")
+        if isinstance(part, str):
+            part = {"content": part}
         if isinstance(part, dict):
-            content, refusal = part.get("content"), _texts(part.get("refusal"))
-            self.refused |= bool(refusal)
+            self.alive |= any(value for name, value in part.items() if name != "role")
+            content, refusal = part.get("content"), "".join(_texts(part.get("refusal")))
             self.thought |= bool(part.get("reasoning_content") or part.get("reasoning") or isinstance(content, list))
-            for text in _texts(content) + refusal:
-                self.written |= not text.isspace()
-                yield text
+            texts = _texts(content)
+            if texts:
+                yield from self._refused()
+                yield from texts
+            self._refusal += refusal
+            self.refused |= bool(refusal)
+            self.written |= bool("".join([*texts, refusal]).strip())
+            self.malformed |= len(self._refusal) > WORDS
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and reason not in ("", "null"):
-            self.reason = printable(reason[:1000])[:40] or "stop"
-        if choice.get("error") or self.reason == "error":
-            self.failed = fault(choice.get("error"))
+            self.reason = self._mask(printable(reason[:1000]))[:40] or "stop"
+        if choice.get("error"):
+            self.failed = fault(choice["error"])
         self.done |= whole
+
+    def _refused(self) -> list[str]:
+        held, self._refusal = self._refusal[:WORDS], ""
+        return [self._mask(held)] if held else []
 
 
 def _texts(content: Any) -> list[str]:
@@ -175,12 +198,15 @@ def body_fault(body: str) -> Fault | None:
 def _words(said: Any, depth: int = 6) -> str:
     """The words in an error: OpenAI's, vLLM's, FastAPI's with its list of places, or a plain text."""
     if isinstance(said, str):
-        return printable(said[:WORDS])
+        inner = _parsed(said) if said.startswith("{") and depth else None  # an error handed on as text
+        return _words(inner, depth - 1) or printable(said[:WORDS])
     if isinstance(said, list) and depth:
         return "; ".join(filter(None, (_words(one, depth - 1) for one in said[:3])))
     if isinstance(said, dict) and depth:
         place = said.get("loc")
         where = ".".join(str(step) for step in place if isinstance(step, (str, int))) if isinstance(place, list) else ""
         told = next(filter(None, (_words(said.get(name), depth - 1) for name in TELLING)), "")
-        return f"{where}: {told}" if where and told else told
+        more = said.get("metadata")  # where OpenRouter hands on what the provider said
+        raw = _words(more.get("raw"), depth - 1) if isinstance(more, dict) else ""
+        return ": ".join(filter(None, (where if told else "", told, raw)))
     return ""

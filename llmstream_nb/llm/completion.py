@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # importing openai takes half a second and 40 MB, so it waits
 
 GRACE = 2.0  # seconds after the finish reason, for the usage and [DONE]
 AHEAD = 32  # pieces of the body that may wait to be iterated over; then the endpoint has to wait
+PIECE = 65_536  # bytes of a body that are read in one turn of the loop
+REFUSAL = 100_000, 2.0  # bytes, and seconds to wait for them, of the words that come with a refusal
 
 
 @cache
@@ -47,6 +49,18 @@ async def _aside(function: Callable[..., Any], *args: Any, **options: Any) -> An
 
     threading.Thread(target=call, name="open-completion", daemon=True).start()
     return await asyncio.wrap_future(outcome)
+
+
+async def _small(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """`pieces` cut small, each in a turn of its own: all requests share the loop, and unpacked, one may be huge."""
+    async for piece in pieces:
+        for at in range(0, len(piece), PIECE):
+            await asyncio.sleep(0)
+            yield piece[at : at + PIECE]
+
+
+class _Refused(Exception):
+    """The endpoint answered with a status that is no success."""
 
 
 class _LoopThread(threading.Thread):
@@ -77,7 +91,8 @@ class _Request:
 
     def __init__(self, endpoint: Endpoint, request: dict[str, Any], timeout: float, first_timeout: float) -> None:
         self.endpoint, self.request, self.timeout, self.first_timeout = endpoint, request, timeout, first_timeout
-        self.reader, self.connection = Reader(), None
+        self.reader, self.connection = Reader(endpoint.mask), None
+        self.refused: tuple[int, str, bytearray] | None = None  # status, Retry-After, and how the body begins
         self.error: ModelError | None = endpoint.error("ConnectionDropped", "was asked in a loop that ended: ask again")
         self.came: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
         self.room = asyncio.Event()
@@ -124,7 +139,7 @@ class _Request:
 
         parts = urlsplit(self.endpoint.url())
         query = dict(parse_qsl(parts.query))  # as Azure's api-version, which belongs to each request
-        hooks: dict[str, list[Callable[..., Any]]] = {"request": [self.watch], "response": [self.stay]}
+        hooks: dict[str, list[Callable[..., Any]]] = {"request": [self.watch], "response": [self.check]}
         trust_env = not self.endpoint.loopback
         plain = self.endpoint.loopback and parts.scheme == "http"  # no TLS anywhere on the way
         try:
@@ -151,10 +166,26 @@ class _Request:
 
         request.extensions["trace"] = note
 
-    async def stay(self, response: httpx2.Response) -> None:
-        """Raise ModelError for a redirect to elsewhere: neither the key nor the question is for another host."""
-        if not response.has_redirect_location:
+    async def check(self, response: httpx2.Response) -> None:
+        """Raise _Refused for a refusal, with no more of its body than anybody reads.
+
+        Raises ModelError for a redirect to elsewhere: neither the key nor the question is for another host.
+        """
+        import httpx2
+
+        if response.is_success:
             return
+        if not response.has_redirect_location:
+            most, patience = REFUSAL
+            body = bytearray()
+            self.refused = response.status_code, response.headers.get("Retry-After", ""), body
+            with suppress(TimeoutError, httpx2.HTTPError):
+                async with asyncio.timeout(patience):
+                    async for piece in response.aiter_bytes():
+                        body += piece[: most - len(body)]
+                        if len(body) >= most:
+                            break
+            raise _Refused
         old, new = response.url, response.url.join(response.headers["Location"])
         upgrade = (old.scheme, new.scheme, new.port) == ("http", "https", None)
         same = old.host == new.host and (upgrade or (old.scheme, old.port) == (new.scheme, new.port))
@@ -164,17 +195,17 @@ class _Request:
 
     async def ask(self, client: openai.AsyncOpenAI, limit: asyncio.Timeout) -> None:
         """Make the request, and again if the endpoint refuses what can be left out."""
-        import openai
-
         create = client.chat.completions.with_streaming_response.create
         while True:
             try:
                 async with create(**self.request) as answer:
-                    await self.receive(answer.iter_bytes(), limit)
+                    await self.receive(_small(answer.iter_bytes()), limit)
                 return
-            except openai.APIStatusError as refused:
-                if refused.status_code not in (400, 422, 500) or not self.reduce(refused.response.text.lower()):
+            except _Refused:
+                status, _, body = self.refused or (0, "", b"")
+                if status not in (400, 422, 500) or not self.reduce(body.decode(errors="replace").lower()):
                     raise
+                self.refused = None
 
     def reduce(self, words: str) -> bool:
         """Leave out what the endpoint refuses in these words; False if there is nothing to leave out."""
@@ -220,12 +251,12 @@ class _Request:
                 return None
             said = "thought, but answered nothing" if reader.thought else "answered nothing"
             return error("EmptyAnswer", f"{said}: ask again, or in other words")
+        if self.refused is not None:
+            status, retry_after, body = self.refused
+            return self.endpoint.refusal(body_fault(body.decode(errors="replace")) or Fault(), status, retry_after)
         match problem:
             case ModelError():
                 return problem
-            case openai.APIStatusError(response=response):
-                told = body_fault(response.text[:100_000]) or Fault()
-                return self.endpoint.refusal(told, response.status_code, response.headers.get("Retry-After", ""))
             case TimeoutError() | openai.APITimeoutError():
                 first = isinstance(problem, TimeoutError) and not reader.written
                 silence = self.first_timeout if first else self.timeout
@@ -240,7 +271,8 @@ class _Request:
             case openai.APIConnectionError():
                 return error("Unreachable", "can't be reached: see whether it runs, and its address")
             case None if not reader.malformed:
-                return error("ConnectionDropped", "broke off in the middle of its answer: ask again")
+                happened = "sent a web page" if reader.page else "broke off"
+                return error("ConnectionDropped", f"{happened} in the middle of its answer: ask again")
         return error("BadAnswer", "sent what is not a chat completion: check its address")
 
 
@@ -282,7 +314,8 @@ class Completion:
                 reader = self._request.reader
                 reason = reader.reason or "stop"
                 self.finish_reason = "refusal" if reader.refused and reason == "stop" else reason
-                self.usage = reader.usage or None
+                mask = self._request.endpoint.mask
+                self.usage = {mask(name): number for name, number in reader.usage.items()} or None
         raise StopIteration
 
     def close(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from itertools import groupby
+from urllib.parse import quote
 
 from llmstream_nb.llm.chunks import Fault
 from llmstream_nb.protocol.wire import LLMStreamError
@@ -20,10 +22,13 @@ REFUSALS = {
     402: ("PaymentRequired", "see the account of the key"),
     403: ("Forbidden", "see what the key may use"),
     404: ("ModelNotFound", "choose another model, or see the address"),
+    405: ("BadAddress", "check its address"),
     429: ("RateLimited", "ask again, or see your quota"),
     500: ("ServerError", "ask again, or choose another source"),
 }
 RUN = 12  # so many characters of a secret in a row are never shown
+HINT = 8  # so many may be what an endpoint quotes of a key that it refuses
+STARRED = re.compile(r"sk-[\w-]*[*.…•]|\S[*•]{2}")  # a key of which it hides a part itself
 QUOTED = 300  # characters of the endpoint's words
 
 
@@ -63,20 +68,33 @@ class Endpoint:
         error, advice = REFUSALS.get(code) or REFUSALS[500 if code >= 500 else code // 100 * 100]
         advice = advice if status or fault.code else "see what it says, and its address"
         words = self.mask(fault.words)[:QUOTED]  # masked first: a cut inside a secret would hide it from the mask
-        said = f", {words!r}" if words and code != 401 else ""  # which may quote the key in part
+        if code == 401 and (STARRED.search(fault.words) or self.mask(fault.words, HINT) != fault.words):
+            words = ""
+        said = f", {words!r}" if words else ""
         happened = f"answered {status}" if status else "reported an error"
         return self.error(error, f"{happened}{said}: {_wait(retry_after)}{advice}")
 
-    def mask(self, text: str) -> str:
-        """`text` with stars in place of each secret, and of each longer part of one."""
+    def mask(self, text: str, run: int = RUN) -> str:
+        """`text` with stars in place of each secret, however it is written, and of each part of `run` characters."""
         hidden = set()
-        for secret in self.secrets:
-            size = min(RUN, len(secret))
-            parts = {secret[at : at + size] for at in range(len(secret) - size + 1)}
-            found = (at for at in range(len(text) - size + 1) if text[at : at + size] in parts)
+        lower = "".join(char.lower() if char.isascii() else char for char in text)  # the others may change in number
+        for secret in self.secrets if len(text) >= HINT else ():
+            size = min(run, len(secret))
+            parts = {form[at : at + size] for form in _forms(secret) for at in range(len(form) - size + 1)}
+            found = (at for at in range(len(text) - size + 1) if lower[at : at + size] in parts)
             hidden |= {at + n for at in found for n in range(size)}
         runs = groupby(range(len(text)), lambda at: at in hidden)
         return "".join("***" if secret else "".join(text[at] for at in run) for secret, run in runs)
+
+
+def _forms(secret: str) -> list[str]:
+    """`secret` as headers, addresses and dumps write it, in lower case."""
+    raw = secret.encode()
+    # Each of base64's characters holds six bits: what is before the secret, as a user and a colon, shifts it.
+    coded = [base64.b64encode(bytes(shift) + raw).decode().rstrip("=")[shift and shift + 1 :] for shift in range(3)]
+    coded += [form.replace("+", "-").replace("/", "_") for form in coded]
+    forms = [secret, quote(secret, safe=""), raw.hex(), "%" + raw.hex("%"), *coded]
+    return [form.lower() for form in forms]
 
 
 def _wait(retry_after: str) -> str:
