@@ -56,8 +56,7 @@ class Reader:
         self.alive = False
         if b"\n" not in data:
             return []
-        *lines, rest = self._rest.split(b"\n")
-        self._rest = rest
+        *lines, self._rest = self._rest.split(b"\n")
         texts: list[str] = []
         for line in lines:
             if not self.over:
@@ -88,16 +87,14 @@ class Reader:
         name, _, value = line.partition(":")
         self._size += len(line)
         if not line:  # the end of an event
-            held = "\n".join(self._held)
-            chunk = _parsed(held) if len(self._held) > 1 else None
-            if chunk is not None:
-                yield from self._chunk(chunk)
-            elif held:
-                if self._event == "error":
-                    self.failed = Fault(printable(held[:WORDS]))
-                self.malformed |= held.startswith("{")
-                self._body.append(held)  # such as a ping, or words where no more follows
-            self._event, self._held = "", []
+            if self._held:
+                held, self._held = "\n".join(self._held), []
+                chunk = _parsed(held)
+                if chunk is None:  # such as a ping, or words where no more follows
+                    self.malformed |= held.startswith("{")
+                    self._body.append(held)
+                yield from self._chunk(chunk or held)
+            self._event = ""
         elif name == "data" and value.strip().startswith("[DONE]"):
             self.done = True
         elif name == "data":
@@ -135,16 +132,13 @@ class Reader:
     def _choice(self, choice: dict[str, Any]) -> Iterator[str]:
         whole = "delta" not in choice and isinstance(choice.get("message"), dict)
         part = choice.get("message") if whole else choice.get("delta") or choice.get("text")
-        if isinstance(part, str):
-            part = {"content": part}
+        part = {"content": part} if isinstance(part, str) else part
         if isinstance(part, dict):
             self.alive |= any(value for name, value in part.items() if name != "role")
-            content, refusal = part.get("content"), "".join(_texts(part.get("refusal")))
-            self.thought |= bool(part.get("reasoning_content") or part.get("reasoning") or isinstance(content, list))
-            texts = _texts(content)
-            if texts:
-                yield from self._refused()
-                yield from texts
+            texts, refusal = _texts(part.get("content")), "".join(_texts(part.get("refusal")))
+            thoughts = part.get("reasoning_content") or part.get("reasoning") or isinstance(part.get("content"), list)
+            self.thought |= bool(thoughts)
+            yield from [*self._refused(), *texts] if texts else []
             self._refusal += refusal
             self.refused |= bool(refusal)
             self.written |= bool("".join([*texts, refusal]).strip())

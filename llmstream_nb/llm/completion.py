@@ -314,8 +314,7 @@ class Completion:
                 reader = self._request.reader
                 reason = reader.reason or "stop"
                 self.finish_reason = "refusal" if reader.refused and reason == "stop" else reason
-                mask = self._request.endpoint.mask
-                self.usage = {mask(name): number for name, number in reader.usage.items()} or None
+                self.usage = {self._request.endpoint.mask(name): count for name, count in reader.usage.items()} or None
         raise StopIteration
 
     def close(self) -> None:

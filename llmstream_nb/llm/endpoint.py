@@ -68,9 +68,8 @@ class Endpoint:
         error, advice = REFUSALS.get(code) or REFUSALS[500 if code >= 500 else code // 100 * 100]
         advice = advice if status or fault.code else "see what it says, and its address"
         words = self.mask(fault.words)[:QUOTED]  # masked first: a cut inside a secret would hide it from the mask
-        if code == 401 and (STARRED.search(fault.words) or self.mask(fault.words, HINT) != fault.words):
-            words = ""
-        said = f", {words!r}" if words else ""
+        hint = code == 401 and (STARRED.search(fault.words) or self.mask(fault.words, HINT) != fault.words)
+        said = f", {words!r}" if words and not hint else ""
         happened = f"answered {status}" if status else "reported an error"
         return self.error(error, f"{happened}{said}: {_wait(retry_after)}{advice}")
 
@@ -93,8 +92,7 @@ def _forms(secret: str) -> list[str]:
     # Each of base64's characters holds six bits: what is before the secret, as a user and a colon, shifts it.
     coded = [base64.b64encode(bytes(shift) + raw).decode().rstrip("=")[shift and shift + 1 :] for shift in range(3)]
     coded += [form.replace("+", "-").replace("/", "_") for form in coded]
-    forms = [secret, quote(secret, safe=""), raw.hex(), "%" + raw.hex("%"), *coded]
-    return [form.lower() for form in forms]
+    return [form.lower() for form in (secret, quote(secret, safe=""), raw.hex(), "%" + raw.hex("%"), *coded)]
 
 
 def _wait(retry_after: str) -> str:
