@@ -390,6 +390,11 @@ def test_no_more_of_a_refusal_is_read_than_its_words(fake, monkeypatch, packed):
     assert packed or fake.gone.wait(5)
 
 
+def test_a_redirect_is_followed_whatever_its_body(fake):
+    moved = (307, {"Location": "/v2/chat"}, (b"moved " * 100_000 for _ in range(100_000)))
+    assert answered(fake, moved, (200, SSE, [HI, END]))[:2] == ("stop", "Hi")
+
+
 def test_a_redirect_on_the_same_host_is_followed(fake):
     moved = (307, {"Location": "/v2/chat", "Content-Length": "0"}, [])
     assert answered(fake, moved, (200, SSE, [HI, END]))[:2] == ("stop", "Hi")

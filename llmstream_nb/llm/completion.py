@@ -69,13 +69,10 @@ class _LoopThread(threading.Thread):
     current: _LoopThread | None = None
 
     def __init__(self) -> None:
-        super().__init__(name="completions", daemon=True)
         self.loop = asyncio.new_event_loop()
         self.loop.getaddrinfo = partial(_aside, socket.getaddrinfo)  # type: ignore[method-assign]
+        super().__init__(target=self.loop.run_forever, name="completions", daemon=True)
         self.start()
-
-    def run(self) -> None:
-        self.loop.run_forever()
 
     @classmethod
     def get(cls) -> _LoopThread:
@@ -192,6 +189,9 @@ class _Request:
         if not same or response.status_code not in (307, 308):
             moved = self.endpoint.mask(f"{new.scheme}://{new.netloc.decode()}{new.path}")[:300]
             raise self.endpoint.error("BadAddress", f"has moved to {moved}: set OPENAI_BASE_URL if you trust it")
+        unread: Any = response.stream  # httpx would read all of it
+        await unread.aclose()
+        response.stream = httpx2.ByteStream(b"")
 
     async def ask(self, client: openai.AsyncOpenAI, limit: asyncio.Timeout) -> None:
         """Make the request, and again if the endpoint refuses what can be left out."""
@@ -254,21 +254,18 @@ class _Request:
         if self.refused is not None:
             status, retry_after, body = self.refused
             return self.endpoint.refusal(body_fault(body.decode(errors="replace")) or Fault(), status, retry_after)
-        match problem:
-            case ModelError():
-                return problem
-            case TimeoutError() | openai.APITimeoutError():
-                first = isinstance(problem, TimeoutError) and not reader.written
+        match problem.__cause__ if isinstance(problem, openai.APIConnectionError) else problem:
+            case ModelError() as told:
+                return told
+            case TimeoutError() | httpx2.TimeoutException() as late:
+                first = isinstance(late, TimeoutError) and not reader.written
                 silence = self.first_timeout if first else self.timeout
                 return error("Stalled", f"was silent for {silence:g} s: ask again, or wait")
-            case openai.APIConnectionError(__cause__=httpx2.TooManyRedirects()):
+            case httpx2.TooManyRedirects():
                 return error("BadAddress", "sends from one address to the next: check its address")
-            case (
-                httpx2.TransportError()
-                | openai.APIConnectionError(__cause__=httpx2.RemoteProtocolError() | httpx2.ReadError())
-            ):
+            case httpx2.RemoteProtocolError() | httpx2.ReadError():
                 return error("ConnectionDropped", "dropped the connection: ask again")
-            case openai.APIConnectionError():
+            case httpx2.TransportError():
                 return error("Unreachable", "can't be reached: see whether it runs, and its address")
             case None if not reader.malformed:
                 happened = "sent a web page" if reader.page else "broke off"
