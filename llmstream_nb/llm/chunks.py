@@ -12,7 +12,7 @@ from llmstream_nb.protocol.events import flat_numbers
 from llmstream_nb.protocol.wire import printable
 
 MOST = 16_000_000  # bytes of one event, or of a body that is no stream
-LINES = 10_000  # of one event
+LINES = 100_000  # of one event, or of such a body
 WORDS = 20_000  # characters of an error, or of a refusal, that are looked at
 TELLING = ("error", "message", "detail", "msg", "errors", "reason", "title", "type", "code")  # where words may stand
 
@@ -52,7 +52,7 @@ class Reader:
     def feed(self, data: bytes) -> list[str]:
         """Take in some bytes, cut anywhere, and return the texts in them."""
         self._rest += data
-        self.malformed |= len(self._rest) + self._size > MOST
+        self.malformed |= len(self._rest) + self._size > MOST or len(self._held) + len(self._body) > LINES
         self.alive = False
         if b"\n" not in data:
             return []
@@ -103,7 +103,6 @@ class Reader:
                 yield from self._chunk(chunk)
             elif value.strip():
                 self._held.append(value.strip())
-                self.malformed |= len(self._held) > LINES
         elif name == "event":
             self._event = value.strip()
         elif name == "error":  # as older llama.cpp writes it
