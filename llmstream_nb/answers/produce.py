@@ -59,8 +59,9 @@ class Writing:
     maxlen: int | None = None  # keep only so many of the newest entries in the stream (XADD … MAXLEN)
 
     def __post_init__(self) -> None:
-        if self.coalesce_ms < 0 or (self.maxlen is not None and self.maxlen < 1):
-            raise ValueError(f"{self}: coalesce_ms is at least 0, and maxlen at least 1")
+        whole = self.maxlen is None or (type(self.maxlen) is int and 0 < self.maxlen < 2**53)
+        if not (0 <= self.coalesce_ms < math.inf and whole):
+            raise ValueError(f"{self}: coalesce_ms is at least 0, and maxlen a whole number from 1 on")
 
 
 class Attempt:
@@ -418,9 +419,10 @@ class Producer:
             if self._closed or (self._stop and kind == "error"):
                 return
             self._release()
-            self._closed, ms = True, self._elapsed()
+            ms = self._elapsed()
             data |= {"first_token_ms": self._first_token, "total_ms": ms, "chunks": len(self.attempt.entries) - 1}
             self.attempt.entries.append((kind, json.dumps(data), ms))
+            self._closed = True
             self._changed.notify_all()
 
     def _elapsed(self) -> int:
@@ -491,7 +493,7 @@ class Producer:
         if close and not isinstance(self._deltas, Generator):
             try:
                 close()
-            except Exception as error:  # noqa: BLE001 - a source may be anybody's code, and the answer ends all the same
+            except BaseException as error:  # noqa: BLE001 - it may be anybody's code, and the answer ends all the same
                 log.warning("%s: closing its source raised %s", self.attempt.record["id"], type(error).__name__)
 
     def _opening(self, _: Entry | None) -> tuple[str, dict[str, Any]]:

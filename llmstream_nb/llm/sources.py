@@ -104,6 +104,8 @@ def silence(
     timeout: float | None = None, first_timeout: float | None = None, *, stream: bool = True
 ) -> tuple[float, float]:
     """Seconds that a source may be silent, before its first text and after it; None means what `complete` says."""
+    if not all(each is None or each >= 0 for each in (timeout, first_timeout)):
+        raise ValueError("timeout and first_timeout are numbers of seconds")
     if first_timeout is None:
         patience = max(_seconds("LLMSTREAM_FIRST_TIMEOUT", 120.0), 0.0 if stream else 600.0)
         first_timeout = timeout if timeout is not None else patience

@@ -20,8 +20,10 @@ from llmstream_nb.protocol.events import (
 from llmstream_nb.protocol.wire import (
     ORIGIN,
     AnswerNotFound,
+    BadEntryID,
     Entry,
     EntryID,
+    NotAnAnswer,
     RawEntry,
     Timing,
     first_attempt,
@@ -72,7 +74,7 @@ class Cursor:
         if entry.kind == "text":
             events.append(Text(entry.id, entry.text, entry.ms))
         elif entry.final:
-            events.append(closing_event(entry.id, entry.data))
+            events.append(closing_event(entry.id, entry.data, entry.kind))
             self.closed = True
 
     def _is_repeated(self, entry: Entry) -> bool:
@@ -85,7 +87,7 @@ class Cursor:
         Without a name the stream was empty then: what was read before is no part of this answer.
         """
         if entry.final and entry.id.seq == 0 and (closes := entry.data.get("closes")):
-            return max(self.after, EntryID.parse(closes))
+            return max(self.after, _written_id(closes))
         return EntryID(entry.id.attempt, entry.id.seq - 1)
 
     def _missing(self, before: EntryID) -> int:
@@ -144,7 +146,9 @@ class Follower:
         if self.done or (top and top.id > after):
             return []  # R9: there is more to read, so this is no silence
         if top and top.final and top.id == after:
-            return self._told([closing_event(top.id, top.data)])  # R10: joined exactly at the end
+            return self._told([closing_event(top.id, top.data, top.kind)])  # R10: joined exactly at the end
+        if top and top.final and top.id < after:  # a cursor of another answer, or of one that Redis has lost
+            raise BadEntryID(f"{self.answer_id!r} has nothing at {after}: it ended at {top.id}, so read it from 0-0")
         if gone and (known.get("reason") or known.get("error")):
             return self.from_record(known)  # R11: the entries have expired, the record has not
         anew = gone and not unread and first_attempt(known) > after.attempt  # the same id, another question
@@ -173,7 +177,7 @@ class Follower:
     def from_record(self, record: Mapping[str, Any]) -> list[Event]:
         """The events of an ended answer, from its record alone: the text comes in one piece."""
         after, whole = self.cursor.after, record.get("text")
-        end = EntryID.parse(record["end"]) if record.get("end") else after
+        end = _written_id(record["end"]) if record.get("end") else after
         first = Started(end, told(record)) if after == ORIGIN else Restarted(end)
         text = [Text(end, whole)] if whole and isinstance(whole, str) else []
         unseen = [] if after >= end > ORIGIN else [first, *text]
@@ -186,3 +190,11 @@ class Follower:
             self.state = {Ended: "ended", Failed: "failed"}.get(type(last), "streaming")
             self.cursor.after, self.cursor.closed = last.id, self.done
         return events
+
+
+def _written_id(text: str) -> EntryID:
+    """An ID that stands in an entry or a record, where anybody may have written it; raises NotAnAnswer."""
+    try:
+        return EntryID.parse(text)
+    except BadEntryID:
+        raise NotAnAnswer(f"{str(text)[:80]!r} stands where an entry's ID should: this is not the kit's") from None

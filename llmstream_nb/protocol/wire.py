@@ -68,7 +68,8 @@ class Timing:
     def __post_init__(self) -> None:
         if not self.tick:
             object.__setattr__(self, "tick", min(0.5, self.lease / 10))
-        if min(self.lease, self.tick, self.ttl) <= 0 or min(self.give_up, self.patience) < 0:
+        finite = all(0 < each < LARGEST for each in (self.lease, self.tick, self.ttl))
+        if not (finite and self.give_up >= 0 and self.patience >= 0):  # so NaN is refused, too
             raise ValueError(f"{self}: these are seconds, and lease, tick and ttl are more than 0")
 
 
