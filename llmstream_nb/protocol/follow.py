@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from llmstream_nb.protocol.events import (
-    Ended,
-    Event,
-    Failed,
-    Gap,
-    Interrupted,
-    Restarted,
-    Started,
-    Text,
-    closing_event,
-    told,
-)
+from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, Text, closing_event, opening_event
 from llmstream_nb.protocol.wire import (
     ORIGIN,
     AnswerNotFound,
@@ -24,9 +13,11 @@ from llmstream_nb.protocol.wire import (
     EntryID,
     RawEntry,
     Timing,
+    cleared_attempt,
     first_attempt,
     parse_entries,
     parse_ms,
+    parse_record,
 )
 
 
@@ -63,10 +54,8 @@ class Cursor:
         before = self._before(entry)
         restarts, missing = self._restarts(before), self._missing(before)
         self.after = entry.id
-        if restarts:
-            events.append(Restarted(entry.id, told(entry.data) if entry.kind == "start" else {}))
-        elif entry.kind == "start":
-            events.append(Started(entry.id, told(entry.data)))
+        if restarts or entry.kind == "start":
+            events.append(opening_event(entry.id, entry.data if entry.kind == "start" else {}, restarts))
         if missing:
             events.append(Gap(entry.id, missing))
         if entry.kind == "text":
@@ -101,6 +90,13 @@ class Signs(NamedTuple):
     leased: bool  # whether the lease of the attempt that the reader has come to lives
     record: Mapping[str, Any] | None  # the question's JSON
     cleared: int = 0  # the attempt up to which `clear` has deleted them; 0: none
+
+    @classmethod
+    def parse(cls, replies: Sequence[Any]) -> Signs:
+        """Read the replies to `Round.look`; raises NotAnAnswer."""
+        newest, leased, record, cleared = replies
+        top = parse_entries(newest)
+        return cls(top[0] if top else None, bool(leased), parse_record(record), cleared_attempt(cleared))
 
 
 class Follower:
@@ -171,7 +167,7 @@ class Follower:
         """The events of an ended answer, from its record alone: the text comes in one piece."""
         after, whole = self.cursor.after, record.get("text")
         end = EntryID.parse(record["end"]) if record.get("end") else after
-        first = Started(end, told(record)) if after == ORIGIN else Restarted(end)
+        first = opening_event(end, record if after == ORIGIN else {}, again=after != ORIGIN)
         text = [Text(end, whole)] if whole and isinstance(whole, str) else []
         unseen = [] if after >= end > ORIGIN else [first, *text]
         return self._told([*unseen, closing_event(end, record)])

@@ -11,15 +11,7 @@ from typing import Any, NamedTuple
 
 from llmstream_nb.protocol.events import Event
 from llmstream_nb.protocol.follow import Follower, Signs
-from llmstream_nb.protocol.wire import (
-    ORIGIN,
-    AnswerKeys,
-    LLMStreamError,
-    RawEntry,
-    cleared_attempt,
-    parse_entries,
-    parse_record,
-)
+from llmstream_nb.protocol.wire import ORIGIN, AnswerKeys, LLMStreamError, RawEntry, parse_record
 
 COUNT = 500  # entries a read: one round trip for many tokens, still small in memory
 BLOCK = 1.0  # seconds a read may block: well below redis-py's socket timeout of 5 s
@@ -43,8 +35,7 @@ class Round:
     def __init__(self, keys: AnswerKeys, follower: Follower, count: int = COUNT, at_once: bool = False) -> None:
         self.keys, self.follower, self.count = keys, follower, count
         self.at_once = at_once  # an ended answer is taken from its record, however many entries it has
-        self.record: dict[str, Any] | None = None  # as of the last look
-        self.leased = False
+        self.signs = Signs(None, False, None)  # as of the last look
         self.look_at = 0.0  # monotonic time from which on `ask` looks again
 
     def read(self, block: float | None = None) -> Command:
@@ -87,10 +78,9 @@ class Round:
 
     def judge(self, signs: Sequence[Any], now: float, glance: bool = False) -> list[Event]:
         """What the replies to `look` mean; with `glance`, for a follower that doesn't read the entries itself."""
-        entries, self.leased, self.record = parse_entries(signs[0]), bool(signs[1]), parse_record(signs[2])
+        self.signs = Signs.parse(signs)
         judge = self.follower.glance if glance else self.follower.silence
-        top, cleared = entries[0] if entries else None, cleared_attempt(signs[3])
-        return judge(Signs(top, self.leased, self.record, cleared), now)
+        return judge(self.signs, now)
 
 
 def _is_whole(record: dict[str, Any] | None) -> bool:

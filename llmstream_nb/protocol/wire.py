@@ -75,13 +75,6 @@ class Timing:
 # -------------------------------------------------------------------------------------------------- keys
 
 
-def check_prefix(prefix: str) -> str:
-    """Return `prefix`, or raise ValueError: braces would move the hash tag, the rest are glob characters."""
-    if not prefix or set(prefix) & set("{}*?[]\\ \t\r\n"):
-        raise ValueError(f"the key prefix {prefix!r} must not be empty or hold spaces, braces or any of * ? [ ] \\")
-    return prefix
-
-
 def is_answer_id(answer_id: Any) -> bool:
     """Whether this can be an answer's id."""
     return isinstance(answer_id, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,63}", answer_id) is not None
@@ -122,12 +115,15 @@ class AnswerKeys(NamedTuple):
 
 @dataclass(frozen=True)
 class Names:
-    """All keys under one prefix."""
+    """All keys under one prefix; raises ValueError for one that can't be used."""
 
     prefix: str = "llmstream"
 
     def __post_init__(self) -> None:
-        check_prefix(self.prefix)
+        # Braces would move the hash tag, the rest are glob characters.
+        if not self.prefix or set(self.prefix) & set("{}*?[]\\ \t\r\n"):
+            rule = "must not be empty or hold spaces, braces or any of * ? [ ] \\"
+            raise ValueError(f"the key prefix {self.prefix!r} {rule}")
 
     def answer(self, answer_id: str) -> AnswerKeys:
         """The keys of one answer; raises BadAnswerId."""

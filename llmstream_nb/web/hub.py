@@ -7,6 +7,7 @@ import time
 from bisect import bisect_right
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import redis
@@ -14,17 +15,9 @@ import redis
 from llmstream_nb.answers.connection import LOST, async_client, is_passing, names_of, unusable
 from llmstream_nb.answers.read import asend, asend_all
 from llmstream_nb.protocol.events import Event
-from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.protocol.follow import Follower, Signs
 from llmstream_nb.protocol.round import COUNT, Round
-from llmstream_nb.protocol.wire import (
-    ORIGIN,
-    AnswerNotFound,
-    EntryID,
-    Timing,
-    first_attempt,
-    parse_entries,
-    parse_record,
-)
+from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, EntryID, Timing, first_attempt
 from llmstream_nb.viewing.broken import explained
 from llmstream_nb.web.sse import HELLO, KEEP_ALIVE, Frame, frame, frames
 
@@ -58,7 +51,6 @@ class Channel:
         self.state = ""  # queued, streaming or interrupted, once it is known
         self._base = self.top  # who has seen this entry, or a later one, goes on from the frames
         self._frames: list[Frame] = []
-        self._ids: list[EntryID] = []  # of the frames
         self._size = 0
         self._news = asyncio.Event()
 
@@ -74,19 +66,18 @@ class Channel:
                 self.last = made
                 continue
             self._frames.append(made)
-            self._ids.append(made.id)
             self._size += len(made.data)
         drop = 0
         while self._size > WINDOW:
-            self._base = self._ids[drop]  # who has not seen it has to read for itself
+            self._base = self._frames[drop].id  # who has not seen it has to read for itself
             self._size -= len(self._frames[drop].data)
             drop += 1
-        del self._frames[:drop], self._ids[:drop]
+        del self._frames[:drop]
         self.wake()
 
     def after(self, place: EntryID) -> list[Frame] | None:
         """The frames for a viewer at this place, but for the last one; None if it has to read for itself first."""
-        return None if place < self._base else self._frames[bisect_right(self._ids, place) :]
+        return None if place < self._base else self._frames[bisect_right(self._frames, place, key=attrgetter("id")) :]
 
     def wake(self) -> None:
         """Let all viewers look."""
@@ -217,15 +208,15 @@ class Hub:
         one = Round(self.names.answer(answer_id), Follower(answer_id, seen))
         try:
             async with self._turn:
-                newest, leased, text, _ = await asend(self._pool, one.look())
+                signs = Signs.parse(await asend(self._pool, one.look()))
         except LOST as error:
             raise unusable(error, self.client) from None
-        record, top = parse_record(text), parse_entries(newest)
-        if not top and record is None:
+        top, record = signs.top, signs.record or {}
+        if not top and signs.record is None:
             raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
-        end = (record or {}).get("end") or ""
-        last, final = (top[0].id, top[0].final) if top else (EntryID.parse(end or str(ORIGIN)), bool(end))
-        return Place(last, final, bool(leased), bool(end), first_attempt(record or {}))
+        end = record.get("end") or ""
+        last, final = (top.id, top.final) if top else (EntryID.parse(end or str(ORIGIN)), bool(end))
+        return Place(last, final, signs.leased, bool(end), first_attempt(record))
 
     async def stream(self, answer_id: str, after: EntryID, top: EntryID) -> AsyncGenerator[bytes]:
         """What to send to a viewer who has seen `after`, until the end. `top` is the last entry that `place` saw."""

@@ -160,7 +160,7 @@ class Item:
         events = self._round.judge(signs, time.monotonic(), glance=True)
         if top and top[0].final and not follower.done:
             events = self._round.judge(signs, time.monotonic(), glance=True)  # the first has only moved on to the end
-        self._question = str((self._round.record or {}).get("question") or "")
+        self._question = str((self._round.signs.record or {}).get("question") or "")
         last = _last_text(events) or (top[0].id if top else EntryID(1, 0))
         attempt, chunks = max(1, last.attempt), max(0, last.seq)
         if attempt != self._attempt:

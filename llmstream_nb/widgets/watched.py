@@ -60,7 +60,7 @@ class AnswerReader(Reader):
         transcript.away = False
         transcript.take(events)
         if one.follower.done and not transcript.settled and len(reply) > 1 and not events:
-            transcript.mend(one.record, one.leased)
+            transcript.mend(one.signs.record, one.signs.leased)
             view.unseen = True
         if events or before != (transcript.state, transcript.note):
             view.unseen = True
