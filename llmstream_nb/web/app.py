@@ -40,7 +40,7 @@ from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.protocol.events import told
 from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, BadEntryID, EntryID, LLMStreamError, NotAnAnswer, Timing
 from llmstream_nb.viewing.markdown import to_html
-from llmstream_nb.web.admission import Guard
+from llmstream_nb.web.admission import Admission, problem
 from llmstream_nb.web.hub import Hub
 
 T = TypeVar("T")
@@ -112,14 +112,7 @@ class Problem(BaseModel):
 
 
 # What to answer when the kit says no. A ValueError is the asker's: a bad id, a bad question.
-STATUS: list[tuple[type[Exception], int]] = [
-    (AnswerNotFound, 404),
-    (NotAnAnswer, 409),
-    (RedisUnusable, 503),
-    (ModelError, 422),
-    (ValueError, 422),
-    (LLMStreamError, 500),
-]
+STATUS: dict[Any, int] = {AnswerNotFound: 404, NotAnAnswer: 409, RedisUnusable: 503, (ModelError, ValueError): 422}
 
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy that gathers events would hold them up
 AnswerID = Annotated[str, InPath(max_length=64, pattern="^[A-Za-z0-9][A-Za-z0-9._~-]{0,63}$")]
@@ -254,7 +247,7 @@ def create_app(
     app = FastAPI(
         title="llmstream-nb", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=problems
     )  # fmt: skip
-    app.add_middleware(Guard, token=token, body=limits.body, frame_ancestors=frame_ancestors)
+    app.add_middleware(Admission, token=token, body=limits.body, frame_ancestors=frame_ancestors)
     app.add_exception_handler(LLMStreamError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
@@ -359,13 +352,8 @@ def queue_length(client: redis.Redis) -> int:
 # ------------------------------------------------------------------------------------------------- errors
 
 
-def problem(status: int, error: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error as JSON."""
-    return JSONResponse({"error": error, "message": message}, status, headers)
-
-
 async def _refused(_: Request, error: Exception) -> JSONResponse:
-    status = next(status for kind, status in STATUS if isinstance(error, kind))
+    status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
     return problem(status, type(error).__name__, str(error))
 
 
