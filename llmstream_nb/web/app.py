@@ -78,14 +78,6 @@ class Question(BaseModel):
     stream: bool = Field(True, description="false: wait, and get the whole answer in one piece")
 
 
-class Asked(BaseModel):
-    """What POST /answers gives."""
-
-    id: str
-    answer: str = Field(description="relative address of the answer's record")
-    events: str = Field(description="relative address of its events")
-
-
 class Shown(BaseModel):
     """An answer at one moment."""
 
@@ -95,13 +87,6 @@ class Shown(BaseModel):
     html: str = Field(description="once it has ended: the text as Markdown, rendered and sanitised")
     missing: int = Field(description="entries that are gone and could not be had from the record")
     record: dict[str, Any] = Field(description="question, topic, source, model, times, finish reason, usage")
-
-
-class Stopped(BaseModel):
-    """What DELETE gives."""
-
-    id: str
-    status: str
 
 
 class Problem(BaseModel):
@@ -121,9 +106,11 @@ AnswerID = Annotated[str, InPath(max_length=64, pattern="^[A-Za-z0-9][A-Za-z0-9.
 class Desk:
     """Takes questions and stops answers; what waits for Redis does so in a thread."""
 
-    def __init__(self, client: redis.Redis, pool: bool, limits: Limits, timing: Timing, models: Models) -> None:
+    def __init__(
+        self, client: redis.Redis, pool: bool, limits: Limits, timing: Timing, **silence: float | None
+    ) -> None:
         self.client, self.pool, self.limits, self.timing = client, pool, limits, timing
-        self.models, self.silence = models, dict[str, float | None]()  # how long a model may be silent, in seconds
+        self.silence = silence  # how long a model may be silent, in seconds
         self._calls, self._stopping = anyio.CapacityLimiter(4), anyio.CapacityLimiter(STOPS)
         self._stops: dict[str, asyncio.Future[str]] = {}  # those that are waited for, by the answer's id
         self._html, self._rendering = lru_cache(RENDERED)(to_html), anyio.CapacityLimiter(1)
@@ -136,7 +123,11 @@ class Desk:
     async def full(self) -> bool:
         """Whether no more questions are taken at the moment."""
         if self.pool:
-            return await self._call(queue_length, self.client) >= self.limits.queue
+            try:
+                waiting: Any = await self._call(self.client.xlen, names_of(self.client).questions)
+            except (RedisError, OSError) as error:
+                raise unusable(error, self.client) from None
+            return bool(waiting >= self.limits.queue)
         self._own = [answer for answer in self._own if answer.at_work]
         return len(self._own) + self._asking >= self.limits.answers
 
@@ -229,8 +220,7 @@ def create_app(
         frame_ancestors: which pages may show this one in a frame (Content-Security-Policy).
     """
     client, limits, timing = client or current(), limits or Limits(), timing or Timing()
-    desk = Desk(client, pool, limits, timing, models or {})
-    desk.silence = {"timeout": timeout, "first_timeout": first_timeout}
+    desk = Desk(client, pool, limits, timing, timeout=timeout, first_timeout=first_timeout)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -252,19 +242,22 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
 
-    _add_answers(app, desk, limits)
+    _add_answers(app, desk, limits, models or {})
     _add_events(app, limits)
     app.mount("/", StaticFiles(directory=PAGE, packages=[("llmstream_nb", "viewing/browser")], html=True))
     return app
 
 
-def _add_answers(app: FastAPI, desk: Desk, limits: Limits) -> None:
-    @app.post("/answers", status_code=201, response_model=Asked, responses={200: {"model": Shown}})
+def _add_answers(app: FastAPI, desk: Desk, limits: Limits, models: Models) -> None:
+    @app.post("/answers", status_code=201, response_model=dict[str, str], responses={200: {"model": Shown}})
     async def ask(question: Question, request: Request) -> Any:
-        """Ask. The answer is written into its stream from now on, whether anybody watches or not."""
+        """Ask. The answer is written into its stream from now on, whether anybody watches or not.
+
+        The reply holds its `id`, and the relative addresses of its record (`answer`) and of its `events`.
+        """
         if len(question.question) > limits.question:
             return problem(422, "TooLong", f"a question may have {limits.question:,} characters here")
-        offered = desk.models.get(check_source(question.source or default_source()), ())
+        offered = models.get(check_source(question.source or default_source()), ())
         if question.model is not None and question.model not in offered:
             choice = " or ".join([*offered, "none"])
             return problem(422, "NotOffered", f"this model can't be asked for here: choose {choice}")
@@ -282,14 +275,14 @@ def _add_answers(app: FastAPI, desk: Desk, limits: Limits) -> None:
         return await desk.show(answer_id)
 
     @app.delete("/answers/{answer_id}")
-    async def stop(answer_id: AnswerID) -> Stopped:
+    async def stop(answer_id: AnswerID) -> dict[str, str]:
         """Stop it, wherever it is written, and keep the text so far. Also what has ended may be stopped."""
-        return Stopped(id=answer_id, status=await desk.stop(answer_id))
+        return {"id": answer_id, "status": await desk.stop(answer_id)}
 
     @app.get("/sources")
     async def list_sources() -> dict[str, Any]:
         """Who can answer, and the questions for which the scripted source has an answer."""
-        listed = [asdict(one) | {"models": list(desk.models.get(one.name, ()))} for one in sources()]
+        listed = [asdict(one) | {"models": list(models.get(one.name, ()))} for one in sources()]
         return {"sources": listed, "default": default_source(), "prepared": prepared_questions()}
 
 
@@ -339,14 +332,6 @@ class Watching(StreamingResponse):
         finally:
             self.hub.viewers -= 1
             await self.stream.aclose()
-
-
-def queue_length(client: redis.Redis) -> int:
-    """How many questions are in the pool's queue; raises RedisUnusable."""
-    try:
-        return int(client.xlen(names_of(client).questions))
-    except (RedisError, OSError) as error:
-        raise unusable(error, client) from None
 
 
 # ------------------------------------------------------------------------------------------------- errors

@@ -52,7 +52,7 @@ class Channel:
         self._base = self.top  # who has seen this entry, or a later one, goes on from the frames
         self._frames: list[Frame] = []
         self._size = 0
-        self._news = asyncio.Event()
+        self.news = asyncio.Event()  # there is something to look at
 
     @property
     def top(self) -> EntryID:
@@ -81,12 +81,8 @@ class Channel:
 
     def wake(self) -> None:
         """Let all viewers look."""
-        self._news.set()
-        self._news = asyncio.Event()
-
-    async def news(self) -> None:
-        """Wait until there is something to look at."""
-        await self._news.wait()
+        self.news.set()
+        self.news = asyncio.Event()
 
 
 class Viewer:
@@ -133,7 +129,7 @@ class Viewer:
             self._sent = now
             return KEEP_ALIVE
         if self._channel and self._waiting() is not None:
-            await self._channel.news()
+            await self._channel.news.wait()
         return b""
 
     def _waiting(self) -> list[Frame] | None:

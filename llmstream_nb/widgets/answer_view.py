@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import time
+from itertools import accumulate
 from typing import Any
 
 import anywidget
@@ -109,11 +110,8 @@ class PlainAnswerView(Watched, ipywidgets.HTML):  # type: ignore[misc]
 
 
 def _offsets(transcript: Transcript) -> list[list[Any]]:
-    before, offsets = 0, []
-    for piece, missing in transcript.pieces[:-1]:
-        before += utf16_length(piece)
-        offsets.append([before, missing])
-    return offsets
+    before = accumulate(utf16_length(piece) for piece, _ in transcript.pieces)
+    return [[length, missing] for length, (_, missing) in zip(before, transcript.pieces[:-1], strict=False)]
 
 
 def _escape(text: str) -> str:

@@ -113,7 +113,7 @@ class Reader:
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         self.lost = False  # Redis was away at the last try
-        self._line: Line | None = None
+        self._line = Line(client)
         self._retry_at = 0.0
 
     def read(self, views: list[Any]) -> None:
@@ -121,10 +121,9 @@ class Reader:
         if time.monotonic() < self._retry_at:
             return
         try:
-            self._line = self._line or Line(self.client)
             replies = self.ask(self._line.redis, views)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the thread, but be seen
-            self.close()
+            self._line.reopen()
             if is_passing(error):
                 self.lost, self._retry_at = True, time.monotonic() + RETRY
                 for view in views:
@@ -143,10 +142,8 @@ class Reader:
         self.lost = False
 
     def close(self) -> None:
-        """Give the connection back; the next read opens another."""
-        if self._line:
-            self._line.close()
-        self._line = None
+        """Give the connection back."""
+        self._line.close()
 
     def ask(self, line: redis.Redis, views: list[Any]) -> list[Any]:
         """Return for each view what `tell` is to be given; errors of Redis pass."""
@@ -154,7 +151,6 @@ class Reader:
 
     def tell(self, view: Any, reply: Any) -> None:
         """Let a view know; what this raises is shown in that view."""
-        raise NotImplementedError
 
     def _fail(self, view: Live, error: Exception) -> None:
         view.fail(explained(error, self.client, repr(view)))
@@ -186,15 +182,12 @@ class Live(ipywidgets.Widget):  # type: ignore[misc]
 
     def show(self) -> None:
         """Send one message to the browser; this and the next two are called in the hub's thread."""
-        raise NotImplementedError
 
     def lose(self) -> None:
         """Redis can't be reached at the moment."""
-        raise NotImplementedError
 
     def fail(self, error: LLMStreamError) -> None:
         """Reading is not possible, and this is why."""
-        raise NotImplementedError
 
     def _asked_for_all(self, *_: Any) -> None:
         """A page that was just loaded, or that missed something, asks for the whole state."""

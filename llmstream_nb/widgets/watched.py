@@ -16,15 +16,7 @@ from llmstream_nb.pool.groups import GroupGone, check_name, create_group, is_gon
 from llmstream_nb.protocol.events import Event
 from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.round import Command, Round
-from llmstream_nb.protocol.wire import (
-    ORIGIN,
-    AnswerKeys,
-    AnswerNotFound,
-    EntryID,
-    LLMStreamError,
-    RawEntry,
-    parse_entries,
-)
+from llmstream_nb.protocol.wire import ORIGIN, AnswerKeys, AnswerNotFound, Entry, EntryID, LLMStreamError, RawEntry
 from llmstream_nb.viewing.transcript import Transcript
 from llmstream_nb.widgets.live import Live, Reader
 
@@ -81,7 +73,8 @@ class ReplayRound(Round):
     def entries(self, reply: Any) -> list[RawEntry]:
         """Those that are due."""
         due, now = [], time.monotonic()
-        for raw, entry in zip(reply, parse_entries(reply), strict=True):
+        for raw in reply:
+            entry = Entry.parse(*raw)
             began = self._began if entry.id.attempt == self._attempt else now
             if entry.ms > (now - began) * 1000 * self._speed:
                 break
@@ -102,7 +95,7 @@ class GroupRound(Round):
         self.group = check_name(group)
         self.joined = False
         self._until = self._beyond = ORIGIN  # read again up to here; the last entry when the group had nothing left
-        self._asked = ""
+        self._asked: Command = ()
 
     def join(self, line: redis.Redis) -> None:
         """Become the group's one consumer, unless it is. Redis errors pass; LLMStreamError: there are others."""
@@ -123,34 +116,33 @@ class GroupRound(Round):
         """What the group was given before, then what is new to it."""
         after, key = self.follower.cursor.after, self.keys.chunks
         if not self.joined:
-            self._asked = "EXISTS"
-            return ("EXISTS", key)
+            self._asked = ("EXISTS", key)
+        elif after < self._until:
+            self._asked = ("XRANGE", key, f"({after}", str(self._until), "COUNT", self.count)
+        else:
+            options = ("COUNT", self.count, "NOACK", "STREAMS", key, ">")
+            self._asked = ("XREADGROUP", "GROUP", self.group, CONSUMER, *options)
         self.joined = False  # until the reply is here
-        if after < self._until:
-            self._asked = "XRANGE"
-            return ("XRANGE", key, f"({after}", str(self._until), "COUNT", self.count)
-        self._asked = "XREADGROUP"
-        return ("XREADGROUP", "GROUP", self.group, CONSUMER, "COUNT", self.count, "NOACK", "STREAMS", key, ">")
+        return self._asked
 
     def entries(self, reply: Any) -> list[RawEntry]:
         """The entries in the reply to any of these."""
-        if self._asked == "XRANGE":
+        if self._asked[0] == "XRANGE":
             if len(reply) < self.count:
                 self._until = ORIGIN  # the rest of it was trimmed
             return list(reply)
-        return super().entries(reply) if self._asked == "XREADGROUP" else []
+        return super().entries(reply) if self._asked[0] == "XREADGROUP" else []
 
     def hear(self, replies: Sequence[Any], now: float) -> list[Event]:
         """As in other rounds; raises GroupGone, and LLMStreamError when others take what this view waits for."""
         if isinstance(replies[0], Exception) and is_gone(replies[0]):
             raise GroupGone(f"The group {self.group!r}, or the answer, was deleted or has expired meanwhile.")
         events = super().hear(replies, now)
-        self.joined = self._asked != "EXISTS"
-        if self._asked == "XREADGROUP" and not self.entries(replies[0]) and len(replies) > 1:
+        self.joined = self._asked[0] != "EXISTS"
+        if self._asked[0] == "XREADGROUP" and not self.entries(replies[0]) and len(replies) > 1:
             if self._beyond > self.follower.cursor.after:  # it was there at the last look, and did not come
                 raise self._shared("has another reader")
-            top = parse_entries(replies[1])
-            self._beyond = top[0].id if top else ORIGIN
+            self._beyond = self.signs.top.id if self.signs.top else ORIGIN
         return events
 
     def _shared(self, why: str) -> LLMStreamError:
