@@ -30,7 +30,7 @@ ROOMS = {
     "setup": 1081,  # a bare Python, any system, and errors that say what to do
 }
 SET_UP = ("setup", "__main__")  # before anything is installed
-PURE = {"__future__", "json", "re", "collections", "dataclasses", "typing", "llmstream_nb", "math"}
+PURE = {"__future__", "codecs", "json", "re", "collections", "dataclasses", "typing", "llmstream_nb", "math"}
 THIRD_PARTY = {
     "redis",
     "hiredis",

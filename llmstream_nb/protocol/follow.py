@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, Text, closing_event, opening_event
-from llmstream_nb.protocol.wire import (
-    ORIGIN,
-    AnswerNotFound,
-    Entry,
-    EntryID,
-    RawEntry,
-    Timing,
-    cleared_attempt,
-    first_attempt,
-    parse_entries,
-    parse_ms,
-    parse_record,
-)
+from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, Entry, EntryID, Signs, Timing, parse_entries, parse_ms
 
 
 class Cursor:
@@ -32,14 +20,14 @@ class Cursor:
         self.after = after  # read on from here: XREAD … STREAMS <key> <after>
         self.closed = False  # an end or error entry was seen: nothing more will come
 
-    def feed(self, raw: Iterable[RawEntry]) -> list[Event]:
+    def feed(self, raw: Iterable[tuple[str, Any]]) -> list[Event]:
         """Take entries as XREAD gave them and return what they mean for the reader; raises NotAnAnswer."""
         events: list[Event] = []
         for raw_id, fields in raw:
             attempt, seq = self.after
             try:  # the next text, and so nearly every entry: to make an Entry of each takes three times as long
-                if raw_id == f"{attempt}-{seq + 1}" and fields["kind"] == "text" and not self.closed:  # type: ignore[index]
-                    events.append(Text(EntryID(attempt, seq + 1), fields["text"], parse_ms(fields["ms"])))  # type: ignore[index]
+                if raw_id == f"{attempt}-{seq + 1}" and fields["kind"] == "text" and not self.closed:
+                    events.append(Text(EntryID(attempt, seq + 1), fields["text"], parse_ms(fields["ms"])))
                     self.after = events[-1].id
                     continue
             except (KeyError, ValueError, TypeError):
@@ -83,22 +71,6 @@ class Cursor:
         return before.attempt > self.after.attempt > 0
 
 
-class Signs(NamedTuple):
-    """What one look at Redis tells of an answer."""
-
-    top: Entry | None  # the stream's last entry
-    leased: bool  # whether the lease of the attempt that the reader has come to lives
-    record: Mapping[str, Any] | None  # the question's JSON
-    cleared: int = 0  # the attempt up to which `clear` has deleted them; 0: none
-
-    @classmethod
-    def parse(cls, replies: Sequence[Any]) -> Signs:
-        """Read the replies to `Round.look`; raises NotAnAnswer."""
-        newest, leased, record, cleared = replies
-        top = parse_entries(newest)
-        return cls(top[0] if top else None, bool(leased), parse_record(record), cleared_attempt(cleared))
-
-
 class Follower:
     """A viewer's whole judgement: the cursor, and what silence means. It never waits and never reads.
 
@@ -123,7 +95,7 @@ class Follower:
         """Redis was away (`now` in monotonic seconds): producers need one lease to show that they live."""
         self.suspect, self._judge_from = False, now + self.timing.lease
 
-    def feed(self, raw: Iterable[RawEntry]) -> list[Event]:
+    def feed(self, raw: Iterable[tuple[str, Any]]) -> list[Event]:
         """Take entries as redis-py gives them and return the events they bring; raises NotAnAnswer."""
         return self._told(self.cursor.feed(raw))
 
@@ -140,7 +112,7 @@ class Follower:
             return self._told([closing_event(top.id, top.data)])  # R10: joined exactly at the end
         if gone and (known.get("reason") or known.get("error")):
             return self.from_record(known)  # R11: the entries have expired, the record has not
-        anew = gone and not unread and first_attempt(known) > after.attempt  # the same id, another question
+        anew = gone and not unread and signs.first > after.attempt  # the same id, another question
         if leased or anew or (gone and unread and known.get("pooled")):
             waits = unread or anew
             self.suspect, self.state = False, "queued" if waits else "streaming"  # R12: at work, or in the queue

@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 from llmstream_nb.protocol.events import Event
-from llmstream_nb.protocol.follow import Follower, Signs
-from llmstream_nb.protocol.wire import ORIGIN, AnswerKeys, LLMStreamError, RawEntry, parse_record
+from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.protocol.wire import ORIGIN, AnswerKeys, LLMStreamError, RawEntry, Signs, parse_record
 
 COUNT = 500  # entries a read: one round trip for many tokens, still small in memory
 BLOCK = 1.0  # seconds a read may block: well below redis-py's socket timeout of 5 s

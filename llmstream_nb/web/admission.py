@@ -9,14 +9,14 @@ from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse, JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # The page's own files hold nothing secret, and what a page loads can't carry its token.
 OPEN = ("/page.js", "/answer.js", "/paper.js", "/elements.js", "/page.css", "/states.css", "/text.css")
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
 POLICY += "base-uri 'none'; form-action 'none'; frame-ancestors "
-PAGE = Path(__file__).parent / "page" / "index.html"
+PAGE = Path(__file__).parent / "page"
 
 
 class Admission:
@@ -67,7 +67,7 @@ class Admission:
         headers = Headers(scope=scope)
         if refusal := self._refusal(scope, headers):
             visit = refusal[0] == 401 and scope["path"] == "/" and "text/html" in headers.get("accept", "")
-            answer = FileResponse(PAGE, 401) if visit else problem(*refusal)
+            answer = HTMLResponse((PAGE / "index.html").read_bytes(), 401) if visit else problem(*refusal)
             await answer(scope, receive, reply)
             return
         try:

@@ -16,16 +16,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import anyio
 import redis
 from fastapi import FastAPI, Header, Query, Request
-from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
@@ -40,7 +38,7 @@ from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.protocol.events import told
 from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, BadEntryID, EntryID, LLMStreamError, NotAnAnswer, Timing
 from llmstream_nb.viewing.markdown import to_html
-from llmstream_nb.web.admission import Admission, problem
+from llmstream_nb.web.admission import PAGE, Admission, problem
 from llmstream_nb.web.hub import Hub
 
 T = TypeVar("T")
@@ -48,7 +46,6 @@ Models = Mapping[str, Sequence[str]]  # the names that may be asked for, by sour
 ATTEMPTS = 10**9  # no answer has so many, but a clock's number is larger: such an ID is of something else
 STOPS = 64  # answers that are being stopped at the same time; one whose producer hangs takes two leases
 RENDERED = 8  # answers whose Markdown is kept: a few MB each, at the worst
-PAGE = Path(__file__).parent / "page"
 FRAME_ANCESTORS = "'self' http://127.0.0.1:* http://localhost:*"
 EVENTS = {"description": "server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
 OVER = {"description": "the answer has ended, and nothing follows Last-Event-ID"}
@@ -66,10 +63,8 @@ class Limits:
     keep_alive: float = 15.0  # seconds of silence after which a comment is sent
 
 
-class Question(BaseModel):
+class Question(BaseModel, extra="forbid"):
     """What POST /answers takes."""
-
-    model_config = ConfigDict(extra="forbid")
 
     question: str = Field(min_length=1, max_length=20_000)
     topic: str | None = Field(None, max_length=200, description="what the model shall be an expert in")
@@ -99,16 +94,11 @@ class Problem(BaseModel):
 # What to answer when the kit says no. A ValueError is the asker's: a bad id, a bad question.
 STATUS: dict[Any, int] = {AnswerNotFound: 404, NotAnAnswer: 409, RedisUnusable: 503, (ModelError, ValueError): 422}
 
-HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy that gathers events would hold them up
-AnswerID = Annotated[str, InPath(max_length=64, pattern="^[A-Za-z0-9][A-Za-z0-9._~-]{0,63}$")]
-
 
 class Desk:
     """Takes questions and stops answers; what waits for Redis does so in a thread."""
 
-    def __init__(
-        self, client: redis.Redis, pool: bool, limits: Limits, timing: Timing, **silence: float | None
-    ) -> None:
+    def __init__(self, client: redis.Redis, pool: bool, limits: Limits, timing: Timing, **silence: Any) -> None:
         self.client, self.pool, self.limits, self.timing = client, pool, limits, timing
         self.silence = silence  # how long a model may be silent, in seconds
         self._calls, self._stopping = anyio.CapacityLimiter(4), anyio.CapacityLimiter(STOPS)
@@ -177,11 +167,11 @@ class Desk:
         while True:
             now = time.monotonic()
             with suppress(RedisUnusable):  # it may come back
-                place = await hub.place(answer_id, seen)
-                if place.final and (place.told or now - alive > 2 * self.timing.lease):
+                top, final, signs = await hub.place(answer_id, seen)
+                if final and ((signs.record or {}).get("end") or now - alive > 2 * self.timing.lease):
                     return JSONResponse((await self.show(answer_id)).model_dump())
-                if place.alive or place.top != seen:
-                    seen, alive = place.top, now
+                if signs.leased or top != seen:
+                    seen, alive = top, now
             if await request.is_disconnected():
                 await self.stop(answer_id)
             if now - alive > self.timing.patience or hub.closing:
@@ -231,12 +221,9 @@ def create_app(
             await app.state.hub.close()
             await desk.leave()
 
-    problems: dict[int | str, dict[str, Any]] = {
-        code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)
-    }
-    app = FastAPI(
-        title="llmstream-nb", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=problems
-    )  # fmt: skip
+    problems: Any = {code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)}
+    about: Any = {"title": "llmstream-nb", "version": "1", "docs_url": None, "redoc_url": None}
+    app = FastAPI(lifespan=lifespan, responses=problems, **about)
     app.add_middleware(Admission, token=token, body=limits.body, frame_ancestors=frame_ancestors)
     app.add_exception_handler(LLMStreamError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -270,12 +257,12 @@ def _add_answers(app: FastAPI, desk: Desk, limits: Limits, models: Models) -> No
         return JSONResponse({"id": answer.id, "answer": place, "events": f"{place}/events"}, 201, {"Location": place})
 
     @app.get("/answers/{answer_id}")
-    async def show(answer_id: AnswerID) -> Shown:
+    async def show(answer_id: str) -> Shown:
         """The record, the status and the text so far."""
         return await desk.show(answer_id)
 
     @app.delete("/answers/{answer_id}")
-    async def stop(answer_id: AnswerID) -> dict[str, str]:
+    async def stop(answer_id: str) -> dict[str, str]:
         """Stop it, wherever it is written, and keep the text so far. Also what has ended may be stopped."""
         return {"id": answer_id, "status": await desk.stop(answer_id)}
 
@@ -289,7 +276,7 @@ def _add_answers(app: FastAPI, desk: Desk, limits: Limits, models: Models) -> No
 def _add_events(app: FastAPI, limits: Limits) -> None:
     @app.get("/answers/{answer_id}/events", response_class=StreamingResponse, responses={200: EVENTS, 204: OVER})
     async def events(
-        answer_id: AnswerID,
+        answer_id: str,
         request: Request,
         last_event_id: Annotated[str | None, Header(description="the ID of the last event seen")] = None,
         after: Annotated[str | None, Query(description="the same, for those who can't set a header")] = None,
@@ -306,7 +293,7 @@ def _add_events(app: FastAPI, limits: Limits) -> None:
             seen = EntryID.parse(place)
         except BadEntryID as error:
             return problem(400, "BadEntryID", str(error))
-        top, final, *_, first = await hub.place(answer_id)
+        top, final, signs = await hub.place(answer_id)
         if seen.attempt >= ATTEMPTS or (final and seen > top):
             return problem(409, "ForeignID", f"{seen} is no entry of {answer_id}: watch it without Last-Event-ID")
         if final and seen == top:
@@ -314,14 +301,15 @@ def _add_events(app: FastAPI, limits: Limits) -> None:
         if hub.closing or hub.viewers >= limits.viewers:
             return problem(503, "Full", "too many are watching: come back in a moment", {"Retry-After": "5"})
         # Who has watched another question under this id begins anew.
-        return Watching(hub, hub.stream(answer_id, seen if seen.attempt >= first else ORIGIN, top))
+        return Watching(hub, hub.stream(answer_id, seen if seen.attempt >= signs.first else ORIGIN, top))
 
 
 class Watching(StreamingResponse):
     """A viewer's stream: it counts as a viewer from here on until it is gone, however it goes."""
 
     def __init__(self, hub: Hub, stream: AsyncGenerator[bytes]) -> None:
-        super().__init__(stream, headers=HEADERS, media_type="text/event-stream")
+        # A proxy that gathers events would hold them up.
+        super().__init__(stream, headers={"X-Accel-Buffering": "no"}, media_type="text/event-stream")
         self.hub, self.stream = hub, stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -43,17 +43,6 @@ class Hub:
                 self._thread.start()
         self._wake.set()
 
-    def _live(self) -> list[Live]:
-        """The views to read or to show; when there are none, the thread counts as ended."""
-        with self._lock:
-            for view in list(self._views):
-                if view.closed or (view.settled and not view.unseen):
-                    self._views.discard(view)
-            views = list(self._views)
-            if not views:
-                self._thread = None
-            return views
-
     def _run(self) -> None:
         readers: dict[tuple[type[Reader], redis.Redis], Reader] = {}
         changed = time.monotonic()
@@ -61,8 +50,7 @@ class Hub:
             while (news := self._round(readers)) is not None:
                 changed = time.monotonic() if news else changed
                 # The longer nothing happens, the more slowly it looks, down to SLOWEST after four seconds.
-                self._wake.wait(min(SLOWEST, TICK + (time.monotonic() - changed) / 20))
-                if self._wake.is_set():
+                if self._wake.wait(min(SLOWEST, TICK + (time.monotonic() - changed) / 20)):
                     self._wake.clear()
                     changed = time.monotonic()
         except Exception as error:  # noqa: BLE001 - views must not stand still unsaid; the next one starts it anew
@@ -81,9 +69,14 @@ class Hub:
 
         A method of its own, so that no local variable keeps a view alive between two rounds.
         """
-        views = self._live()
-        if not views:
-            return None
+        with self._lock:
+            for view in list(self._views):
+                if view.closed or (view.settled and not view.unseen):
+                    self._views.discard(view)
+            views: list[Live] = list(self._views)
+            if not views:
+                self._thread = None  # it counts as ended
+                return None
         groups: dict[tuple[type[Reader], redis.Redis], list[Live]] = defaultdict(list)
         for view in views:
             if not view.settled:

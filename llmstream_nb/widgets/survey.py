@@ -76,7 +76,7 @@ class Survey:
             return {"waiting": None, "answering": None, "consumers": []}
         taken = sum(group["pending"] for group in groups if group["name"] == POOL)
         known = [] if isinstance(consumers, Exception) else consumers  # an error: there is no such group
-        now, quiet = time.time(), self._quiet
+        now, quiet, rows = time.time(), self._quiet, list[dict[str, Any]]()
         self._quiet = {}
         for consumer in known:
             idle, name = consumer["idle"] / 1000, consumer["name"]
@@ -84,10 +84,7 @@ class Survey:
                 # The same number at every sample, as long as it means the same: else an idle pool would be news.
                 before = quiet.get(name, 0.0)
                 self._quiet[name] = before if abs(now - idle - before) < 1 else round(now - idle, 1)
-        rows = [
-            {"name": _fit(each["name"]), "pending": each["pending"], "quiet": self._quiet.get(each["name"])}
-            for each in known
-        ]
+            rows.append({"name": _fit(name), "pending": consumer["pending"], "quiet": self._quiet.get(name)})
         if len(rows) > MOST:
             notes.append(f"{len(rows) - MOST:,} more workers are not shown.")
         holders_first = sorted(rows, key=lambda row: not row["pending"])[:MOST]

@@ -11,7 +11,7 @@ import traitlets as t
 
 from llmstream_nb.answers.ask import Answer
 from llmstream_nb.answers.connection import current, names_of
-from llmstream_nb.answers.read import send, send_all
+from llmstream_nb.answers.read import send_all
 from llmstream_nb.pool.groups import GroupGone, check_name, create_group, is_gone
 from llmstream_nb.protocol.events import Event
 from llmstream_nb.protocol.follow import Follower
@@ -102,9 +102,8 @@ class GroupRound(Round):
         if self.joined:
             return
         create_group(line, self.follower.answer_id, self.group, self.follower.timing)
-        groups, consumers = send(
-            line, [("XINFO GROUPS", self.keys.chunks), ("XINFO CONSUMERS", self.keys.chunks, self.group)]
-        )
+        groups: Any = line.xinfo_groups(self.keys.chunks)
+        consumers: Any = line.xinfo_consumers(self.keys.chunks, self.group)
         if others := sorted({consumer["name"] for consumer in consumers} - {CONSUMER}):
             raise self._shared(f"has other consumers ({', '.join(others)[:200]})")
         if any(consumer["pending"] for consumer in consumers):  # with one that acknowledged, and died
@@ -156,13 +155,8 @@ class Watched(Live):
     reader = AnswerReader
     live = t.Bool(True, help="Whether text may come at any moment. Not synced: for observers in the kernel.")
 
-    def __init__(
-        self,
-        answer: Answer | str,
-        client: redis.Redis | None = None,
-        group: str | None = None,
-        replay: float | None = None,
-    ) -> None:
+    def __init__(self, answer: Answer | str, *, client: redis.Redis | None = None, **options: Any) -> None:
+        group, replay = options.get("group"), options.get("replay")  # `AnswerView` has checked their names
         handle = answer if isinstance(answer, Answer) else Answer(answer, client=client or current())
         keys = names_of(handle.client).answer(handle.id)
         self.transcript = Transcript(handle.id, handle.timing, past=bool(replay))
