@@ -114,8 +114,8 @@ class Follower:
             return self.from_record(known)  # R11: the entries have expired, the record has not
         anew = gone and not unread and signs.first > after.attempt  # the same id, another question
         if leased or anew or (gone and unread and known.get("pooled")):
-            waits = unread or anew
-            self.suspect, self.state = False, "queued" if waits else "streaming"  # R12: at work, or in the queue
+            # R12: at work, or in the queue
+            self.suspect, self.state = False, "queued" if unread or anew else "streaming"
             return []
         if gone and record is None and cleared >= after.attempt > 0:
             return self._told([Failed(after, "Deleted", "This answer was deleted.")])  # R13

@@ -100,7 +100,6 @@ class Patience:
     def __init__(self, follower: Follower, timeout: float | None, clock: Callable[[], float]) -> None:
         self._follower, self._timeout, self.clock = follower, timeout, clock
         self._began = self._alive = clock()
-        self._name = repr(follower.answer_id)
 
     @property
     def doubt(self) -> bool:
@@ -125,7 +124,7 @@ class Patience:
     def check(self) -> None:
         """Raise StillWaiting when the caller's time is over."""
         if self._timeout is not None and self.clock() - self._began > self._timeout:
-            raise StillWaiting(f"{self._name} has not ended within {self._timeout:g} s; it goes on")
+            raise StillWaiting(f"{self._follower.answer_id!r} has not ended within {self._timeout:g} s; it goes on")
 
     def is_over(self) -> bool:
         """Whether a producer has been dead for too long; raises StillWaiting where nobody has begun for as long."""
@@ -134,7 +133,7 @@ class Patience:
         if self.clock() - self._alive <= patience or (self._timeout and queued):
             return False
         if queued:
-            raise StillWaiting(f"nobody began to answer {self._name} within {patience:g} s")
+            raise StillWaiting(f"nobody began to answer {self._follower.answer_id!r} within {patience:g} s")
         return True
 
 

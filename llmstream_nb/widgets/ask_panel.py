@@ -107,11 +107,9 @@ class AskPanel(ipywidgets.VBox):  # type: ignore[misc]
 
     def _ask(self) -> Answer:
         form = self.form
-        options = {
-            "topic": form.topic.strip() or None,
-            "source": self._own if self._own and form.source == _name(self._own) else form.source,
-            "stream": not form.without_stream,
-        } | self._options
+        source = self._own if self._own and form.source == _name(self._own) else form.source
+        asked = {"topic": form.topic.strip() or None, "source": source, "stream": not form.without_stream}
+        options = asked | self._options
         number = 1
         while True:
             try:

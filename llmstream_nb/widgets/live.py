@@ -83,9 +83,8 @@ class Hub:
                 groups[view.reader, view.client].append(view)
         for key in readers.keys() - groups.keys():
             readers.pop(key).close()
-        for key, group in groups.items():
-            kind, client = key
-            readers.setdefault(key, kind(client)).read(group)
+        for (kind, client), group in groups.items():
+            readers.setdefault((kind, client), kind(client)).read(group)
         news = any(view.unseen for view in views)
         pace, now = max(TICK, len(views) / BUDGET), time.monotonic()
         for view in views:

@@ -47,14 +47,13 @@ class AnswerReader(Reader):
         transcript, one = view.transcript, view.round
         if self.lost:
             one.follower.reconnected(time.monotonic())
-        before = transcript.state, transcript.note
+        before = transcript.state, transcript.note, transcript.settled
         events = one.hear(reply, time.monotonic())
         transcript.away = False
         transcript.take(events)
         if one.follower.done and not transcript.settled and len(reply) > 1 and not events:
             transcript.mend(one.signs.record, one.signs.leased)
-            view.unseen = True
-        if events or before != (transcript.state, transcript.note):
+        if events or before != (transcript.state, transcript.note, transcript.settled):
             view.unseen = True
 
 
@@ -161,9 +160,8 @@ class Watched(Live):
         keys = names_of(handle.client).answer(handle.id)
         self.transcript = Transcript(handle.id, handle.timing, past=bool(replay))
         follower = self.transcript.follower
-        self.round: Round
         if replay:
-            self.round = ReplayRound(keys, follower, replay)
+            self.round: Round = ReplayRound(keys, follower, replay)
         elif group is None:
             self.round = Round(keys, follower, COUNT, at_once=True)
         else:
