@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from llmstream_nb.protocol.events import (
-    Ended,
-    Event,
-    Failed,
-    Gap,
-    Interrupted,
-    Restarted,
-    Started,
-    Text,
-    closing_event,
-    told,
-)
+from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, Text, closing_event, opening_event
 from llmstream_nb.protocol.wire import (
     ORIGIN,
     AnswerNotFound,
@@ -24,9 +13,8 @@ from llmstream_nb.protocol.wire import (
     Entry,
     EntryID,
     NotAnAnswer,
-    RawEntry,
+    Signs,
     Timing,
-    first_attempt,
     parse_entries,
     parse_ms,
 )
@@ -43,14 +31,14 @@ class Cursor:
         self.after = after  # read on from here: XREAD … STREAMS <key> <after>
         self.closed = False  # an end or error entry was seen: nothing more will come
 
-    def feed(self, raw: Iterable[RawEntry]) -> list[Event]:
+    def feed(self, raw: Iterable[tuple[str, Any]]) -> list[Event]:
         """Take entries as XREAD gave them and return what they mean for the reader; raises NotAnAnswer."""
         events: list[Event] = []
         for raw_id, fields in raw:
             attempt, seq = self.after
             try:  # the next text, and so nearly every entry: to make an Entry of each takes three times as long
-                if raw_id == f"{attempt}-{seq + 1}" and fields["kind"] == "text" and not self.closed:  # type: ignore[index]
-                    events.append(Text(EntryID(attempt, seq + 1), fields["text"], parse_ms(fields["ms"])))  # type: ignore[index]
+                if raw_id == f"{attempt}-{seq + 1}" and fields["kind"] == "text" and not self.closed:
+                    events.append(Text(EntryID(attempt, seq + 1), fields["text"], parse_ms(fields["ms"])))
                     self.after = events[-1].id
                     continue
             except (KeyError, ValueError, TypeError):
@@ -65,10 +53,8 @@ class Cursor:
         before = self._before(entry)
         restarts, missing = self._restarts(before), self._missing(before)
         self.after = entry.id
-        if restarts:
-            events.append(Restarted(entry.id, told(entry.data) if entry.kind == "start" else {}))
-        elif entry.kind == "start":
-            events.append(Started(entry.id, told(entry.data)))
+        if restarts or entry.kind == "start":
+            events.append(opening_event(entry.id, entry.data if entry.kind == "start" else {}, restarts))
         if missing:
             events.append(Gap(entry.id, missing))
         if entry.kind == "text":
@@ -99,15 +85,6 @@ class Cursor:
         return before.attempt > self.after.attempt > 0
 
 
-class Signs(NamedTuple):
-    """What one look at Redis tells of an answer."""
-
-    top: Entry | None  # the stream's last entry
-    leased: bool  # whether the lease of the attempt that the reader has come to lives
-    record: Mapping[str, Any] | None  # the question's JSON
-    cleared: int = 0  # the attempt up to which `clear` has deleted them; 0: none
-
-
 class Follower:
     """A viewer's whole judgement: the cursor, and what silence means. It never waits and never reads.
 
@@ -132,7 +109,7 @@ class Follower:
         """Redis was away (`now` in monotonic seconds): producers need one lease to show that they live."""
         self.suspect, self._judge_from = False, now + self.timing.lease
 
-    def feed(self, raw: Iterable[RawEntry]) -> list[Event]:
+    def feed(self, raw: Iterable[tuple[str, Any]]) -> list[Event]:
         """Take entries as redis-py gives them and return the events they bring; raises NotAnAnswer."""
         return self._told(self.cursor.feed(raw))
 
@@ -151,10 +128,10 @@ class Follower:
             raise BadEntryID(f"{self.answer_id!r} has nothing at {after}: it ended at {top.id}, so read it from 0-0")
         if gone and (known.get("reason") or known.get("error")):
             return self.from_record(known)  # R11: the entries have expired, the record has not
-        anew = gone and not unread and first_attempt(known) > after.attempt  # the same id, another question
+        anew = gone and not unread and signs.first > after.attempt  # the same id, another question
         if leased or anew or (gone and unread and known.get("pooled")):
-            waits = unread or anew
-            self.suspect, self.state = False, "queued" if waits else "streaming"  # R12: at work, or in the queue
+            # R12: at work, or in the queue
+            self.suspect, self.state = False, "queued" if unread or anew else "streaming"
             return []
         if gone and record is None and cleared >= after.attempt > 0:
             return self._told([Failed(after, "Deleted", "This answer was deleted.")])  # R13
@@ -178,7 +155,7 @@ class Follower:
         """The events of an ended answer, from its record alone: the text comes in one piece."""
         after, whole = self.cursor.after, record.get("text")
         end = _written_id(record["end"]) if record.get("end") else after
-        first = Started(end, told(record)) if after == ORIGIN else Restarted(end)
+        first = opening_event(end, record if after == ORIGIN else {}, again=after != ORIGIN)
         text = [Text(end, whole)] if whole and isinstance(whole, str) else []
         unseen = [] if after >= end > ORIGIN else [first, *text]
         return self._told([*unseen, closing_event(end, record)])
