@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -161,20 +162,15 @@ def _venv_version() -> str | None:
         return None
 
 
-class Pin(NamedTuple):
-    """What a lock file says about one package: several versions, where they differ by platform or Python."""
+def pins(*files: Path) -> dict[str, set[str]]:
+    """The versions in lock files by normalised name: several, where they differ by platform or Python.
 
-    versions: set[str]
-    everywhere: bool
-
-
-def pins(*files: Path) -> dict[str, Pin]:
-    """What lock files say, by the package's normalised name."""
-    found: dict[str, Pin] = {}
+    "" is among them where a package is not needed everywhere.
+    """
+    found = defaultdict[str, set[str]](set)
     for file in files:
         for name, version, marker in re.findall(r"(?m)^([\w.-]+)==([^\s;]+)( *;)?", file.read_text("utf-8")):
-            before = found.get(_canonical(name), Pin(set(), everywhere=False))
-            found[_canonical(name)] = Pin(before.versions | {version}, before.everywhere or not marker)
+            found[_canonical(name)] |= {version, ""} if marker else {version}
     return found
 
 
@@ -184,12 +180,11 @@ def differences(*files: Path, path: list[str] | None = None) -> list[str]:
     names = [(one.metadata["Name"], one.version) for one in found_there]
     installed = {_canonical(name): version for name, version in reversed(names) if name}
     found = []
-    for name, pin in pins(*files).items():
-        have = installed.get(name)
-        if have is None and pin.everywhere:
-            found.append(f"{name} is missing")
-        elif have is not None and have not in pin.versions:
-            found.append(f"{name} is {have}, not {' or '.join(sorted(pin.versions))}")
+    for name, versions in pins(*files).items():
+        have = installed.get(name, "")
+        if have not in versions:
+            wanted = " or ".join(sorted(versions - {""}))
+            found.append(f"{name} is {have}, not {wanted}" if have else f"{name} is missing")
     return found
 
 
