@@ -20,7 +20,6 @@ from llmstream_nb.protocol.wire import (
     AnswerNotFound,
     BadAnswerId,
     BadEntryID,
-    Entry,
     EntryID,
     LLMStreamError,
     NotAnAnswer,
@@ -52,8 +51,11 @@ def entries(answer: Answer | str, *, client: redis.Redis | None = None) -> pd.Da
     Raises AnswerNotFound, NotAnAnswer, BadAnswerId or RedisUnusable.
     """
     client, keys = _answer(answer, client)
+    with _redis(client):
+        _check_answer(client, keys)
+        found = parse_entries(client.xrange(keys.chunks))  # type: ignore[arg-type]
     rows, began = [], None
-    for entry in _entries(client, keys):
+    for entry in found:
         if entry.id.seq == 0:
             began = _number((parse_record(entry.text) or {}).get("at"), 1000)
         ms = _number(entry.ms)
@@ -373,12 +375,6 @@ def _answer(answer: Answer | str, client: redis.Redis | None) -> tuple[redis.Red
         client, answer = client or answer.client, answer.id
     client = client or current()
     return client, names_of(client).answer(answer)
-
-
-def _entries(client: redis.Redis, keys: AnswerKeys) -> list[Entry]:
-    with _redis(client):
-        _check_answer(client, keys)
-        return parse_entries(client.xrange(keys.chunks))  # type: ignore[arg-type]
 
 
 def _check_answer(client: redis.Redis, keys: AnswerKeys) -> None:
