@@ -74,11 +74,9 @@ class RedisServer:
         """
         if self._process:
             raise RuntimeError(f"{self.program} on port {self.port} runs already: kill() it first")
-        if self.port:
-            self._launch()
-            return
-        for attempts_left in reversed(range(5)):
-            self.port = free_port()
+        before = self.port
+        for attempts_left in reversed(range(1 if before else 5)):
+            self.port = before or free_port()
             try:
                 self._launch()
                 return
@@ -141,16 +139,13 @@ class RedisServer:
 
     def _answers(self) -> bool:
         try:
-            with self._admin() as admin:
+            retry = Retry(NoBackoff(), 0)
+            options: Any = {"decode_responses": True, "socket_timeout": START_TIMEOUT, "retry": retry}
+            with redis.Redis.from_url(self.url, **options) as admin:
                 admin.ping()
                 return bool(admin.config_get("dbfilename") == {"dbfilename": self._mark})
         except (redis.ConnectionError, redis.TimeoutError):
             return False  # not there yet, still loading, or another server that has a password
-
-    def _admin(self) -> redis.Redis:
-        return redis.Redis.from_url(
-            self.url, decode_responses=True, socket_timeout=START_TIMEOUT, retry=Retry(NoBackoff(), 0)
-        )
 
     def _ps(self) -> psutil.Process:
         if not self._process:
