@@ -44,13 +44,20 @@ def serve(port: int) -> object:
     return xllamacpp.Server(params)
 
 
-def launch(port: int, **options: Any) -> subprocess.Popen[bytes]:
-    """Start a process that serves the model at this port, until its standard input or this process ends.
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def launch(**options: Any) -> tuple[Any, int]:
+    """Start a process that serves the model until its standard input or this process ends; return it and its port.
 
     `options` are those of `Popen`. It is out of reach of the terminal's Ctrl-C.
     """
+    port = free_port()
     options |= {"start_new_session": True} if os.name != "nt" else {"creationflags": 0x200}
-    return subprocess.Popen([sys.executable, __file__, str(port)], stdin=subprocess.PIPE, **options)
+    return subprocess.Popen([sys.executable, __file__, str(port)], stdin=subprocess.PIPE, **options), port
 
 
 class _Server:
@@ -62,9 +69,7 @@ class _Server:
         self.port = 0
 
     def start(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        process: Any = launch(self.port, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process, self.port = launch(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         deadline = threading.Timer(START, process.kill)  # which also ends the reading
         deadline.daemon = True
         deadline.start()

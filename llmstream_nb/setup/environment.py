@@ -390,14 +390,12 @@ def try_lock(file: Path) -> int | None:
 def _only_one() -> Iterator[int]:
     """Let one set-up of this checkout run at a time; the others wait for it, within bounds."""
     STATE.mkdir(exist_ok=True)
-    descriptor = try_lock(STATE / "set-up.lock")
     progress = Progress("Another set-up is at work in this folder")
-    while descriptor is None:
+    while (descriptor := try_lock(STATE / "set-up.lock")) is None:
         if time.monotonic() - progress.began > PATIENCE:
             raise SetupError(f"another set-up has been at work here for {PATIENCE / 60:.0f} minutes: end it.")
         progress.show("waiting for it")
         time.sleep(0.5)
-        descriptor = try_lock(STATE / "set-up.lock")
     try:
         yield descriptor
     finally:

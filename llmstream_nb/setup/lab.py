@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from llmstream_nb.llm.local import installed, launch
+from llmstream_nb.llm.local import free_port, installed, launch
 from llmstream_nb.setup.environment import ROOT, STATE, say, try_lock
 from llmstream_nb.setup.guard import end, guarded
 from llmstream_nb.setup.restore import pristine
@@ -38,13 +38,6 @@ def child_environment(**changes: str | None) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def answers(host: str, port: int) -> bool:
     """Whether something accepts connections there."""
     try:
@@ -61,17 +54,14 @@ def find_redis() -> tuple[str, str]:
     """The redis-server or valkey-server to start, and its name with version; raises StartError."""
     reason = "neither redis-server nor valkey-server is installed"
     for name in ("redis-server", "valkey-server"):
-        program = shutil.which(name)
-        if not program:
-            continue
-        reason = f"{name} here is older than {'.'.join(map(str, OLDEST))} or does not run"
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            shown = subprocess.run(
-                [program, "--version"], capture_output=True, text=True, timeout=10, check=True
-            ).stdout
-            version = re.search(r"v=(\d+)\.(\d+)\.(\d+)", shown)
-            if version and (int(version[1]), int(version[2])) >= OLDEST:
-                return program, f"{name} {version[0][2:]}"
+        if program := shutil.which(name):
+            reason = f"{name} here is older than {'.'.join(map(str, OLDEST))} or does not run"
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                command = [program, "--version"]
+                shown = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10)
+                version = re.search(r"v=(\d+)\.(\d+)\.(\d+)", shown)
+                if version and (int(version[1]), int(version[2])) >= OLDEST:
+                    return program, f"{name} {version[0][2:]}"
     raise StartError(reason)
 
 
@@ -251,13 +241,12 @@ def start_model(stack: contextlib.ExitStack) -> str | None:
     if not installed():
         say("Model: the local one is not installed; the scripted answers and your own endpoint work.")
         return None
-    port = free_port()
     try:
         output = (STATE / "model.log").open("wb")
     except OSError:
         output = open(os.devnull, "wb")  # noqa: SIM115 - closed just below
     with output:
-        process = launch(port, stdout=output, stderr=subprocess.STDOUT)
+        process, port = launch(stdout=output, stderr=subprocess.STDOUT)
     stack.callback(end, process)
     say(f"Model: SmolLM2-135M (real, small, invents facts) at http://127.0.0.1:{port}/v1.")
     return f"http://127.0.0.1:{port}/v1"
