@@ -120,10 +120,6 @@ class Case:
         self._writer = threading.Thread(target=write, name="llmstream check", daemon=True)
         self._writer.start()
 
-    def keep(self, key: str, value: str) -> None:
-        """Set a key of the check's own to this text."""
-        self.client.set(key, value, ex=LIFETIME)
-
     def clear(self) -> None:
         """Delete the stream, and what else was used."""
         self.client.delete(self.stream, *self._others)
