@@ -22,12 +22,12 @@ ROOMS = {
     "tutorial": 135,
     "tables": 269,
     "plots": 115,
-    "faults": 325,  # a proxy and servers that break for real, for notebooks and tests
+    "faults": 321,  # a proxy and servers that break for real, for notebooks and tests
     "viewing": 154,  # with the last resort of all who show answers
     "widgets": 750,
     "web": 764,  # with what its guests may ask for, and what it does where one answer breaks
-    "checks": 931,  # twenty exercises, each tried with what learners get wrong
-    "setup": 1079,  # a bare Python, any system, and errors that say what to do
+    "checks": 929,  # twenty exercises, each tried with what learners get wrong
+    "setup": 1070,  # a bare Python, any system, and errors that say what to do
 }
 SET_UP = ("setup", "__main__")  # before anything is installed
 PURE = {"__future__", "json", "re", "collections", "dataclasses", "typing", "llmstream_nb", "math"}

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -159,15 +160,10 @@ def free_port() -> int:
     Inside that range, one of those could take the port while a server is down, and a client that tries to
     reconnect could even connect to itself.
     """
-    for _ in range(100):
+    while True:
         port = random.randrange(20000, 32000)
-        with socket.socket() as sock:
-            try:
-                sock.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue
-    raise RuntimeError("no free port between 20000 and 32000 on 127.0.0.1")
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 # It tidies up when standard input ends, a pipe from the process that wanted the server, however that went.

@@ -64,8 +64,7 @@ def _packages() -> Iterator[Check]:
         return
     else:
         yield Check(OK, "set-up", "this Python has everything")
-    wrong = environment.differences(LOCKED, path=path)
-    if wrong:
+    if wrong := environment.differences(LOCKED, path=path):
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         advice = "delete .venv and run python3 -m llmstream_nb lab"
         yield Check(PROBLEM, "packages", f"{'; '.join(wrong[:3])}{more}: {advice}")

@@ -239,8 +239,7 @@ def _check_machine() -> None:
             "this Python can't make virtual environments. On Debian or Ubuntu: sudo apt install "
             f"python{VERSION}-venv; elsewhere install Python from https://www.python.org. {AGAIN}"
         )
-    free = shutil.disk_usage(ROOT).free
-    if free < SPACE:
+    if (free := shutil.disk_usage(ROOT).free) < SPACE:
         raise SetupError(
             f"there is not enough room on the disk: {free / 1e9:.1f} GB free in {ROOT}, {SPACE / 1e9:.1f} GB "
             f"needed. Make room, or move the folder to another disk. {AGAIN}"

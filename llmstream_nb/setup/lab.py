@@ -40,11 +40,9 @@ def child_environment(**changes: str | None) -> dict[str, str]:
 
 def answers(host: str, port: int) -> bool:
     """Whether something accepts connections there."""
-    try:
-        socket.create_connection((host, port), timeout=2).close()
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=2):
+        return True
+    return False
 
 
 # -------------------------------------------------------------------------------------------------- Redis
@@ -104,27 +102,23 @@ def _start_server(command: list[str], port: int, lock: int | None) -> tuple[subp
 
 def running_redis() -> str | None:
     """The URL of the Redis that a running `lab` of this checkout shares; None where no lab runs."""
-    try:
+    with contextlib.suppress(OSError):
         lock = try_lock(LAB_LOCK)
         if lock is None:
             return REDIS_URL_FILE.read_text("utf-8").strip() or None
         os.close(lock)
-    except OSError:
-        pass
     return None
 
 
 def _choose_redis(stack: contextlib.ExitStack) -> str | None:
     """Use REDIS_URL, or start the best Redis that there is; say which, and return its URL."""
-    given = os.environ.get("REDIS_URL", "").strip()
-    if given:
+    if given := os.environ.get("REDIS_URL", "").strip():
         _say_given(given)
         return given
-    try:
+    lock = None
+    with contextlib.suppress(OSError):
         STATE.mkdir(exist_ok=True)
         lock = try_lock(LAB_LOCK)
-    except OSError:
-        lock = None
     if lock is not None:
         folder, kept = STATE / "redis", f"answers are kept in {STATE.name}/redis"
     else:  # two servers on the same files would spoil them
@@ -151,11 +145,10 @@ def _choose_redis(stack: contextlib.ExitStack) -> str | None:
 
 def _say_given(url: str) -> None:
     """Say that REDIS_URL is used, never its password, and whether anything answers there."""
-    try:
+    host = None
+    with contextlib.suppress(ValueError):
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or 6379
-    except ValueError:
-        host = None
     if not host:
         say("Redis: as REDIS_URL says.")
     elif answers(host, port):
