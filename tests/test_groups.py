@@ -19,7 +19,6 @@ from llmstream_nb.answers.connection import RedisUnusable, connect, environment_
 from llmstream_nb.answers.read import look
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
-from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.pool import groups
 from llmstream_nb.pool.groups import BadName, GroupGone, claim, read_answer_group
 from llmstream_nb.protocol import round as rounds
@@ -28,6 +27,7 @@ from llmstream_nb.protocol.wire import AnswerNotFound, BadAnswerId, Entry, LLMSt
 
 from .conftest import FAST
 from .model import Model, record_of, start, stream_of, text_in, wait_for
+from .network import Proxy
 
 QUICK = replace(FAST, lease=0.3, patience=0.4)
 needs_redis_server = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from llmstream_nb.llm import local, prepared
 from llmstream_nb.llm.completion import Completion
 from llmstream_nb.llm.endpoint import Endpoint, ModelError
 from llmstream_nb.llm.names import SOURCES
@@ -53,8 +54,6 @@ def _missing(source: str) -> str:
 
 def prepared_questions() -> list[str]:
     """The questions to which the scripted source has an answer."""
-    from llmstream_nb.llm import prepared
-
     return prepared.questions()
 
 
@@ -139,14 +138,12 @@ def _endpoint(source: str, model: str | None) -> Endpoint:
 
 
 def _scripted_url() -> str:
-    from llmstream_nb.llm import scripted
+    from llmstream_nb.llm import scripted  # a web server, which takes its time to import
 
     return scripted.server().url
 
 
 def _local_endpoint(model: str | None) -> Endpoint:
-    from llmstream_nb.llm import local
-
     url = os.environ.get("LLMSTREAM_LOCAL_URL", "").strip()
     if not url and not local.installed():
         raise ModelError(
