@@ -27,8 +27,9 @@ import psutil
 import redis
 
 from llmstream_nb.answers.ask import clear, stop_answer
+from llmstream_nb.answers.attempt import last_entry
 from llmstream_nb.answers.connection import RedisUnusable, connect, names_of
-from llmstream_nb.answers.produce import Producer, Writing, last_entry
+from llmstream_nb.answers.produce import Producer, Writing
 from llmstream_nb.answers.read import Look, look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers

@@ -10,6 +10,7 @@ from decimal import Decimal
 import pytest
 import redis
 
+from llmstream_nb.answers import attempt as attempts
 from llmstream_nb.answers import produce
 from llmstream_nb.answers.ask import Answer, ask, ask_without_stream, clear, stop_answer
 from llmstream_nb.answers.connection import environment_of, names_of
@@ -150,7 +151,7 @@ def test_stop_by_the_asker_itself(client) -> None:
 
 
 def test_stop_of_an_answer_whose_producer_is_gone(client) -> None:
-    attempt = produce.Attempt(client, {"id": "a", "asked": 0.0, "question": "?"}, FAST)
+    attempt = attempts.Attempt(client, {"id": "a", "asked": 0.0, "question": "?"}, FAST)
     attempt.open(lambda top: ("start", {}))
     attempt.entries.append(("text", "half", 1))
     attempt.flush()
@@ -385,7 +386,7 @@ def test_a_trimmed_stream_reports_the_gap_and_the_record_fills_it(client) -> Non
 
 
 def test_what_was_missing_when_an_answer_was_closed_stays_missing(client) -> None:
-    attempt = produce.Attempt(client, {"id": "a", "asked": 0.0, "question": "?"}, FAST)
+    attempt = attempts.Attempt(client, {"id": "a", "asked": 0.0, "question": "?"}, FAST)
     attempt.open(lambda top: ("start", {}))
     attempt.entries += [("text", letter, 1) for letter in "abcdef"]
     attempt.flush()
@@ -437,7 +438,7 @@ def test_a_producer_that_ends_itself_badly_tells_who_waits(client) -> None:
 
 
 def test_words_of_a_model_in_an_error_are_not_taken_for_a_refused_id(client) -> None:
-    attempt, tries = produce.Attempt(client, {"id": "a", "asked": 0.0}, FAST), []
+    attempt, tries = attempts.Attempt(client, {"id": "a", "asked": 0.0}, FAST), []
 
     def write() -> None:
         tries.append(1)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import redis
 
+from llmstream_nb.answers import attempt as attempts
 from llmstream_nb.answers import produce
 from llmstream_nb.answers.ask import ask, clear, stop_answer
 from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of, names_of
@@ -123,7 +124,7 @@ def answered(client, *texts: str) -> list[Entry]:
 
 def dead(client, *texts: str) -> None:
     """An answer whose producer has died after these texts."""
-    attempt = produce.Attempt(client, {"id": "a", "asked": 0.0, "question": "?"}, QUICK)
+    attempt = attempts.Attempt(client, {"id": "a", "asked": 0.0, "question": "?"}, QUICK)
     attempt.open(lambda top: ("start", {}))
     attempt.entries += [("text", text, 1) for text in texts]
     attempt.flush()

@@ -19,8 +19,9 @@ from llmstream_nb.answers import ask as ask_module
 from llmstream_nb.answers import produce as produce_module
 from llmstream_nb.answers import record as record_module
 from llmstream_nb.answers.ask import Answer, ask, clear, stop_answer
+from llmstream_nb.answers.attempt import Attempt
 from llmstream_nb.answers.connection import connect, names_of
-from llmstream_nb.answers.produce import Attempt, Producer
+from llmstream_nb.answers.produce import Producer
 from llmstream_nb.answers.read import aread_answer, look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers

@@ -18,8 +18,9 @@ import redis
 
 from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import clear, stop_answer
+from llmstream_nb.answers.attempt import Attempt
 from llmstream_nb.answers.connection import connect, names_of
-from llmstream_nb.answers.produce import Attempt, Producer
+from llmstream_nb.answers.produce import Producer
 from llmstream_nb.answers.read import look, read_answer
 from llmstream_nb.answers.record import new_record
 from llmstream_nb.faults import servers

@@ -22,8 +22,8 @@ import redis
 
 from llmstream_nb.answers import read
 from llmstream_nb.answers.ask import Answer, ask, clear, close_answer
+from llmstream_nb.answers.attempt import Attempt
 from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of, names_of
-from llmstream_nb.answers.produce import Attempt
 from llmstream_nb.answers.read import look, read_answer
 from llmstream_nb.faults import servers
 from llmstream_nb.llm import local

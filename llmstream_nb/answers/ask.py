@@ -10,8 +10,9 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, ResponseError, WatchError
 
+from llmstream_nb.answers.attempt import Attempt, last_entry
 from llmstream_nb.answers.connection import Line, current, milliseconds, names_of, unusable
-from llmstream_nb.answers.produce import Attempt, Producer, Writing, last_entry
+from llmstream_nb.answers.produce import Producer, Writing
 from llmstream_nb.answers.read import Look, look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.llm.own import Source
