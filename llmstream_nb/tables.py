@@ -20,7 +20,6 @@ from llmstream_nb.protocol.wire import (
     AnswerNotFound,
     BadAnswerId,
     BadEntryID,
-    Entry,
     EntryID,
     LLMStreamError,
     NotAnAnswer,
@@ -52,8 +51,11 @@ def entries(answer: Answer | str, *, client: redis.Redis | None = None) -> pd.Da
     Raises AnswerNotFound, NotAnAnswer, BadAnswerId or RedisUnusable.
     """
     client, keys = _answer(answer, client)
+    with _redis(client):
+        _check_answer(client, keys)
+        found = parse_entries(client.xrange(keys.chunks))  # type: ignore[arg-type]
     rows, began = [], None
-    for entry in _entries(client, keys):
+    for entry in found:
         if entry.id.seq == 0:
             began = _number((parse_record(entry.text) or {}).get("at"), 1000)
         ms = _number(entry.ms)
@@ -83,15 +85,15 @@ def answers(*, client: redis.Redis | None = None) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def _summary(answer_id: str, client: redis.Redis) -> list[Any]:
+def _summary(answer_id: str, client: redis.Redis) -> dict[str, Any]:
     """A row of `answers`; empty for an answer that has expired."""
     try:
         _check_answer(client, names_of(client).answer(answer_id))
         now, events = look_and_events(answer_id, client)
     except AnswerNotFound:
-        return []
+        return {}
     except (NotAnAnswer, BadAnswerId, BadEntryID):
-        return [answer_id, "unreadable", *[None] * 9]
+        return {"id": answer_id, "status": "unreadable"}
     data, times = now.record, list[int]()
     for event in events:
         if isinstance(event, Restarted):
@@ -101,16 +103,10 @@ def _summary(answer_id: str, client: redis.Redis) -> list[Any]:
         elif isinstance(event, (Ended, Failed)):
             data = data | event.data
     data = {"chunks": len(times), "first_token_ms": times[0] if times else None} | data
-    return [
-        answer_id,
-        now.status,
-        *(data.get(name) for name in ("question", "source", "model")),
-        _number(data.get("asked"), 1000),
-        _number(data.get("chunks")),
-        len(now.text),
-        *(_number(data.get(name)) for name in ("first_token_ms", "total_ms")),
-        data.get("error") or data.get("reason"),
-    ]
+    numbers = {name: _number(data.get(name)) for name in ("chunks", "first_token_ms", "total_ms")}
+    numbers |= {"asked": _number(data.get("asked"), 1000), "characters": len(now.text)}
+    reason = data.get("error") or data.get("reason")
+    return data | numbers | {"id": answer_id, "status": now.status, "reason": reason}
 
 
 def record(answer: Answer | str, *, client: redis.Redis | None = None) -> pd.DataFrame:
@@ -296,19 +292,18 @@ def failures(*, client: redis.Redis | None = None) -> pd.DataFrame:
     NotAnAnswer or RedisUnusable.
     """
     client = client or current()
-    key = names_of(client).failures
+    key, texts = names_of(client).failures, ("answer", "question", "error", "message", "worker", "entry")
     with _redis(client):
         found: Any = client.lrange(key, 0, -1) if _there(client, key, "list") else ()
-    rows: dict[Any, list[Any]] = {}
+    rows: dict[Any, dict[str, Any]] = {}
     for number, text in enumerate(found):
         data = {"message": text} | _object(text)
-        told = [_text(data.get(name)) for name in ("answer", "question", "error", "message")]
-        worker, entry = _text(data.get("worker")), _text(data.get("entry"))
+        row: dict[str, Any] = {name: _text(data.get(name)) for name in texts}
+        row |= {"time": _number(data.get("at"), 1000), "delivered": _number(data.get("delivered"))}
         # An entry is given up again when its worker is killed after it wrote this, but before it acknowledged.
-        row = [_number(data.get("at"), 1000), *told, _number(data.get("delivered")), worker, entry]
-        rows.setdefault(entry or number, row)
-    types = {"message": "str", "delivered": "Int64", "worker": "str", "entry": "str"}
-    return _frame(rows.values(), time=TIME, answer="str", question="str", error="str", **types)
+        rows.setdefault(row["entry"] or number, row)
+    types = {"time": TIME} | dict.fromkeys(texts[:4], "str") | {"delivered": "Int64"}
+    return _frame(rows.values(), **types, worker="str", entry="str")
 
 
 def _question(client: redis.Redis, answer_id: Any) -> str | None:
@@ -380,12 +375,6 @@ def _answer(answer: Answer | str, client: redis.Redis | None) -> tuple[redis.Red
         client, answer = client or answer.client, answer.id
     client = client or current()
     return client, names_of(client).answer(answer)
-
-
-def _entries(client: redis.Redis, keys: AnswerKeys) -> list[Entry]:
-    with _redis(client):
-        _check_answer(client, keys)
-        return parse_entries(client.xrange(keys.chunks))  # type: ignore[arg-type]
 
 
 def _check_answer(client: redis.Redis, keys: AnswerKeys) -> None:

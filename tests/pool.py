@@ -27,9 +27,9 @@ from typing import Any, Self
 
 import psutil
 
-from llmstream_nb.answers import produce
+from llmstream_nb.answers import attempt as attempts
+from llmstream_nb.answers.attempt import Attempt
 from llmstream_nb.answers.connection import connect
-from llmstream_nb.answers.produce import Attempt
 from llmstream_nb.answers.read import Backoff
 from llmstream_nb.pool import worker as workers
 from llmstream_nb.pool.process import serve
@@ -257,7 +257,7 @@ def slow_to_come_back() -> None:
             time.sleep(self._longest)
             return super().sleep()
 
-    produce.Backoff = workers.Backoff = Slow
+    attempts.Backoff = workers.Backoff = Slow
 
 
 def no_wait_before_judging() -> None:

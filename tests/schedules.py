@@ -27,12 +27,12 @@ import psutil
 import redis
 
 from llmstream_nb.answers.ask import clear, stop_answer
+from llmstream_nb.answers.attempt import last_entry
 from llmstream_nb.answers.connection import RedisUnusable, connect, names_of
-from llmstream_nb.answers.produce import Producer, Writing, last_entry
+from llmstream_nb.answers.produce import Producer, Writing
 from llmstream_nb.answers.read import Look, look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
-from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.pool.groups import GroupGone, read_answer_group
 from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, Restarted, Text, text_of
 from llmstream_nb.protocol.round import StillWaiting
@@ -49,6 +49,7 @@ from llmstream_nb.protocol.wire import (
 )
 
 from .model import Model
+from .network import Proxy
 
 TIMING = Timing(lease=0.4, tick=0.04, ttl=600.0, give_up=8.0, patience=8.0)
 SHORT = 0.5  # seconds of patience where nobody takes over

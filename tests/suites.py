@@ -48,7 +48,7 @@ class Suite(NamedTuple):
 def suites() -> list[Suite]:
     """All suites, in the order in which they run."""
     return [
-        Suite("core", "tests", 540, ["tests", "--ignore=tests/browser", *PARALLEL]),
+        Suite("core", "tests", 780, ["tests", "--ignore=tests/browser", *PARALLEL]),
         Suite("notebooks", "notebooks on fakeredis", 240, NBVAL),
         Suite("notebooks", "notebooks on redis-server", 240, NBVAL, redis=True),
         Suite("browser", "notebooks in a browser", 600, ["tests/browser"]),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import threading
 import time
+from decimal import Decimal
 
 import pytest
 import redis
 
+from llmstream_nb.answers import attempt as attempts
 from llmstream_nb.answers import produce
 from llmstream_nb.answers.ask import Answer, ask, ask_without_stream, clear, stop_answer
 from llmstream_nb.answers.connection import environment_of, names_of
+from llmstream_nb.answers.produce import Writing
 from llmstream_nb.answers.read import look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.llm.endpoint import ModelError
@@ -25,6 +28,7 @@ from llmstream_nb.protocol.wire import (
     BadQuestion,
     LLMStreamError,
     NotAnAnswer,
+    Timing,
 )
 
 from .conftest import FAST
@@ -147,7 +151,7 @@ def test_stop_by_the_asker_itself(client) -> None:
 
 
 def test_stop_of_an_answer_whose_producer_is_gone(client) -> None:
-    attempt = produce.Attempt(client, {"id": "a", "asked": 0.0, "question": "?"}, FAST)
+    attempt = attempts.Attempt(client, {"id": "a", "asked": 0.0, "question": "?"}, FAST)
     attempt.open(lambda top: ("start", {}))
     attempt.entries.append(("text", "half", 1))
     attempt.flush()
@@ -232,6 +236,55 @@ def test_an_error_in_ones_own_source_becomes_an_entry(client) -> None:
     assert "wheel" not in json.dumps(answer.record)  # it may hold anything, and the record is for all to see
     assert isinstance(answer.exception, RuntimeError) and str(answer.exception) == "the wheel came off"
     assert Answer(answer.id).exception is None
+
+
+def test_a_source_whose_close_hangs_or_exits_holds_up_nobody(client) -> None:
+    class Source:
+        usage, finish_reason = {"x": Decimal(1), "y": 2}, object()  # what no JSON can hold
+
+        def __init__(self, close) -> None:
+            self.close = close
+
+        def __iter__(self):
+            yield from ["so ", "far"]
+
+    def exits() -> None:
+        raise SystemExit
+
+    for close in (threading.Event().wait, exits):
+        answer = ask("?", source=lambda *_, close=close: Source(close)).wait(10)
+        assert (answer.status, answer.text, answer.stop()) == ("ended", "so far", "ended")
+        assert answer.record["usage"] == {"y": 2} and answer.record["reason"] == "stop" and not answer.at_work
+
+
+def test_a_source_of_nothing_but_empty_text_stalls(client) -> None:
+    def nothing(question, topic):
+        while True:
+            yield ""
+
+    answer = ask("?", source=nothing, timeout=0.2, timing=FAST).wait(10)
+    assert (answer.status, answer.record["error"]) == ("failed", "Stalled")
+
+
+@pytest.mark.parametrize("odd", [float("nan"), -1])
+def test_odd_numbers_are_refused_before_anything_is_written(client, odd) -> None:
+    for make in (
+        lambda: Writing(coalesce_ms=odd),
+        lambda: Writing(maxlen=odd),
+        lambda: Timing(lease=odd),
+        lambda: Timing(patience=odd),
+        lambda: ask("?", source=lambda *_: "x", id="odd", timeout=odd),
+    ):
+        with pytest.raises(ValueError, match=r"seconds|from 1 on"):
+            make()
+    assert look("odd").status == "missing"
+
+
+def test_clear_deletes_what_is_no_answer_too(client) -> None:
+    ask("one", source=lambda *_: "x", id="a").wait(10)
+    client.zadd(names_of(client).answers, {"odd": 1})
+    client.lpush(names_of(client).answer("odd").question, "a list")
+    assert clear() == 2 and not client.exists(names_of(client).answer("odd").question)
 
 
 def test_no_key_is_said_before_anything_is_written(client, monkeypatch, tmp_path) -> None:
@@ -333,7 +386,7 @@ def test_a_trimmed_stream_reports_the_gap_and_the_record_fills_it(client) -> Non
 
 
 def test_what_was_missing_when_an_answer_was_closed_stays_missing(client) -> None:
-    attempt = produce.Attempt(client, {"id": "a", "asked": 0.0, "question": "?"}, FAST)
+    attempt = attempts.Attempt(client, {"id": "a", "asked": 0.0, "question": "?"}, FAST)
     attempt.open(lambda top: ("start", {}))
     attempt.entries += [("text", letter, 1) for letter in "abcdef"]
     attempt.flush()
@@ -385,7 +438,7 @@ def test_a_producer_that_ends_itself_badly_tells_who_waits(client) -> None:
 
 
 def test_words_of_a_model_in_an_error_are_not_taken_for_a_refused_id(client) -> None:
-    attempt, tries = produce.Attempt(client, {"id": "a", "asked": 0.0}, FAST), []
+    attempt, tries = attempts.Attempt(client, {"id": "a", "asked": 0.0}, FAST), []
 
     def write() -> None:
         tries.append(1)

@@ -12,7 +12,6 @@ from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import clear, stop_answer
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
-from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.pool.groups import BadName
 from llmstream_nb.protocol.round import LOOK
 from llmstream_nb.widgets import AnswerView
@@ -20,6 +19,7 @@ from llmstream_nb.widgets.live import hub
 
 from .conftest import BACKENDS, FAST
 from .model import Model, start, wait_for
+from .network import Proxy
 from .test_widgets import LOG, Page, add, lease, recorded, settled, threads  # noqa: F401 - recorded is a fixture
 
 

@@ -13,13 +13,13 @@ from types import SimpleNamespace
 import pytest
 import redis
 
+from llmstream_nb.answers import attempt as attempts
 from llmstream_nb.answers import produce
 from llmstream_nb.answers.ask import ask, clear, stop_answer
 from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of, names_of
 from llmstream_nb.answers.read import look
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
-from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.pool import groups
 from llmstream_nb.pool.groups import BadName, GroupGone, claim, read_answer_group
 from llmstream_nb.protocol import round as rounds
@@ -28,6 +28,7 @@ from llmstream_nb.protocol.wire import AnswerNotFound, BadAnswerId, Entry, LLMSt
 
 from .conftest import FAST
 from .model import Model, record_of, start, stream_of, text_in, wait_for
+from .network import Proxy
 
 QUICK = replace(FAST, lease=0.3, patience=0.4)
 needs_redis_server = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")
@@ -123,7 +124,7 @@ def answered(client, *texts: str) -> list[Entry]:
 
 def dead(client, *texts: str) -> None:
     """An answer whose producer has died after these texts."""
-    attempt = produce.Attempt(client, {"id": "a", "asked": 0.0, "question": "?"}, QUICK)
+    attempt = attempts.Attempt(client, {"id": "a", "asked": 0.0, "question": "?"}, QUICK)
     attempt.open(lambda top: ("start", {}))
     attempt.entries += [("text", text, 1) for text in texts]
     attempt.flush()

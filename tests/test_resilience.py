@@ -32,8 +32,9 @@ from hypothesis.stateful import (
 
 from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import clear
+from llmstream_nb.answers.attempt import Attempt
 from llmstream_nb.answers.connection import connect, names_of
-from llmstream_nb.answers.produce import Attempt, Producer, Writing
+from llmstream_nb.answers.produce import Producer, Writing
 from llmstream_nb.answers.read import look
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers

@@ -19,12 +19,12 @@ from llmstream_nb.answers import ask as ask_module
 from llmstream_nb.answers import produce as produce_module
 from llmstream_nb.answers import record as record_module
 from llmstream_nb.answers.ask import Answer, ask, clear, stop_answer
+from llmstream_nb.answers.attempt import Attempt
 from llmstream_nb.answers.connection import connect, names_of
-from llmstream_nb.answers.produce import Attempt, Producer
+from llmstream_nb.answers.produce import Producer
 from llmstream_nb.answers.read import aread_answer, look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
-from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.pool.groups import GroupGone, create_group, read_answer_group
 from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.pool.worker import Worker
@@ -45,6 +45,7 @@ from llmstream_nb.widgets.monitor import Monitor
 
 from .conftest import BACKENDS
 from .model import Model, record_of, start, stream_of, text_in, wait_for
+from .network import Proxy
 from .web import TOKEN, Watcher, call
 
 QUICK = Timing(lease=0.4, tick=0.04, ttl=600.0, give_up=8.0, patience=4.0)

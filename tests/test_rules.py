@@ -18,17 +18,18 @@ import redis
 
 from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import clear, stop_answer
+from llmstream_nb.answers.attempt import Attempt
 from llmstream_nb.answers.connection import connect, names_of
-from llmstream_nb.answers.produce import Attempt, Producer
+from llmstream_nb.answers.produce import Producer
 from llmstream_nb.answers.read import look, read_answer
 from llmstream_nb.answers.record import new_record
 from llmstream_nb.faults import servers
-from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.wire import Entry, EntryID, Fenced, Timing
 
 from . import model
 from .model import Model, assert_whole, start, stream_of, text_in, wait_for
+from .network import Proxy
 from .schedules import Restorable
 
 pytestmark = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")

@@ -19,10 +19,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from llmstream_nb.faults import servers
-from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.faults.servers import RedisServer, available
 
 from .model import wait_for
+from .network import Proxy
 from .schedules import Restorable
 
 NO_RETRY = Retry(NoBackoff(), 0)

@@ -30,8 +30,7 @@ from llmstream_nb.protocol.round import Round
 from llmstream_nb.protocol.wire import ORIGIN, EntryID, Names, Timing, clean
 from llmstream_nb.viewing import broken as last_resort
 from llmstream_nb.viewing.transcript import LABELS, NOTES
-from llmstream_nb.web import Limits, NotServed, WebServer, app, hub, sse
-from llmstream_nb.web import admission as guard
+from llmstream_nb.web import Limits, NotServed, WebServer, admission, app, hub, sse
 
 from . import model
 from .conftest import FAST
@@ -1169,7 +1168,7 @@ def test_too_many_viewers_are_refused(client, serve):
     assert call(server, "GET", "answers/a/events").status == 200
 
 
-# --------------------------------------------------------------------------------------------------- guard
+# --------------------------------------------------------------------------------------------------- admission
 
 EVERYWHERE = [
     ("GET", ""),
@@ -1563,11 +1562,11 @@ def test_a_hub_without_a_window_would_be_found_out(monkeypatch):
 
 
 def test_a_guard_without_the_origin_rule_would_be_found_out(monkeypatch, standing):
-    rule = guard.Guard._refusal
+    rule = admission.Admission._refusal
 
     def blind(self, scope, headers):
         return rule(self, scope, {name: value for name, value in headers.items() if name != "origin"})
 
-    monkeypatch.setattr(guard.Guard, "_refusal", blind)
+    monkeypatch.setattr(admission.Admission, "_refusal", blind)
     with pytest.raises(AssertionError):
         test_another_sites_page_may_not_change_anything(standing)

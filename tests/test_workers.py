@@ -22,11 +22,10 @@ import redis
 
 from llmstream_nb.answers import read
 from llmstream_nb.answers.ask import Answer, ask, clear, close_answer
+from llmstream_nb.answers.attempt import Attempt
 from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of, names_of
-from llmstream_nb.answers.produce import Attempt
 from llmstream_nb.answers.read import look, read_answer
 from llmstream_nb.faults import servers
-from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.llm import local
 from llmstream_nb.llm import sources as llm
 from llmstream_nb.llm.endpoint import ModelError
@@ -44,6 +43,7 @@ from llmstream_nb.setup.environment import ROOT
 
 from . import conftest
 from .model import Model, assert_whole, stream_of, text_in, wait_for
+from .network import Proxy
 
 FAST = replace(conftest.FAST, tick=0.02)
 QUICK = replace(FAST, lease=0.4, patience=10.0)  # where somebody has to die

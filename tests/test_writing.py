@@ -7,8 +7,9 @@ import time
 import pytest
 
 from llmstream_nb.answers.ask import Answer, ask, clear, stop_answer
+from llmstream_nb.answers.attempt import Attempt
 from llmstream_nb.answers.connection import connect, names_of
-from llmstream_nb.answers.produce import Attempt, Producer, Writing
+from llmstream_nb.answers.produce import Producer, Writing
 from llmstream_nb.answers.read import look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers

@@ -10,8 +10,9 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, ResponseError, WatchError
 
+from llmstream_nb.answers.attempt import Attempt, last_entry
 from llmstream_nb.answers.connection import Line, current, milliseconds, names_of, unusable
-from llmstream_nb.answers.produce import Attempt, Producer, Writing, last_entry
+from llmstream_nb.answers.produce import Producer, Writing
 from llmstream_nb.answers.read import Look, look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.llm.own import Source
@@ -286,7 +287,7 @@ def _delete(client: redis.Redis, keys: AnswerKeys, timing: Timing) -> None:
         while True:
             with line.redis.pipeline(transaction=True) as pipe, suppress(WatchError):
                 pipe.watch(keys.chunks, keys.question, keys.cleared)
-                record = parse_record(pipe.get(keys.question)) or {}  # type: ignore[arg-type]
+                record = _record(pipe, keys)
                 before: Any = pipe.get(keys.cleared)
                 last = max(_last_attempt(pipe, keys), first_attempt(record), cleared_attempt(before))
                 pipe.multi()
@@ -313,4 +314,11 @@ def _last_attempt(client: Any, keys: AnswerKeys) -> int:
         last = last_entry(client, keys.chunks)[1].attempt
     except (ResponseError, NotAnAnswer):
         last = 0  # another type, or another's entries: only to be deleted
-    return max(last, newest_attempt(parse_record(client.get(keys.question)) or {}))
+    return max(last, newest_attempt(_record(client, keys)))
+
+
+def _record(client: Any, keys: AnswerKeys) -> dict[str, Any]:
+    """The record; {} where there is none, or another type, which is only to be deleted."""
+    with suppress(ResponseError, AttributeError):
+        return parse_record(client.get(keys.question)) or {}
+    return {}

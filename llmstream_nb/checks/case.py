@@ -46,8 +46,10 @@ class Case:
         except Exception as error:  # noqa: BLE001 - whatever the learner's code raises
             said = show(error, lambda error: str(error).replace(self.stream, "…"))  # its key differs at every check
             raise WrongError(f"{about}, your function raises {type(error).__name__}: {said}") from None
-        finally:
-            self._expire()
+        finally:  # let expire what the learner's function may have written
+            with suppress(redis.RedisError):
+                for key in (self.stream, *self._others):
+                    self.client.expire(key, LIFETIME)
         if inspect.iscoroutine(self._result):
             self._result.close()
             raise WrongError("your function is asynchronous: write `def`, not `async def`.")
@@ -117,16 +119,6 @@ class Case:
 
         self._writer = threading.Thread(target=write, name="llmstream check", daemon=True)
         self._writer.start()
-
-    def keep(self, key: str, value: str) -> None:
-        """Set a key of the check's own to this text."""
-        self.client.set(key, value, ex=LIFETIME)
-
-    def _expire(self) -> None:
-        """Let expire what the learner's function may have written."""
-        with suppress(redis.RedisError):
-            for key in (self.stream, *self._others):
-                self.client.expire(key, LIFETIME)
 
     def clear(self) -> None:
         """Delete the stream, and what else was used."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import redis
 
-from llmstream_nb.checks.case import BrokenModelError, Case
+from llmstream_nb.checks.case import LIFETIME, BrokenModelError, Case
 from llmstream_nb.checks.running import exercise
 from llmstream_nb.checks.verdict import require, show
 
@@ -106,7 +106,7 @@ def rebuild(case: Case, function: Callable[[redis.Redis, str], str]) -> str:
         case.add([*between, ("a", "a later one")])
         record = {"topic": "Redis", "topicQuestion": "What is Redis?", "questionId": "a", "streamName": case.stream}
         record |= {"streamStartMessageId": start, "streamEndMessageId": end}
-        case.keep(case.other("record"), json.dumps(record))
+        case.client.set(case.other("record"), json.dumps(record), ex=LIFETIME)
         case.call(function, about, case.client, case.other("record"))
         case.require_form("the text", "the text as one string")
         case.require_result("".join(pieces))

@@ -31,9 +31,14 @@ def claim(case: Case, function: Callable[..., list[str]]) -> str:
         result = case.call(function, about, case.client, case.stream, "workers", "worker-2")
         kept = case.entries() == lay
         require(kept, f"{about}, your function changes the stream: XACK, and leave the entries where they are.")
-        _judge_groups(case, before)
+        after = case.groups()
+        require(set(after) == set(before), f"{about}, your function makes or destroys a group: only claim.")
+        same = after["readers"] == before["readers"]
+        require(same, f"{about}, your function changes another group: claim only in `group`.")
+        same = after["workers"]["last-delivered-id"] == before["workers"]["last-delivered-id"]
+        require(same, f"{about}, your function takes new entries too: claim, don't read with `>`.")
         _judge_claimed(case, result, [f"text {number}" for number in pending])
-        left = case.groups()["workers"]["pending"]
+        left = after["workers"]["pending"]
         require(not left, f"{about}, {left} of them still are after your function: acknowledge each with XACK.")
         owners = [owner["name"] for owner in case.client.xinfo_consumers(case.stream, "workers")]
         mine = not pending or "worker-2" in owners
@@ -55,16 +60,6 @@ def _leave_pending(case: Case, pending: list[int]) -> None:
         case.client.xgroup_create(case.stream, group, "0")
         case.client.xreadgroup(group, "worker-1", {case.stream: ">"}, count=count)
     case.client.xack(case.stream, "workers", *(f"{number}-0" for number in done))
-
-
-def _judge_groups(case: Case, before: dict[str, Any]) -> None:
-    """What the learner's function may not touch: the group's place in the stream, and the other group."""
-    after = case.groups()
-    require(set(after) == set(before), f"{case.about}, your function makes or destroys a group: only claim.")
-    same = after["readers"] == before["readers"]
-    require(same, f"{case.about}, your function changes another group: claim only in `group`.")
-    same = after["workers"]["last-delivered-id"] == before["workers"]["last-delivered-id"]
-    require(same, f"{case.about}, your function takes new entries too: claim, don't read with `>`.")
 
 
 def _judge_claimed(case: Case, result: Any, right: list[str]) -> None:

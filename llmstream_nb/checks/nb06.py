@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llmstream_nb.checks.case import Case
+from llmstream_nb.checks.case import LIFETIME, Case
 from llmstream_nb.checks.running import exercise
 from llmstream_nb.checks.verdict import require, show
 
@@ -84,7 +84,7 @@ def state(case: Case, function: Callable[..., str]) -> str:
         case.clear()
         case.write(entries, chunks)
         if lease:
-            case.keep(lease, "alive")
+            case.client.set(lease, "alive", ex=LIFETIME)
         case.call(function, f"asked for an answer {about}", case.client, case.stream)
         case.require_result(right)
     return "the newest entry and its attempt's lease tell the state."

@@ -71,19 +71,16 @@ def last_event_id(case: Case, function: Callable[..., str]) -> str:
         ([*first[:6], *second], [5], "anew", "when a second attempt begins after the break"),
         (words, [2], "endfailed", "when the text speaks of the end"),
     ):
-        _judge_watched(case, function, Wire(entries, cuts), right, about)
+        wire = Wire(entries, cuts)
+        try:
+            result = case.call(function, about, wire.get)
+        finally:  # also when `wire.get` has ended the function
+            require(not wire.wrong, f"{about}, your function {wire.wrong}")
+        case.require_form("the whole text", "one string")
+        early = not wire.over and right.startswith(result)
+        require(not early, f"{case.got}, and neither `end` nor `failed` has come: the answer goes on.")
+        case.require_result(right)
     return "the whole text, once, however often the connection breaks."
-
-
-def _judge_watched(case: Case, function: Any, wire: Wire, right: str, about: str) -> None:
-    try:
-        result = case.call(function, about, wire.get)
-    finally:  # also when `wire.get` has ended the function
-        require(not wire.wrong, f"{about}, your function {wire.wrong}")
-    case.require_form("the whole text", "one string")
-    early = not wire.over and right.startswith(result)
-    require(not early, f"{case.got}, and neither `end` nor `failed` has come: the answer goes on.")
-    case.require_result(right)
 
 
 @exercise(

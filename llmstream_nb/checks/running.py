@@ -37,12 +37,9 @@ def exercise(*hints: str) -> Callable[[Callable[..., str]], Callable[..., Verdic
         def check(*mine: Any, client: redis.Redis | None = None, **more: Any) -> Verdict:
             signature.bind(*mine, **more)  # here a wrong call raises TypeError; in the thread it would be the learner's
 
-            def judge(case: Case) -> Verdict:
-                if any(map(_untouched, [*mine, *more.values()])):
-                    return Verdict(None, "Not started yet: replace the `...`")
-                return right(examine.__name__, examine(case, *mine, **more))
-
-            return _run(judge, lambda text: wrong(examine.__name__, text, hints), client)
+            if any(map(_untouched, [*mine, *more.values()])):
+                return Verdict(None, "Not started yet: replace the `...`")
+            return _run(examine.__name__, lambda case: examine(case, *mine, **more), hints, client)
 
         whole, own = inspect.signature(examine), inspect.signature(check)
         shown = [*list(whole.parameters.values())[1:], own.parameters["client"]]  # without the case
@@ -54,8 +51,8 @@ def exercise(*hints: str) -> Callable[[Callable[..., str]], Callable[..., Verdic
     return make
 
 
-def _run(judge: Callable[[Case], Verdict], fail: Callable[[str], Verdict], client: redis.Redis | None) -> Verdict:
-    """Judge what the learner wrote within TIMEOUT; where that goes wrong, `fail` with a sentence that says how."""
+def _run(name: str, judge: Callable[[Case], str], hints: tuple[str, ...], client: redis.Redis | None) -> Verdict:
+    """Judge what the learner wrote within TIMEOUT: what is right about it, or what is wrong, with one of the hints."""
     try:
         case = Case(client or current())
     except (LLMStreamError, redis.RedisError, ValueError) as error:
@@ -64,21 +61,21 @@ def _run(judge: Callable[[Case], Verdict], fail: Callable[[str], Verdict], clien
 
     def work() -> None:
         try:
-            verdicts.append(judge(case))
+            verdicts.append(right(name, judge(case)))
         except WrongError as error:
-            verdicts.append(fail(str(error)))
+            verdicts.append(wrong(name, str(error), hints))
         except Interrupted:
             pass
         except (LLMStreamError, redis.RedisError) as error:
             verdicts.append(Verdict(False, f"this can't be checked now: {error}"))
         except BaseException as error:  # noqa: BLE001 - even SystemExit must not pass without a word
-            verdicts.append(fail(f"{case.about}, your code raises {type(error).__name__}."))
+            verdicts.append(wrong(name, f"{case.about}, your code raises {type(error).__name__}.", hints))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(TIMEOUT)
     if thread.is_alive():
-        verdicts.insert(0, fail(f"{case.about}, your function does not return: does its loop end?"))
+        verdicts.insert(0, wrong(name, f"{case.about}, your function does not return: does its loop end?", hints))
         _interrupt(thread, case)
     with suppress(redis.RedisError):
         case.close()

@@ -33,21 +33,11 @@ PATIENCE = 2.0  # seconds to wait for the rest of half a command, or for the EXE
 INCOMPLETE = object()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fault:
-    """What is to happen to the next `left` requests that contain `when`."""
+    """The next request that contains `when` loses its reply."""
 
     when: bytes  # a regular expression; case doesn't matter
-    left: int = 1
-    reaches_server: bool = True
-    keep: int = 0  # bytes of the reply that still get through
-    cut: bool = True  # else the connection stays open, and silent
-
-    def hits(self, request: bytes, commands: list[list[bytes]]) -> bool:
-        """Whether this request is one of those meant."""
-        if all(name.upper() in HANDSHAKE for name, *_ in commands):
-            return False
-        return re.search(self.when, request, re.IGNORECASE) is not None
 
 
 @dataclass(eq=False)
@@ -58,6 +48,7 @@ class Link:
     server: socket.socket | None = None
     unanswered: int = 0
     fault: Fault | None = None
+    lost: bytes = b""  # what has come of the reply that is to be lost
     requests: hiredis.Reader = field(default_factory=lambda: hiredis.Reader(notEnoughData=INCOMPLETE))
     replies: hiredis.Reader = field(default_factory=lambda: hiredis.Reader(notEnoughData=INCOMPLETE))
 
@@ -84,7 +75,7 @@ class Proxy:
         self._ordered = 0  # drops ordered so far: all have happened once `dropped` has caught up
         self._faults: list[Fault] = []
         self._delay = 0.0
-        self._blackhole = self._refuse = self._closed = False
+        self._blackhole = self._closed = False
         self._links: set[Link] = set()
         self._changed = threading.Condition()  # guards all of the above, and wakes those who wait for a change
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -103,21 +94,12 @@ class Proxy:
 
     # Faults on cue
 
-    def drop_reply(self, n: int = 1, when: bytes = b"", *, cut: bool = True) -> None:
+    def drop_reply(self, n: int = 1, when: bytes = b"") -> None:
         """Let the next `n` requests that contain `when` reach the server, but lose their replies.
 
-        The server has surely done its work before the connection is cut. With `cut=False` the connection
-        stays open, and the client waits until it times out.
+        The server has surely done its work before the connection is cut.
         """
-        self._order(Fault(when, n, cut=cut))
-
-    def drop_request(self, n: int = 1, when: bytes = b"") -> None:
-        """Cut off the next `n` requests that contain `when` before the server sees a byte of them."""
-        self._order(Fault(when, n, reaches_server=False))
-
-    def cut_mid_reply(self, keep: int = 1, when: bytes = b"") -> None:
-        """Pass on only `keep` bytes of the reply to the next request that contains `when`, then cut."""
-        self._order(Fault(when, keep=keep))
+        self._order(n, Fault(when))
 
     def cut(self) -> None:
         """Close all connections now; new ones work."""
@@ -132,20 +114,15 @@ class Proxy:
         """Accept everything and pass nothing on, either way, not even that the other side has gone."""
         self._set(_blackhole=True)
 
-    def refuse(self) -> None:
-        """Close new connections at once; those that stand stay."""
-        self._set(_refuse=True)
-
-    def heal(self, *, late: bool = False) -> None:
+    def heal(self) -> None:
         """Behave again, and forget the drops that have not happened.
 
-        Connections that met the blackhole are cut, and what fell into it is lost. With `late=True` it arrives
-        now, as TCP would send it again, also the requests of clients that have long given up.
+        Connections that met the blackhole are cut, and what fell into it is lost.
         """
-        if self._blackhole and not late:
+        if self._blackhole:
             self.cut()
         self._faults.clear()
-        self._set(_delay=0.0, _blackhole=False, _refuse=False, _ordered=self.dropped)
+        self._set(_delay=0.0, _blackhole=False, _ordered=self.dropped)
 
     def wait_dropped(self, timeout: float = 5.0) -> None:
         """Wait until every drop ordered has happened; raise TimeoutError after `timeout` seconds."""
@@ -188,7 +165,7 @@ class Proxy:
     def _serve(self, link: Link) -> None:
         # a side has gone, here (select says ValueError) or there, or doesn't speak Redis
         with contextlib.suppress(OSError, ValueError, hiredis.ProtocolError):
-            if not self._refuse and self._passes(link):
+            if self._passes(link):
                 link.server = socket.create_connection(self.target)
                 for sock in (link.client, link.server):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -211,9 +188,6 @@ class Proxy:
                 return
             with self._changed:
                 link.fault = self._take_fault(data, commands)
-                if link.fault and not link.fault.reaches_server:
-                    self._drop(link)
-                    return
                 link.unanswered += len(commands)
                 self.bytes_up += len(data)
             server.sendall(data)
@@ -221,7 +195,6 @@ class Proxy:
             server.shutdown(socket.SHUT_WR)
 
     def _downstream(self, link: Link, server: socket.socket) -> None:
-        held = b""
         with contextlib.suppress(OSError, hiredis.ProtocolError):
             while data := server.recv(65536):
                 replies = parse(link.replies, data) if self._redis else []
@@ -230,14 +203,12 @@ class Proxy:
                     link.unanswered -= len(answers)
                 if not self._passes(link):
                     return
-                if link.fault:
-                    held += data
-                    if link.unanswered > 0:  # the server has not done all that it was asked to do
-                        continue
-                    data, held = held[: link.fault.keep], b""
-                self.bytes_down += len(data)
-                link.client.sendall(data)
-                if link.fault:
+                if not link.fault:
+                    self.bytes_down += len(data)
+                    link.client.sendall(data)
+                    continue
+                link.lost += data
+                if link.unanswered <= 0:  # the server has done all that it was asked to do
                     self._drop(link)
             self._passes(link)
         self._end(link)
@@ -249,21 +220,17 @@ class Proxy:
             return link in self._links
 
     def _take_fault(self, request: bytes, commands: list[list[bytes]]) -> Fault | None:
-        for fault in self._faults:
-            if fault.hits(request, commands):
-                fault.left -= 1
-                if not fault.left:
-                    self._faults.remove(fault)
-                return fault
-        return None
+        if all(name.upper() in HANDSHAKE for name, *_ in commands):
+            return None
+        hits = (fault for fault in self._faults if re.search(fault.when, request, re.IGNORECASE))
+        if fault := next(hits, None):
+            self._faults.remove(fault)
+        return fault
 
     def _drop(self, link: Link) -> None:
         with self._changed:
             self.dropped += 1  # before the client can notice
-            if link.fault and link.fault.cut:
-                self._end(link)
-            link.fault = None
-            self._changed.notify_all()
+            self._end(link)
 
     def _end(self, link: Link) -> None:
         with self._changed:
@@ -271,10 +238,10 @@ class Proxy:
             link.close()
             self._changed.notify_all()
 
-    def _order(self, fault: Fault) -> None:
+    def _order(self, n: int, fault: Fault) -> None:
         with self._changed:
-            self._faults.append(fault)
-            self._ordered += fault.left
+            self._faults += [fault] * n
+            self._ordered += n
 
     def _set(self, **values: Any) -> None:
         with self._changed:

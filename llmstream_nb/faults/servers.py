@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import random
 import shutil
 import socket
@@ -12,8 +10,9 @@ import sys
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 from urllib.parse import quote
 
 import psutil
@@ -48,6 +47,7 @@ class RedisServer:
         self.data = self.folder / "data"
         self._log = self.folder / "log.txt"
         self._mark = f"{uuid.uuid4().hex}.rdb"  # tells this server from another one on the same port
+        self._watchdog = watchdog(self.folder)
         self._process: subprocess.Popen[bytes] | None = None
         self._clients: list[redis.Redis] = []
         try:
@@ -75,11 +75,9 @@ class RedisServer:
         """
         if self._process:
             raise RuntimeError(f"{self.program} on port {self.port} runs already: kill() it first")
-        if self.port:
-            self._launch()
-            return
-        for attempts_left in reversed(range(5)):
-            self.port = free_port()
+        before = self.port
+        for attempts_left in reversed(range(1 if before else 5)):
+            self.port = before or free_port()
             try:
                 self._launch()
                 return
@@ -93,7 +91,7 @@ class RedisServer:
             self._process.kill()
             self._process.wait()
             self._process = None
-            tell_watchdog(0, self.folder)
+            (self.folder / "pid").unlink(missing_ok=True)
 
     def wipe(self) -> None:
         """Kill the server, and let it come back empty."""
@@ -114,7 +112,7 @@ class RedisServer:
         for client in self._clients:
             client.close()
         self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._watchdog.communicate()  # which removes the folder
 
     def __enter__(self) -> Self:
         return self
@@ -131,7 +129,7 @@ class RedisServer:
             self._process = subprocess.Popen(
                 [self.program, str(config)], cwd=self.data, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        tell_watchdog(self._process.pid, self.folder)
+        (self.folder / "pid").write_text(str(self._process.pid))
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline and self._process.poll() is None:
             if self._answers():
@@ -142,16 +140,13 @@ class RedisServer:
 
     def _answers(self) -> bool:
         try:
-            with self._admin() as admin:
+            retry = Retry(NoBackoff(), 0)
+            options: Any = {"decode_responses": True, "socket_timeout": START_TIMEOUT, "retry": retry}
+            with redis.Redis.from_url(self.url, **options) as admin:
                 admin.ping()
                 return bool(admin.config_get("dbfilename") == {"dbfilename": self._mark})
         except (redis.ConnectionError, redis.TimeoutError):
             return False  # not there yet, still loading, or another server that has a password
-
-    def _admin(self) -> redis.Redis:
-        return redis.Redis.from_url(
-            self.url, decode_responses=True, socket_timeout=START_TIMEOUT, retry=Retry(NoBackoff(), 0)
-        )
 
     def _ps(self) -> psutil.Process:
         if not self._process:
@@ -165,49 +160,30 @@ def free_port() -> int:
     Inside that range, one of those could take the port while a server is down, and a client that tries to
     reconnect could even connect to itself.
     """
-    for _ in range(100):
+    while True:
         port = random.randrange(20000, 32000)
-        with socket.socket() as sock:
-            try:
-                sock.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue
-    raise RuntimeError("no free port between 20000 and 32000 on 127.0.0.1")
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
-# Told on a pipe which process runs in which folder, it tidies up when the test run is gone, however it went.
+# It tidies up when standard input ends, a pipe from the process that wanted the server, however that went.
 # An atexit hook alone would miss a run that is killed.
 WATCHDOG = """
-import os, shutil, signal, sys
-pids = {}
-for line in sys.stdin:
-    pid, folder = line.rstrip().split(" ", 1)
-    pids[folder] = int(pid)
-for folder, pid in pids.items():
-    try:
-        if pid:
-            os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
-    except OSError:
-        pass
-    shutil.rmtree(folder, ignore_errors=True)
+import os, pathlib, shutil, signal, sys
+sys.stdin.read()
+folder = pathlib.Path(sys.argv[1])
+try:
+    os.kill(int((folder / "pid").read_text()), getattr(signal, "SIGKILL", signal.SIGTERM))
+except OSError:
+    pass
+shutil.rmtree(folder, ignore_errors=True)
 """
 
 
-@functools.cache
-def watchdog() -> IO[bytes]:
-    """Start the watchdog, once; return the pipe to it."""
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-X", "utf8", "-c", WATCHDOG],
+def watchdog(folder: Path) -> subprocess.Popen[bytes]:
+    """Start a process that removes the folder, and the server whose process id stands in it, when its input ends."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-X", "utf8", "-c", WATCHDOG, str(folder)],
         stdin=subprocess.PIPE,
         start_new_session=True,  # so that Ctrl-C in a terminal does not end it first
     )
-    atexit.register(process.communicate)  # close the pipe, and let it finish
-    assert process.stdin
-    return process.stdin
-
-
-def tell_watchdog(pid: int, folder: Path) -> None:
-    """Say that process `pid` (0: none) runs in `folder`."""
-    watchdog().write(f"{pid} {folder}\n".encode())
-    watchdog().flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
 import subprocess
@@ -45,6 +44,22 @@ def serve(port: int) -> object:
     return xllamacpp.Server(params)
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def launch(**options: Any) -> tuple[Any, int]:
+    """Start a process that serves the model until its standard input or this process ends; return it and its port.
+
+    `options` are those of `Popen`. It is out of reach of the terminal's Ctrl-C.
+    """
+    port = free_port()
+    options |= {"start_new_session": True} if os.name != "nt" else {"creationflags": 0x200}
+    return subprocess.Popen([sys.executable, __file__, str(port)], stdin=subprocess.PIPE, **options), port
+
+
 class _Server:
     """The process that serves the model, started when it is first needed."""
 
@@ -54,13 +69,7 @@ class _Server:
         self.port = 0
 
     def start(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        command = [sys.executable, __file__, "--port", str(self.port), "--parent-pipe"]
-        # A group of its own, out of reach of the terminal's Ctrl-C.
-        group: dict[str, Any] = {"start_new_session": True} if os.name != "nt" else {"creationflags": 0x200}
-        pipe, null = subprocess.PIPE, subprocess.DEVNULL
-        process: Any = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=null, **group)
+        process, self.port = launch(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         deadline = threading.Timer(START, process.kill)  # which also ends the reading
         deadline.daemon = True
         deadline.start()
@@ -89,18 +98,11 @@ def url() -> str:
 
 
 def main() -> None:
-    """Serve until killed, or until standard input ends if it is a pipe that the parent holds."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--parent-pipe", action="store_true", help="exit when standard input ends")
-    options = parser.parse_args()
-    server = serve(options.port)
+    """Serve at the port that is the one argument, until standard input ends, which is a pipe that the parent holds."""
+    server = serve(int(sys.argv[1]))
     print("ready", flush=True)
-    if options.parent_pipe:
-        while os.read(0, 64):  # ends when the parent does, however it ends
-            pass
-    else:
-        threading.Event().wait()
+    while os.read(0, 64):  # ends when the parent does, however it ends
+        pass
     del server
     os._exit(0)  # at once, also in the middle of an answer
 

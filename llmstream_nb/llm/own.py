@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, cast
 
+from llmstream_nb.protocol.events import flat_numbers
+
 Deltas = Iterable[str | None] | AsyncIterable[str | None] | str
-Source = Callable[[str, str | None], Any]  # gives Deltas, or a coroutine that does
+Source = Callable[[str, str | None], Deltas | Awaitable[Deltas]]
 
 NOTHING = object()
 
@@ -18,9 +21,9 @@ class OwnSource:
     """An answer of such a function: iterate over it, in one thread, for deltas; `close` it from any thread.
 
     The function is called by the first `next`. It may return text, yield it, or do either asynchronously, in an event
-    loop that runs for it alone. Deltas that are None are passed over, as a chat completion's chunks have them. With
-    `stream=False` all of the text is one delta. Iterating raises what the function raises, and TypeError for what is
-    no text.
+    loop that runs for it alone. Deltas that are None or empty are passed over, as a chat completion's chunks have
+    them. With `stream=False` all of the text is one delta. Iterating raises what the function raises, and TypeError
+    for what is no text.
     """
 
     def __init__(self, function: Source, question: str, topic: str | None, *, stream: bool = True) -> None:
@@ -34,18 +37,21 @@ class OwnSource:
     @property
     def finish_reason(self) -> Any:
         """Why it ended, where the function returned an object that says so."""
-        return getattr(self._made, "finish_reason", None)
+        reason = getattr(self._made, "finish_reason", None)
+        return reason if isinstance(reason, str) else None
 
     @property
     def usage(self) -> Any:
-        """What it cost, likewise."""
-        return getattr(self._made, "usage", None)
+        """What it cost, likewise: a mapping, or pairs of a name and a number."""
+        with suppress(Exception):  # it may be anything
+            return flat_numbers(dict(self._made.usage)) or None
+        return None
 
     def __iter__(self) -> Iterator[str]:
         return self._deltas() if self._stream else iter(["".join(self._deltas())])
 
     def close(self) -> None:
-        """End it: what is awaited is cancelled, what has a `close` of its own is closed.
+        """End it, at once: what is awaited is cancelled, what has a `close` of its own is closed, in a thread.
 
         A generator that runs can't be closed from outside; it ends at its next delta.
         """
@@ -54,14 +60,17 @@ class OwnSource:
             with suppress(RuntimeError):  # the loop has ended meanwhile
                 self._loop.call_soon_threadsafe(self._task.cancel)
         elif not inspect.isgenerator(self._made) and hasattr(self._made, "close"):
-            self._made.close()
+            threading.Thread(target=_quietly, args=[self._made.close], daemon=True).start()
 
     def _deltas(self) -> Iterator[str]:
         self._made = self._function(*self._asked)
         awaited = inspect.isawaitable(self._made) or hasattr(self._made, "__aiter__")
         for delta in self._awaited() if awaited else _each(self._made):
+            if self._closed:
+                return
             if isinstance(delta, str):
-                yield delta
+                if text := str.__str__(delta):  # a plain one, whatever its class makes of it
+                    yield text
             elif delta is not None:
                 raise TypeError(f"a source yields text, and this one yielded {type(delta).__name__}")
 
@@ -95,6 +104,11 @@ class OwnSource:
         loop = cast("asyncio.AbstractEventLoop", self._loop)
         self._task = loop.create_task(wait())
         return loop.run_until_complete(self._task)
+
+
+def _quietly(close: Callable[[], object]) -> None:
+    with suppress(BaseException):  # the answer has ended, whatever this does
+        close()
 
 
 def _each(given: Any) -> Iterable[Any]:

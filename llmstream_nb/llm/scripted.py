@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import chain, islice
-from socketserver import TCPServer
+from socketserver import ThreadingTCPServer
 from typing import Any
 
 from llmstream_nb.llm import prepared
@@ -70,8 +70,11 @@ def split(text: str, piece: int | None = None) -> list[str]:
     return [units[at : at + size].decode("utf-16-le", "surrogatepass") for at in range(0, len(units), size)]
 
 
-class Server(ThreadingHTTPServer):
-    """The server, listening on a free port of 127.0.0.1 from the moment it exists."""
+class Server(ThreadingTCPServer):
+    """The server, listening on a free port of 127.0.0.1 from the moment it exists.
+
+    It is no HTTPServer, which looks its own name up: that takes seconds on some networks.
+    """
 
     daemon_threads = True
     block_on_close = False
@@ -79,22 +82,14 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
-        self.active = 0  # completions being answered now
-        self.lock = threading.Lock()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
         threading.Thread(target=self.serve_forever, name="scripted-model", daemon=True).start()
-
-    def server_bind(self) -> None:
-        """Bind without looking its own name up, as HTTPServer does: that takes seconds on some networks."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.socket.getsockname()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: an error here is a client that left, which is what clients do."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Server
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # small chunks must leave at once
 
@@ -109,15 +104,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, f"there is no {self.path}")
 
     def do_POST(self) -> None:
-        with self.server.lock:
-            self.server.active += 1
-        try:
-            self._complete()
-        finally:
-            with self.server.lock:
-                self.server.active -= 1
-
-    def _complete(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         try:
             request = json.loads(body)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from llmstream_nb.llm import local, prepared
 from llmstream_nb.llm.completion import Completion
 from llmstream_nb.llm.endpoint import Endpoint, ModelError
 from llmstream_nb.llm.names import SOURCES
@@ -53,8 +54,6 @@ def _missing(source: str) -> str:
 
 def prepared_questions() -> list[str]:
     """The questions to which the scripted source has an answer."""
-    from llmstream_nb.llm import prepared
-
     return prepared.questions()
 
 
@@ -104,6 +103,8 @@ def silence(
     timeout: float | None = None, first_timeout: float | None = None, *, stream: bool = True
 ) -> tuple[float, float]:
     """Seconds that a source may be silent, before its first text and after it; None means what `complete` says."""
+    if not all(each is None or each >= 0 for each in (timeout, first_timeout)):
+        raise ValueError("timeout and first_timeout are numbers of seconds")
     if first_timeout is None:
         patience = max(_seconds("LLMSTREAM_FIRST_TIMEOUT", 120.0), 0.0 if stream else 600.0)
         first_timeout = timeout if timeout is not None else patience
@@ -137,14 +138,12 @@ def _endpoint(source: str, model: str | None) -> Endpoint:
 
 
 def _scripted_url() -> str:
-    from llmstream_nb.llm import scripted
+    from llmstream_nb.llm import scripted  # a web server, which takes its time to import
 
     return scripted.server().url
 
 
 def _local_endpoint(model: str | None) -> Endpoint:
-    from llmstream_nb.llm import local
-
     url = os.environ.get("LLMSTREAM_LOCAL_URL", "").strip()
     if not url and not local.installed():
         raise ModelError(

@@ -16,7 +16,6 @@ from llmstream_nb.protocol.round import Patience, Round, StillWaiting
 from llmstream_nb.protocol.wire import (
     AnswerNotFound,
     Entry,
-    EntryID,
     LLMStreamError,
     NotAnAnswer,
     Timing,
@@ -192,9 +191,9 @@ def create_group(client: redis.Redis, answer_id: str, group: str, timing: Timing
                 pipe.multi()
                 if first := first_attempt(record or {}) - 1:
                     # An empty stream would take what comes late of an earlier question: it has had its last ID.
-                    last = EntryID(first, LAST)
-                    pipe.xadd(key, {"kind": ""}, str(last))
-                    pipe.xdel(key, str(last))
+                    last = f"{first}-{LAST}"
+                    pipe.xadd(key, {"kind": ""}, last)
+                    pipe.xdel(key, last)
                 pipe.xgroup_create(key, group, "0", mkstream=True)
                 # At once: a reply may be lost, and a key must not stay for ever.
                 pipe.pexpire(key, milliseconds(timing.ttl))

@@ -93,59 +93,54 @@ class Queue:
     def __init__(self, client: redis.Redis, consumer: str, timing: Timing) -> None:
         self.client, self.consumer, self.timing = client, consumer, timing
         self.key, self.lease = names_of(client).questions, milliseconds(timing.lease)
-        self.line = Line(client, self.key)
-
-    @property
-    def redis(self) -> Any:
-        """The client of its connection."""
-        return self.line.redis
+        self.line: Any = Line(client, self.key)  # its client is `line.redis`
 
     def join(self) -> None:
         """Create queue and group where they are absent, and forget consumers that are long gone."""
         try:
-            self.redis.xgroup_create(self.key, POOL, "0", mkstream=True)
+            self.line.redis.xgroup_create(self.key, POOL, "0", mkstream=True)
         except ResponseError as error:
             if not said(error).startswith("BUSYGROUP"):
                 raise
-        for consumer in self.redis.xinfo_consumers(self.key, POOL):
+        for consumer in self.line.redis.xinfo_consumers(self.key, POOL):
             if not consumer["pending"] and consumer["idle"] > milliseconds(self.timing.ttl):
-                self.redis.xgroup_delconsumer(self.key, POOL, consumer["name"])
+                self.line.redis.xgroup_delconsumer(self.key, POOL, consumer["name"])
 
     def leave(self) -> None:
         """Sign off from the group if nothing is pending."""
-        if not self.redis.xpending_range(self.key, POOL, "-", "+", 1, consumername=self.consumer):
-            self.redis.xgroup_delconsumer(self.key, POOL, self.consumer)
+        if not self.line.redis.xpending_range(self.key, POOL, "-", "+", 1, consumername=self.consumer):
+            self.line.redis.xgroup_delconsumer(self.key, POOL, self.consumer)
 
     def take(self, count: int, seconds: float) -> list[Job]:
         """New entries (XREADGROUP), at most `count`; waits up to so many seconds for the first."""
-        raw = read_group(self.redis, self.key, POOL, self.consumer, NEW, count, seconds)
+        raw = read_group(self.line.redis, self.key, POOL, self.consumer, NEW, count, seconds)
         return [Job(entry, fields.get("answer", "")) for entry, fields in raw]
 
     def renew(self, jobs: Iterable[Job]) -> None:
         """Reset the idle time of what it holds (XCLAIM … JUSTID to itself)."""
-        self.redis.xclaim(self.key, POOL, self.consumer, 0, [job.entry for job in jobs], justid=True)
+        self.line.redis.xclaim(self.key, POOL, self.consumer, 0, [job.entry for job in jobs], justid=True)
 
     def idle(self) -> Iterator[tuple[Job, str]]:
         """What has been idle for a lease (XPENDING … IDLE), as it will be once it is claimed, and its holder."""
-        for row in self.redis.xpending_range(self.key, POOL, "-", "+", 100, idle=self.lease):
+        for row in self.line.redis.xpending_range(self.key, POOL, "-", "+", 100, idle=self.lease):
             entry = row["message_id"]
-            if found := self.redis.xrange(self.key, entry, entry):
+            if found := self.line.redis.xrange(self.key, entry, entry):
                 yield Job(entry, found[0][1].get("answer", ""), row["times_delivered"] + 1), row["consumer"]
             else:
                 self.done(Job(entry, ""))  # somebody has deleted it
 
     def claim(self, job: Job) -> bool:
         """Take it over (XCLAIM), which counts as a delivery; False where another was faster."""
-        return bool(self.redis.xclaim(self.key, POOL, self.consumer, self.lease, [job.entry]))
+        return bool(self.line.redis.xclaim(self.key, POOL, self.consumer, self.lease, [job.entry]))
 
     def hand_back(self, job: Job) -> None:
         """Let others claim it at once, and don't count that as a takeover."""
         undone = {"idle": 2 * self.lease, "retrycount": job.delivered - 1, "justid": True}
-        self.redis.xclaim(self.key, POOL, self.consumer, 0, [job.entry], **undone)
+        self.line.redis.xclaim(self.key, POOL, self.consumer, 0, [job.entry], **undone)
 
     def done(self, job: Job) -> None:
         """Take it out of the queue (XACK and XDEL)."""
-        with self.redis.pipeline(transaction=True) as pipe:
+        with self.line.redis.pipeline(transaction=True) as pipe:
             pipe.xack(self.key, POOL, job.entry)
             pipe.xdel(self.key, job.entry)
             pipe.execute()

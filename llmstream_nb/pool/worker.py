@@ -50,7 +50,7 @@ class Worker:
     of its answer is confirmed, then XACK and XDEL. Each tick the holder resets the idle time of what it holds,
     with XCLAIM … JUSTID to itself. What is idle for a lease has lost its holder: whoever comes first claims it
     (XPENDING … IDLE, then XCLAIM, which counts the delivery) and opens a new attempt. Two at once can't both
-    succeed, and a holder that wakes up is shut out: the stream refuses them (see `produce.Attempt`).
+    succeed, and a holder that wakes up is shut out: the stream refuses them (see `attempt.Attempt`).
     """
 
     def __init__(

@@ -76,11 +76,16 @@ class Failed:
 Event = Started | Restarted | Text | Gap | Interrupted | Ended | Failed
 
 
-def closing_event(entry_id: EntryID, data: Mapping[str, Any]) -> Ended | Failed:
-    """The event of an end or error entry's data, or of the record of an ended answer."""
+def opening_event(entry_id: EntryID, data: Mapping[str, Any], again: bool) -> Started | Restarted:
+    """The event of an attempt's first entry, or of the record where that is all; `again`: of a newer attempt."""
+    return (Restarted if again else Started)(entry_id, told(data))
+
+
+def closing_event(entry_id: EntryID, data: Mapping[str, Any], kind: str = "") -> Ended | Failed:
+    """The event of an entry of this kind with these data; without a kind, of the record of an ended answer."""
     known = told(data)
-    if known.get("error"):
-        return Failed(entry_id, known["error"], known.get("message", ""), known)
+    if kind == "error" or (not kind and known.get("error")):
+        return Failed(entry_id, known.get("error", "Error"), known.get("message", ""), known)
     known.setdefault("reason", "stop")
     return Ended(entry_id, known["reason"], known)
 

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from llmstream_nb.protocol.events import (
-    Ended,
-    Event,
-    Failed,
-    Gap,
-    Interrupted,
-    Restarted,
-    Started,
-    Text,
-    closing_event,
-    told,
-)
+from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, Text, closing_event, opening_event
 from llmstream_nb.protocol.wire import (
     ORIGIN,
     AnswerNotFound,
+    BadEntryID,
     Entry,
     EntryID,
-    RawEntry,
+    NotAnAnswer,
+    Signs,
     Timing,
-    first_attempt,
     parse_entries,
     parse_ms,
 )
@@ -41,14 +31,14 @@ class Cursor:
         self.after = after  # read on from here: XREAD … STREAMS <key> <after>
         self.closed = False  # an end or error entry was seen: nothing more will come
 
-    def feed(self, raw: Iterable[RawEntry]) -> list[Event]:
+    def feed(self, raw: Iterable[tuple[str, Any]]) -> list[Event]:
         """Take entries as XREAD gave them and return what they mean for the reader; raises NotAnAnswer."""
         events: list[Event] = []
         for raw_id, fields in raw:
             attempt, seq = self.after
             try:  # the next text, and so nearly every entry: to make an Entry of each takes three times as long
-                if raw_id == f"{attempt}-{seq + 1}" and fields["kind"] == "text" and not self.closed:  # type: ignore[index]
-                    events.append(Text(EntryID(attempt, seq + 1), fields["text"], parse_ms(fields["ms"])))  # type: ignore[index]
+                if raw_id == f"{attempt}-{seq + 1}" and fields["kind"] == "text" and not self.closed:
+                    events.append(Text(EntryID(attempt, seq + 1), fields["text"], parse_ms(fields["ms"])))
                     self.after = events[-1].id
                     continue
             except (KeyError, ValueError, TypeError):
@@ -63,16 +53,14 @@ class Cursor:
         before = self._before(entry)
         restarts, missing = self._restarts(before), self._missing(before)
         self.after = entry.id
-        if restarts:
-            events.append(Restarted(entry.id, told(entry.data) if entry.kind == "start" else {}))
-        elif entry.kind == "start":
-            events.append(Started(entry.id, told(entry.data)))
+        if restarts or entry.kind == "start":
+            events.append(opening_event(entry.id, entry.data if entry.kind == "start" else {}, restarts))
         if missing:
             events.append(Gap(entry.id, missing))
         if entry.kind == "text":
             events.append(Text(entry.id, entry.text, entry.ms))
         elif entry.final:
-            events.append(closing_event(entry.id, entry.data))
+            events.append(closing_event(entry.id, entry.data, entry.kind))
             self.closed = True
 
     def _is_repeated(self, entry: Entry) -> bool:
@@ -85,7 +73,7 @@ class Cursor:
         Without a name the stream was empty then: what was read before is no part of this answer.
         """
         if entry.final and entry.id.seq == 0 and (closes := entry.data.get("closes")):
-            return max(self.after, EntryID.parse(closes))
+            return max(self.after, _written_id(closes))
         return EntryID(entry.id.attempt, entry.id.seq - 1)
 
     def _missing(self, before: EntryID) -> int:
@@ -95,15 +83,6 @@ class Cursor:
     def _restarts(self, before: EntryID) -> bool:
         """R4: whether another attempt than the one that was seen has begun."""
         return before.attempt > self.after.attempt > 0
-
-
-class Signs(NamedTuple):
-    """What one look at Redis tells of an answer."""
-
-    top: Entry | None  # the stream's last entry
-    leased: bool  # whether the lease of the attempt that the reader has come to lives
-    record: Mapping[str, Any] | None  # the question's JSON
-    cleared: int = 0  # the attempt up to which `clear` has deleted them; 0: none
 
 
 class Follower:
@@ -130,7 +109,7 @@ class Follower:
         """Redis was away (`now` in monotonic seconds): producers need one lease to show that they live."""
         self.suspect, self._judge_from = False, now + self.timing.lease
 
-    def feed(self, raw: Iterable[RawEntry]) -> list[Event]:
+    def feed(self, raw: Iterable[tuple[str, Any]]) -> list[Event]:
         """Take entries as redis-py gives them and return the events they bring; raises NotAnAnswer."""
         return self._told(self.cursor.feed(raw))
 
@@ -144,13 +123,15 @@ class Follower:
         if self.done or (top and top.id > after):
             return []  # R9: there is more to read, so this is no silence
         if top and top.final and top.id == after:
-            return self._told([closing_event(top.id, top.data)])  # R10: joined exactly at the end
+            return self._told([closing_event(top.id, top.data, top.kind)])  # R10: joined exactly at the end
+        if top and top.final and top.id < after:  # a cursor of another answer, or of one that Redis has lost
+            raise BadEntryID(f"{self.answer_id!r} has nothing at {after}: it ended at {top.id}, so read it from 0-0")
         if gone and (known.get("reason") or known.get("error")):
             return self.from_record(known)  # R11: the entries have expired, the record has not
-        anew = gone and not unread and first_attempt(known) > after.attempt  # the same id, another question
+        anew = gone and not unread and signs.first > after.attempt  # the same id, another question
         if leased or anew or (gone and unread and known.get("pooled")):
-            waits = unread or anew
-            self.suspect, self.state = False, "queued" if waits else "streaming"  # R12: at work, or in the queue
+            # R12: at work, or in the queue
+            self.suspect, self.state = False, "queued" if unread or anew else "streaming"
             return []
         if gone and record is None and cleared >= after.attempt > 0:
             return self._told([Failed(after, "Deleted", "This answer was deleted.")])  # R13
@@ -173,8 +154,8 @@ class Follower:
     def from_record(self, record: Mapping[str, Any]) -> list[Event]:
         """The events of an ended answer, from its record alone: the text comes in one piece."""
         after, whole = self.cursor.after, record.get("text")
-        end = EntryID.parse(record["end"]) if record.get("end") else after
-        first = Started(end, told(record)) if after == ORIGIN else Restarted(end)
+        end = _written_id(record["end"]) if record.get("end") else after
+        first = opening_event(end, record if after == ORIGIN else {}, again=after != ORIGIN)
         text = [Text(end, whole)] if whole and isinstance(whole, str) else []
         unseen = [] if after >= end > ORIGIN else [first, *text]
         return self._told([*unseen, closing_event(end, record)])
@@ -186,3 +167,11 @@ class Follower:
             self.state = {Ended: "ended", Failed: "failed"}.get(type(last), "streaming")
             self.cursor.after, self.cursor.closed = last.id, self.done
         return events
+
+
+def _written_id(text: str) -> EntryID:
+    """An ID that stands in an entry or a record, where anybody may have written it; raises NotAnAnswer."""
+    try:
+        return EntryID.parse(text)
+    except BadEntryID:
+        raise NotAnAnswer(f"{str(text)[:80]!r} stands where an entry's ID should: this is not the kit's") from None

@@ -10,16 +10,8 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 from llmstream_nb.protocol.events import Event
-from llmstream_nb.protocol.follow import Follower, Signs
-from llmstream_nb.protocol.wire import (
-    ORIGIN,
-    AnswerKeys,
-    LLMStreamError,
-    RawEntry,
-    cleared_attempt,
-    parse_entries,
-    parse_record,
-)
+from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.protocol.wire import ORIGIN, AnswerKeys, LLMStreamError, RawEntry, Signs, parse_record
 
 COUNT = 500  # entries a read: one round trip for many tokens, still small in memory
 BLOCK = 1.0  # seconds a read may block: well below redis-py's socket timeout of 5 s
@@ -43,8 +35,7 @@ class Round:
     def __init__(self, keys: AnswerKeys, follower: Follower, count: int = COUNT, at_once: bool = False) -> None:
         self.keys, self.follower, self.count = keys, follower, count
         self.at_once = at_once  # an ended answer is taken from its record, however many entries it has
-        self.record: dict[str, Any] | None = None  # as of the last look
-        self.leased = False
+        self.signs = Signs(None, False, None)  # as of the last look
         self.look_at = 0.0  # monotonic time from which on `ask` looks again
 
     def read(self, block: float | None = None) -> Command:
@@ -87,10 +78,9 @@ class Round:
 
     def judge(self, signs: Sequence[Any], now: float, glance: bool = False) -> list[Event]:
         """What the replies to `look` mean; with `glance`, for a follower that doesn't read the entries itself."""
-        entries, self.leased, self.record = parse_entries(signs[0]), bool(signs[1]), parse_record(signs[2])
+        self.signs = Signs.parse(signs)
         judge = self.follower.glance if glance else self.follower.silence
-        top, cleared = entries[0] if entries else None, cleared_attempt(signs[3])
-        return judge(Signs(top, self.leased, self.record, cleared), now)
+        return judge(self.signs, now)
 
 
 def _is_whole(record: dict[str, Any] | None) -> bool:
@@ -110,7 +100,6 @@ class Patience:
     def __init__(self, follower: Follower, timeout: float | None, clock: Callable[[], float]) -> None:
         self._follower, self._timeout, self.clock = follower, timeout, clock
         self._began = self._alive = clock()
-        self._name = repr(follower.answer_id)
 
     @property
     def doubt(self) -> bool:
@@ -135,7 +124,7 @@ class Patience:
     def check(self) -> None:
         """Raise StillWaiting when the caller's time is over."""
         if self._timeout is not None and self.clock() - self._began > self._timeout:
-            raise StillWaiting(f"{self._name} has not ended within {self._timeout:g} s; it goes on")
+            raise StillWaiting(f"{self._follower.answer_id!r} has not ended within {self._timeout:g} s; it goes on")
 
     def is_over(self) -> bool:
         """Whether a producer has been dead for too long; raises StillWaiting where nobody has begun for as long."""
@@ -144,7 +133,7 @@ class Patience:
         if self.clock() - self._alive <= patience or (self._timeout and queued):
             return False
         if queued:
-            raise StillWaiting(f"nobody began to answer {self._name} within {patience:g} s")
+            raise StillWaiting(f"nobody began to answer {self._follower.answer_id!r} within {patience:g} s")
         return True
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -68,18 +69,12 @@ class Timing:
     def __post_init__(self) -> None:
         if not self.tick:
             object.__setattr__(self, "tick", min(0.5, self.lease / 10))
-        if min(self.lease, self.tick, self.ttl) <= 0 or min(self.give_up, self.patience) < 0:
+        finite = all(0 < each < LARGEST for each in (self.lease, self.tick, self.ttl))
+        if not (finite and self.give_up >= 0 and self.patience >= 0):  # so NaN is refused, too
             raise ValueError(f"{self}: these are seconds, and lease, tick and ttl are more than 0")
 
 
 # -------------------------------------------------------------------------------------------------- keys
-
-
-def check_prefix(prefix: str) -> str:
-    """Return `prefix`, or raise ValueError: braces would move the hash tag, the rest are glob characters."""
-    if not prefix or set(prefix) & set("{}*?[]\\ \t\r\n"):
-        raise ValueError(f"the key prefix {prefix!r} must not be empty or hold spaces, braces or any of * ? [ ] \\")
-    return prefix
 
 
 def is_answer_id(answer_id: Any) -> bool:
@@ -90,10 +85,8 @@ def is_answer_id(answer_id: Any) -> bool:
 def check_answer_id(answer_id: str) -> str:
     """Return `answer_id`, or raise BadAnswerId."""
     if not is_answer_id(answer_id):
-        raise BadAnswerId(
-            f"{str(answer_id)[:80]!r} can't be an answer's id: use 1 to 64 letters, digits, '.', '_', '~' or '-', "
-            "beginning with a letter or digit"
-        )
+        rule = "use 1 to 64 letters, digits, '.', '_', '~' or '-', beginning with a letter or digit"
+        raise BadAnswerId(f"{str(answer_id)[:80]!r} can't be an answer's id: {rule}")
     return answer_id
 
 
@@ -122,12 +115,15 @@ class AnswerKeys(NamedTuple):
 
 @dataclass(frozen=True)
 class Names:
-    """All keys under one prefix."""
+    """All keys under one prefix; raises ValueError for one that can't be used."""
 
     prefix: str = "llmstream"
 
     def __post_init__(self) -> None:
-        check_prefix(self.prefix)
+        # Braces would move the hash tag, the rest are glob characters.
+        if not self.prefix or set(self.prefix) & set("{}*?[]\\ \t\r\n"):
+            rule = "must not be empty or hold spaces, braces or any of * ? [ ] \\"
+            raise ValueError(f"the key prefix {self.prefix!r} {rule}")
 
     def answer(self, answer_id: str) -> AnswerKeys:
         """The keys of one answer; raises BadAnswerId."""
@@ -175,7 +171,6 @@ class EntryID(NamedTuple):
 
 
 ORIGIN = EntryID(0, 0)  # before every entry: attempts count from 1
-KINDS = ("start", "text", "end", "error")
 
 
 class Entry(NamedTuple):
@@ -186,7 +181,7 @@ class Entry(NamedTuple):
     """
 
     id: EntryID
-    kind: str  # one of KINDS
+    kind: str  # start, text, end or error
     text: str  # the delta; for the other kinds a small JSON object
     ms: int  # milliseconds since the attempt's start
 
@@ -210,7 +205,7 @@ class Entry(NamedTuple):
             entry = cls(EntryID.parse(raw_id), fields["kind"], fields["text"], parse_ms(fields["ms"]))
         except (KeyError, ValueError, TypeError):
             raise NotAnAnswer(f"entry {raw_id} is not the kit's: it needs the fields kind, text and ms") from None
-        if entry.kind not in KINDS:
+        if entry.kind not in ("start", "text", "end", "error"):
             raise NotAnAnswer(f"entry {raw_id} has the unknown kind {entry.kind[:40]!r}")
         return entry
 
@@ -253,6 +248,27 @@ def newest_attempt(record: Mapping[str, Any]) -> int:
 def cleared_attempt(value: Any) -> int:
     """The number that `clear` left behind: attempts up to it are void. 0 where it left none."""
     return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value) else 0
+
+
+class Signs(NamedTuple):
+    """What one look at Redis tells of an answer."""
+
+    top: Entry | None  # the stream's last entry
+    leased: bool  # whether the lease of the attempt that the reader has come to lives
+    record: Mapping[str, Any] | None  # the question's JSON
+    cleared: int = 0  # the attempt up to which `clear` has deleted them; 0: none
+
+    @classmethod
+    def parse(cls, replies: Sequence[Any]) -> Signs:
+        """Read the replies to `Round.look`; raises NotAnAnswer."""
+        newest, leased, record, cleared = replies
+        top = parse_entries(newest)
+        return cls(top[0] if top else None, bool(leased), parse_record(record), cleared_attempt(cleared))
+
+    @property
+    def first(self) -> int:
+        """The number that the question's attempts begin with: 1, or more where the id was used before."""
+        return first_attempt(self.record or {})
 
 
 def _tidy_object(text: str) -> dict[str, Any] | None:
@@ -300,16 +316,12 @@ class Joiner:
     """Join an emoji whose two surrogates came in two deltas: JSON's \\u escapes allow that split."""
 
     def __init__(self) -> None:
-        self._held = ""
+        self._decoder = codecs.getincrementaldecoder("utf-16-le")("surrogatepass")
 
-    def push(self, delta: str) -> str:
+    def push(self, delta: str, last: bool = False) -> str:
         """Return the text that can be written now; a leading half is held back until its other half comes."""
-        text, self._held = self._held + delta, ""
-        if text and "\ud800" <= text[-1] <= "\udbff":
-            text, self._held = text[:-1], text[-1]
-        return clean(text)
+        return clean(self._decoder.decode(delta.encode("utf-16-le", "surrogatepass"), last))
 
     def flush(self) -> str:
         """Return what is still held, once no more deltas come."""
-        text, self._held = clean(self._held), ""
-        return text
+        return self.push("", last=True)

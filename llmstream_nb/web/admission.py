@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs
 
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # The page's own files hold nothing secret, and what a page loads can't carry its token.
 OPEN = ("/page.js", "/answer.js", "/paper.js", "/elements.js", "/page.css", "/states.css", "/text.css")
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
 POLICY += "base-uri 'none'; form-action 'none'; frame-ancestors "
-PAGE = Path(__file__).parent / "page" / "index.html"
+PAGE = Path(__file__).parent / "page"
 
 
-class Guard:
+class Admission:
     """ASGI middleware. It refuses with 401, 403 or 413, and adds its headers to every reply.
 
     The token comes in the address (`?token=…`), since an EventSource can't set headers, or as `Authorization: Bearer`.
@@ -51,8 +51,7 @@ class Guard:
             nonlocal begun
             begun = True
             if message["type"] == "http.response.start":
-                own = {name.encode(): value.encode() for name, value in self.headers.items()}
-                message["headers"] = [*(pair for pair in message["headers"] if pair[0] not in own), *own.items()]
+                MutableHeaders(scope=message).update(self.headers)
             await send(message)
 
         taken = 0
@@ -65,11 +64,11 @@ class Guard:
                 raise HTTPException(413, f"a request may have {self.body:,} bytes")
             return message
 
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        refusal = self._refusal(scope, headers)
-        if refusal:
+        headers = Headers(scope=scope)
+        if refusal := self._refusal(scope, headers):
             visit = refusal[0] == 401 and scope["path"] == "/" and "text/html" in headers.get("accept", "")
-            await refuse(reply, *refusal, page=PAGE if visit else None)
+            answer = HTMLResponse((PAGE / "index.html").read_bytes(), 401) if visit else problem(*refusal)
+            await answer(scope, receive, reply)
             return
         try:
             await self.app(scope, limited, reply)
@@ -78,9 +77,9 @@ class Guard:
                 raise
             # Neither its words nor the query: they may hold a model's text, a secret, the token.
             logging.getLogger(__name__).error("%s %s: %s", scope["method"], scope["path"], type(error).__name__)
-            await refuse(reply, 500, "Broken", "the server could not do this: its log says why")
+            await problem(500, "Broken", "the server could not do this: its log says why")(scope, receive, reply)
 
-    def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str, str] | None:
+    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str, str] | None:
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self.body:
             return 413, "TooLarge", f"a request may have {self.body:,} bytes"
@@ -91,20 +90,16 @@ class Guard:
             return 403, "ForeignOrigin", "another site's page may not do this"
         return None
 
-    def _has_token(self, scope: Scope, headers: dict[str, str]) -> bool:
+    def _has_token(self, scope: Scope, headers: Mapping[str, str]) -> bool:
         if not self.token or scope["path"].removeprefix(scope.get("root_path", "")) in OPEN:
             return True
-        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
+        given = QueryParams(scope["query_string"]).get("token", "")
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             given = bearer
         return secrets.compare_digest(given.encode(), self.token.encode())
 
 
-async def refuse(send: Send, status: int, error: str, message: str, page: Path | None = None) -> None:
-    """Reply with an error as JSON, as the application does, or with a page."""
-    body: Any = page.read_bytes() if page else json.dumps({"error": error, "message": message}).encode()
-    kind = b"text/html; charset=utf-8" if page else b"application/json"
-    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def problem(status: int, error: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An error as JSON."""
+    return JSONResponse({"error": error, "message": message}, status, headers)

@@ -16,16 +16,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Se
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import anyio
 import redis
 from fastapi import FastAPI, Header, Query, Request
-from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
@@ -40,7 +38,7 @@ from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.protocol.events import told
 from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, BadEntryID, EntryID, LLMStreamError, NotAnAnswer, Timing
 from llmstream_nb.viewing.markdown import to_html
-from llmstream_nb.web.admission import Guard
+from llmstream_nb.web.admission import PAGE, Admission, problem
 from llmstream_nb.web.hub import Hub
 
 T = TypeVar("T")
@@ -48,7 +46,6 @@ Models = Mapping[str, Sequence[str]]  # the names that may be asked for, by sour
 ATTEMPTS = 10**9  # no answer has so many, but a clock's number is larger: such an ID is of something else
 STOPS = 64  # answers that are being stopped at the same time; one whose producer hangs takes two leases
 RENDERED = 8  # answers whose Markdown is kept: a few MB each, at the worst
-PAGE = Path(__file__).parent / "page"
 FRAME_ANCESTORS = "'self' http://127.0.0.1:* http://localhost:*"
 EVENTS = {"description": "server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
 OVER = {"description": "the answer has ended, and nothing follows Last-Event-ID"}
@@ -66,24 +63,14 @@ class Limits:
     keep_alive: float = 15.0  # seconds of silence after which a comment is sent
 
 
-class Question(BaseModel):
+class Question(BaseModel, extra="forbid"):
     """What POST /answers takes."""
-
-    model_config = ConfigDict(extra="forbid")
 
     question: str = Field(min_length=1, max_length=20_000)
     topic: str | None = Field(None, max_length=200, description="what the model shall be an expert in")
     source: str | None = Field(None, max_length=40, description="who answers: one of GET /sources")
     model: str | None = Field(None, max_length=200, description="one of those that GET /sources lists for it")
     stream: bool = Field(True, description="false: wait, and get the whole answer in one piece")
-
-
-class Asked(BaseModel):
-    """What POST /answers gives."""
-
-    id: str
-    answer: str = Field(description="relative address of the answer's record")
-    events: str = Field(description="relative address of its events")
 
 
 class Shown(BaseModel):
@@ -97,13 +84,6 @@ class Shown(BaseModel):
     record: dict[str, Any] = Field(description="question, topic, source, model, times, finish reason, usage")
 
 
-class Stopped(BaseModel):
-    """What DELETE gives."""
-
-    id: str
-    status: str
-
-
 class Problem(BaseModel):
     """Every error."""
 
@@ -112,25 +92,15 @@ class Problem(BaseModel):
 
 
 # What to answer when the kit says no. A ValueError is the asker's: a bad id, a bad question.
-STATUS: list[tuple[type[Exception], int]] = [
-    (AnswerNotFound, 404),
-    (NotAnAnswer, 409),
-    (RedisUnusable, 503),
-    (ModelError, 422),
-    (ValueError, 422),
-    (LLMStreamError, 500),
-]
-
-HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy that gathers events would hold them up
-AnswerID = Annotated[str, InPath(max_length=64, pattern="^[A-Za-z0-9][A-Za-z0-9._~-]{0,63}$")]
+STATUS: dict[Any, int] = {AnswerNotFound: 404, NotAnAnswer: 409, RedisUnusable: 503, (ModelError, ValueError): 422}
 
 
 class Desk:
     """Takes questions and stops answers; what waits for Redis does so in a thread."""
 
-    def __init__(self, client: redis.Redis, pool: bool, limits: Limits, timing: Timing, models: Models) -> None:
+    def __init__(self, client: redis.Redis, pool: bool, limits: Limits, timing: Timing, **silence: Any) -> None:
         self.client, self.pool, self.limits, self.timing = client, pool, limits, timing
-        self.models, self.silence = models, dict[str, float | None]()  # how long a model may be silent, in seconds
+        self.silence = silence  # how long a model may be silent, in seconds
         self._calls, self._stopping = anyio.CapacityLimiter(4), anyio.CapacityLimiter(STOPS)
         self._stops: dict[str, asyncio.Future[str]] = {}  # those that are waited for, by the answer's id
         self._html, self._rendering = lru_cache(RENDERED)(to_html), anyio.CapacityLimiter(1)
@@ -143,7 +113,11 @@ class Desk:
     async def full(self) -> bool:
         """Whether no more questions are taken at the moment."""
         if self.pool:
-            return await self._call(queue_length, self.client) >= self.limits.queue
+            try:
+                waiting: Any = await self._call(self.client.xlen, names_of(self.client).questions)
+            except (RedisError, OSError) as error:
+                raise unusable(error, self.client) from None
+            return bool(waiting >= self.limits.queue)
         self._own = [answer for answer in self._own if answer.at_work]
         return len(self._own) + self._asking >= self.limits.answers
 
@@ -193,11 +167,11 @@ class Desk:
         while True:
             now = time.monotonic()
             with suppress(RedisUnusable):  # it may come back
-                place = await hub.place(answer_id, seen)
-                if place.final and (place.told or now - alive > 2 * self.timing.lease):
+                top, final, signs = await hub.place(answer_id, seen)
+                if final and ((signs.record or {}).get("end") or now - alive > 2 * self.timing.lease):
                     return JSONResponse((await self.show(answer_id)).model_dump())
-                if place.alive or place.top != seen:
-                    seen, alive = place.top, now
+                if signs.leased or top != seen:
+                    seen, alive = top, now
             if await request.is_disconnected():
                 await self.stop(answer_id)
             if now - alive > self.timing.patience or hub.closing:
@@ -236,8 +210,7 @@ def create_app(
         frame_ancestors: which pages may show this one in a frame (Content-Security-Policy).
     """
     client, limits, timing = client or current(), limits or Limits(), timing or Timing()
-    desk = Desk(client, pool, limits, timing, models or {})
-    desk.silence = {"timeout": timeout, "first_timeout": first_timeout}
+    desk = Desk(client, pool, limits, timing, timeout=timeout, first_timeout=first_timeout)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -248,30 +221,30 @@ def create_app(
             await app.state.hub.close()
             await desk.leave()
 
-    problems: dict[int | str, dict[str, Any]] = {
-        code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)
-    }
-    app = FastAPI(
-        title="llmstream-nb", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, responses=problems
-    )  # fmt: skip
-    app.add_middleware(Guard, token=token, body=limits.body, frame_ancestors=frame_ancestors)
+    problems: Any = {code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)}
+    about: Any = {"title": "llmstream-nb", "version": "1", "docs_url": None, "redoc_url": None}
+    app = FastAPI(lifespan=lifespan, responses=problems, **about)
+    app.add_middleware(Admission, token=token, body=limits.body, frame_ancestors=frame_ancestors)
     app.add_exception_handler(LLMStreamError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
 
-    _add_answers(app, desk, limits)
+    _add_answers(app, desk, limits, models or {})
     _add_events(app, limits)
     app.mount("/", StaticFiles(directory=PAGE, packages=[("llmstream_nb", "viewing/browser")], html=True))
     return app
 
 
-def _add_answers(app: FastAPI, desk: Desk, limits: Limits) -> None:
-    @app.post("/answers", status_code=201, response_model=Asked, responses={200: {"model": Shown}})
+def _add_answers(app: FastAPI, desk: Desk, limits: Limits, models: Models) -> None:
+    @app.post("/answers", status_code=201, response_model=dict[str, str], responses={200: {"model": Shown}})
     async def ask(question: Question, request: Request) -> Any:
-        """Ask. The answer is written into its stream from now on, whether anybody watches or not."""
+        """Ask. The answer is written into its stream from now on, whether anybody watches or not.
+
+        The reply holds its `id`, and the relative addresses of its record (`answer`) and of its `events`.
+        """
         if len(question.question) > limits.question:
             return problem(422, "TooLong", f"a question may have {limits.question:,} characters here")
-        offered = desk.models.get(check_source(question.source or default_source()), ())
+        offered = models.get(check_source(question.source or default_source()), ())
         if question.model is not None and question.model not in offered:
             choice = " or ".join([*offered, "none"])
             return problem(422, "NotOffered", f"this model can't be asked for here: choose {choice}")
@@ -284,26 +257,26 @@ def _add_answers(app: FastAPI, desk: Desk, limits: Limits) -> None:
         return JSONResponse({"id": answer.id, "answer": place, "events": f"{place}/events"}, 201, {"Location": place})
 
     @app.get("/answers/{answer_id}")
-    async def show(answer_id: AnswerID) -> Shown:
+    async def show(answer_id: str) -> Shown:
         """The record, the status and the text so far."""
         return await desk.show(answer_id)
 
     @app.delete("/answers/{answer_id}")
-    async def stop(answer_id: AnswerID) -> Stopped:
+    async def stop(answer_id: str) -> dict[str, str]:
         """Stop it, wherever it is written, and keep the text so far. Also what has ended may be stopped."""
-        return Stopped(id=answer_id, status=await desk.stop(answer_id))
+        return {"id": answer_id, "status": await desk.stop(answer_id)}
 
     @app.get("/sources")
     async def list_sources() -> dict[str, Any]:
         """Who can answer, and the questions for which the scripted source has an answer."""
-        listed = [asdict(one) | {"models": list(desk.models.get(one.name, ()))} for one in sources()]
+        listed = [asdict(one) | {"models": list(models.get(one.name, ()))} for one in sources()]
         return {"sources": listed, "default": default_source(), "prepared": prepared_questions()}
 
 
 def _add_events(app: FastAPI, limits: Limits) -> None:
     @app.get("/answers/{answer_id}/events", response_class=StreamingResponse, responses={200: EVENTS, 204: OVER})
     async def events(
-        answer_id: AnswerID,
+        answer_id: str,
         request: Request,
         last_event_id: Annotated[str | None, Header(description="the ID of the last event seen")] = None,
         after: Annotated[str | None, Query(description="the same, for those who can't set a header")] = None,
@@ -320,7 +293,7 @@ def _add_events(app: FastAPI, limits: Limits) -> None:
             seen = EntryID.parse(place)
         except BadEntryID as error:
             return problem(400, "BadEntryID", str(error))
-        top, final, *_, first = await hub.place(answer_id)
+        top, final, signs = await hub.place(answer_id)
         if seen.attempt >= ATTEMPTS or (final and seen > top):
             return problem(409, "ForeignID", f"{seen} is no entry of {answer_id}: watch it without Last-Event-ID")
         if final and seen == top:
@@ -328,14 +301,15 @@ def _add_events(app: FastAPI, limits: Limits) -> None:
         if hub.closing or hub.viewers >= limits.viewers:
             return problem(503, "Full", "too many are watching: come back in a moment", {"Retry-After": "5"})
         # Who has watched another question under this id begins anew.
-        return Watching(hub, hub.stream(answer_id, seen if seen.attempt >= first else ORIGIN, top))
+        return Watching(hub, hub.stream(answer_id, seen if seen.attempt >= signs.first else ORIGIN, top))
 
 
 class Watching(StreamingResponse):
     """A viewer's stream: it counts as a viewer from here on until it is gone, however it goes."""
 
     def __init__(self, hub: Hub, stream: AsyncGenerator[bytes]) -> None:
-        super().__init__(stream, headers=HEADERS, media_type="text/event-stream")
+        # A proxy that gathers events would hold them up.
+        super().__init__(stream, headers={"X-Accel-Buffering": "no"}, media_type="text/event-stream")
         self.hub, self.stream = hub, stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -348,24 +322,11 @@ class Watching(StreamingResponse):
             await self.stream.aclose()
 
 
-def queue_length(client: redis.Redis) -> int:
-    """How many questions are in the pool's queue; raises RedisUnusable."""
-    try:
-        return int(client.xlen(names_of(client).questions))
-    except (RedisError, OSError) as error:
-        raise unusable(error, client) from None
-
-
 # ------------------------------------------------------------------------------------------------- errors
 
 
-def problem(status: int, error: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error as JSON."""
-    return JSONResponse({"error": error, "message": message}, status, headers)
-
-
 async def _refused(_: Request, error: Exception) -> JSONResponse:
-    status = next(status for kind, status in STATUS if isinstance(error, kind))
+    status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
     return problem(status, type(error).__name__, str(error))
 
 

@@ -32,11 +32,5 @@ class WebFrame(anywidget.AnyWidget):
         return "<WebFrame: run the cell to see the page>"
 
     def _asked(self, *_: Any) -> None:
-        link = self._link()
-        self.send(
-            {
-                "port": self._port,
-                "query": link.partition("?")[2],
-                "hub": "JUPYTERHUB_SERVICE_PREFIX" in os.environ,
-            }
-        )
+        hub, query = "JUPYTERHUB_SERVICE_PREFIX" in os.environ, self._link().partition("?")[2]
+        self.send({"port": self._port, "query": query, "hub": hub})

@@ -7,7 +7,8 @@ import time
 from bisect import bisect_right
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from operator import attrgetter
+from typing import Any
 
 import redis
 
@@ -16,15 +17,7 @@ from llmstream_nb.answers.read import asend, asend_all
 from llmstream_nb.protocol.events import Event
 from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.round import COUNT, Round
-from llmstream_nb.protocol.wire import (
-    ORIGIN,
-    AnswerNotFound,
-    EntryID,
-    Timing,
-    first_attempt,
-    parse_entries,
-    parse_record,
-)
+from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, EntryID, Signs, Timing
 from llmstream_nb.viewing.broken import explained
 from llmstream_nb.web.sse import HELLO, KEEP_ALIVE, Frame, frame, frames
 
@@ -35,16 +28,6 @@ WINDOW = 256_000  # bytes of an answer's newest frames that are kept for its vie
 PAGE = 64_000  # bytes written to a viewer at once; it has to take them before it gets more
 CATCH_UP = 3  # connections for all viewers who are behind
 FEW = 100  # entries in a viewer's first read; the next ones are as large as what it takes at once
-
-
-class Place(NamedTuple):
-    """Where an answer stands."""
-
-    top: EntryID  # its last entry
-    final: bool  # whether that is its end
-    alive: bool  # whether the lease of the attempt that was seen lives
-    told: bool  # whether the record tells the end, too
-    first: int  # the attempt that its question began with: what is older was of another question under this id
 
 
 class Channel:
@@ -58,9 +41,8 @@ class Channel:
         self.state = ""  # queued, streaming or interrupted, once it is known
         self._base = self.top  # who has seen this entry, or a later one, goes on from the frames
         self._frames: list[Frame] = []
-        self._ids: list[EntryID] = []  # of the frames
         self._size = 0
-        self._news = asyncio.Event()
+        self.news = asyncio.Event()  # there is something to look at
 
     @property
     def top(self) -> EntryID:
@@ -74,28 +56,21 @@ class Channel:
                 self.last = made
                 continue
             self._frames.append(made)
-            self._ids.append(made.id)
             self._size += len(made.data)
-        drop = 0
         while self._size > WINDOW:
-            self._base = self._ids[drop]  # who has not seen it has to read for itself
-            self._size -= len(self._frames[drop].data)
-            drop += 1
-        del self._frames[:drop], self._ids[:drop]
+            oldest = self._frames.pop(0)
+            self._base = oldest.id  # who has not seen it has to read for itself
+            self._size -= len(oldest.data)
         self.wake()
 
     def after(self, place: EntryID) -> list[Frame] | None:
         """The frames for a viewer at this place, but for the last one; None if it has to read for itself first."""
-        return None if place < self._base else self._frames[bisect_right(self._ids, place) :]
+        return None if place < self._base else self._frames[bisect_right(self._frames, place, key=attrgetter("id")) :]
 
     def wake(self) -> None:
         """Let all viewers look."""
-        self._news.set()
-        self._news = asyncio.Event()
-
-    async def news(self) -> None:
-        """Wait until there is something to look at."""
-        await self._news.wait()
+        self.news.set()
+        self.news = asyncio.Event()
 
 
 class Viewer:
@@ -108,16 +83,11 @@ class Viewer:
     def __init__(self, hub: Hub, answer_id: str, place: EntryID, top: EntryID) -> None:
         self.hub, self.answer_id, self.place, self._top = hub, answer_id, place, top
         self.done = False
-        self._channel: Channel | None = None
+        self.channel: Channel | None = None
         self._state = ""  # the last one that was sent
         self._count = FEW  # entries that it reads for itself
         self._lost = False  # Redis was out of reach when it read for itself
         self._sent = self._moved = time.monotonic()  # when it was given anything, and when it was given entries
-
-    def leave(self) -> None:
-        """Watch no more."""
-        if self._channel:
-            self._channel.viewers -= 1
 
     async def next(self) -> bytes:
         """Wait for what comes next, and return it; empty when it is time to look again."""
@@ -134,24 +104,24 @@ class Viewer:
         if last := self._last(now):
             self.done = True
             return last
-        state = self._channel.state if self._channel and not (self.hub.away or self._lost) else "away"
+        state = self.channel.state if self.channel and not (self.hub.away or self._lost) else "away"
         if state and state != self._state:
             self._state, self._sent = state, now
             return frame("state", {"state": state})
         if now - self._sent >= self.hub.keep_alive:
             self._sent = now
             return KEEP_ALIVE
-        if self._channel and self._waiting() is not None:
-            await self._channel.news()
+        if self.channel and self._waiting() is not None:
+            await self.channel.news.wait()
         return b""
 
     def _waiting(self) -> list[Frame] | None:
         """What the channel has for it; None where it has to read for itself."""
-        return self._channel.after(self.place) if self._channel else None
+        return self.channel.after(self.place) if self.channel else None
 
     async def _read(self) -> list[Frame]:
         """Read for itself, where the channel can't serve it."""
-        channel = self._channel
+        channel = self.channel
         if self._waiting() is not None:
             self._lost = False
             return []
@@ -160,14 +130,14 @@ class Viewer:
         if found:
             self._count = max(1, min(COUNT, PAGE * len(found) // sum(len(one.data) for one in found)))
         if not channel and found is not None and len(found) < count:
-            self._channel = self.hub.join(self.answer_id, min(found[-1].id if found else self.place, self._top))
+            self.channel = self.hub.join(self.answer_id, min(found[-1].id if found else self.place, self._top))
         elif not found:
             await asyncio.sleep(RETRY)  # Redis is away, or this viewer waits for what Redis has lost
         return found or []
 
     def _last(self, now: float) -> bytes | None:
         """What ends the stream, if it is at its end."""
-        channel = self._channel
+        channel = self.channel
         if not channel:
             return None
         ahead = self.place > channel.top
@@ -212,20 +182,23 @@ class Hub:
 
     # For each viewer
 
-    async def place(self, answer_id: str, seen: EntryID = ORIGIN) -> Place:
-        """Where an answer stands, for one who has seen so much; raises AnswerNotFound, NotAnAnswer, RedisUnusable."""
+    async def place(self, answer_id: str, seen: EntryID = ORIGIN) -> tuple[EntryID, bool, Signs]:
+        """Where an answer stands, for one who has seen so much: its last entry, whether that is its end, and the look.
+
+        Raises AnswerNotFound, NotAnAnswer, RedisUnusable.
+        """
         one = Round(self.names.answer(answer_id), Follower(answer_id, seen))
         try:
             async with self._turn:
-                newest, leased, text, _ = await asend(self._pool, one.look())
+                signs = Signs.parse(await asend(self._pool, one.look()))
         except LOST as error:
             raise unusable(error, self.client) from None
-        record, top = parse_record(text), parse_entries(newest)
-        if not top and record is None:
+        top, record = signs.top, signs.record or {}
+        if not top and signs.record is None:
             raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
-        end = (record or {}).get("end") or ""
-        last, final = (top[0].id, top[0].final) if top else (EntryID.parse(end or str(ORIGIN)), bool(end))
-        return Place(last, final, bool(leased), bool(end), first_attempt(record or {}))
+        end = record.get("end") or ""
+        last, final = (top.id, top.final) if top else (EntryID.parse(end or str(ORIGIN)), bool(end))
+        return last, final, signs
 
     async def stream(self, answer_id: str, after: EntryID, top: EntryID) -> AsyncGenerator[bytes]:
         """What to send to a viewer who has seen `after`, until the end. `top` is the last entry that `place` saw."""
@@ -238,7 +211,8 @@ class Hub:
         except Exception as error:  # noqa: BLE001 - whatever an entry brought about, its viewers must see it
             yield self._failed(error, answer_id).data
         finally:
-            viewer.leave()
+            if viewer.channel:
+                viewer.channel.viewers -= 1
 
     # What viewers use
 
@@ -277,16 +251,14 @@ class Hub:
                 if now - woken >= self.keep_alive / 2:
                     woken = now
                     self._wake_all()
+                pause = min(SLOWEST, TICK + (now - changed) / 50)
                 try:
-                    news = await self._round()
-                    pause = TICK
+                    changed = now if await self._round() else changed
                 except LOST:  # whatever it is, the viewers wait; what concerns one answer alone is not raised
-                    news, pause = not self.away, RETRY
-                    self.away = True
+                    changed, pause, self.away = now, RETRY, True
                     self._wake_all()
-                changed = now if news else changed
                 self._channels = {key: one for key, one in self._channels.items() if one.viewers and not one.last}
-                await asyncio.sleep(min(SLOWEST, pause + (now - changed) / 50) if pause == TICK else pause)
+                await asyncio.sleep(pause)
         except Exception as error:  # noqa: BLE001 - those who watch must learn of it; the next viewer starts it anew
             for channel in self._channels.values():
                 channel.last = self._failed(error, "all that is watched", channel.top)

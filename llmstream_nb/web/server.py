@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlencode
@@ -103,24 +104,12 @@ class WebServer:
 
     def start(self) -> Self:
         """Serve in a thread; returns once requests are answered."""
-        ready = threading.Event()
-        startup = self._server.startup
-
-        async def started(sockets: Any = None) -> None:
-            await startup(sockets)
-            ready.set()
-
-        self._server.startup = started  # type: ignore[method-assign]
-
-        def run() -> None:
-            try:
-                self.run()
-            finally:
-                ready.set()
-
-        self._thread = threading.Thread(target=run, name="llmstream web", daemon=True)
+        self._thread = threading.Thread(target=self.run, name="llmstream web", daemon=True)
         self._thread.start()
-        if not ready.wait(START) or not self._server.started:
+        deadline = time.monotonic() + START
+        while self._thread.is_alive() and not self._server.started and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if not self._server.started:
             raise NotServed("the web server did not start: its reason stands in the kernel's log")
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import time
+from itertools import accumulate
 from typing import Any
 
 import anywidget
@@ -54,6 +55,8 @@ class AnswerView(Watched, anywidget.AnyWidget):
     first_ms = t.Int(None, allow_none=True, help="Milliseconds to the first of them.").tag(sync=True)
     ms = t.Int(help="Milliseconds from the start to this message, or to the end.").tag(sync=True)
 
+    _keyframe_at = 0.0  # monotonic time
+
     def __new__(
         cls,
         answer: Answer | str,
@@ -64,11 +67,7 @@ class AnswerView(Watched, anywidget.AnyWidget):
         replay: float | None = None,
     ) -> Any:
         """With `plain`, this makes a widget of another class."""
-        return PlainAnswerView(answer, client, group, replay) if plain else super().__new__(cls)
-
-    def __init__(self, answer: Answer | str, *, plain: bool = False, **options: Any) -> None:  # noqa: ARG002
-        self._keyframe_at = 0.0
-        super().__init__(answer, **options)
+        return PlainAnswerView(answer, client=client, group=group, replay=replay) if plain else super().__new__(cls)
 
     def show(self) -> None:
         """Send what is new: a delta while only the text grows, else the whole state."""
@@ -101,19 +100,14 @@ class PlainAnswerView(Watched, ipywidgets.HTML):  # type: ignore[misc]
         self.pause = len(transcript.text) / RATE
         text = "".join(f"{_escape(piece)}<mark>{missing}</mark>" for piece, missing in transcript.pieces)
         state = f"<b>{LABELS[transcript.state]}</b> {_escape(transcript.note)}"
-        self.value = (
-            f"<p>{state} <small>{transcript.figures}</small></p>"
-            f'<pre style="white-space: pre-wrap; max-height: 32em; overflow: auto">\n{text}</pre>'
-        )
+        style = "white-space: pre-wrap; max-height: 32em; overflow: auto"
+        self.value = f'<p>{state} <small>{transcript.figures}</small></p><pre style="{style}">\n{text}</pre>'
         self.live = transcript.live
 
 
 def _offsets(transcript: Transcript) -> list[list[Any]]:
-    before, offsets = 0, []
-    for piece, missing in transcript.pieces[:-1]:
-        before += utf16_length(piece)
-        offsets.append([before, missing])
-    return offsets
+    before = accumulate(utf16_length(piece) for piece, _ in transcript.pieces)
+    return [[length, missing] for length, (_, missing) in zip(before, transcript.pieces[:-1], strict=False)]
 
 
 def _escape(text: str) -> str:

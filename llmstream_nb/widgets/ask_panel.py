@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Iterable
 from importlib import import_module
@@ -108,19 +107,16 @@ class AskPanel(ipywidgets.VBox):  # type: ignore[misc]
 
     def _ask(self) -> Answer:
         form = self.form
-        options = {
-            "topic": form.topic.strip() or None,
-            "source": self._own if self._own and form.source == _name(self._own) else form.source,
-            "stream": not form.without_stream,
-        } | self._options
-        for number in itertools.count(2):
+        source = self._own if self._own and form.source == _name(self._own) else form.source
+        asked = {"topic": form.topic.strip() or None, "source": source, "stream": not form.without_stream}
+        options = asked | self._options
+        number = 1
+        while True:
             try:
                 return ask(form.question, **options)
-            except AnswerExists:
-                if "id" not in self._options:
-                    raise
+            except AnswerExists:  # a given id: one by chance is never taken
+                number += 1
                 options["id"] = f"{self._options['id']}-{number}"
-        raise AssertionError("unreachable")
 
     def _show(self, answer: Answer) -> None:
         self.answer, old = answer, self.children[1:]

@@ -43,17 +43,6 @@ class Hub:
                 self._thread.start()
         self._wake.set()
 
-    def _live(self) -> list[Live]:
-        """The views to read or to show; when there are none, the thread counts as ended."""
-        with self._lock:
-            for view in list(self._views):
-                if view.closed or (view.settled and not view.unseen):
-                    self._views.discard(view)
-            views = list(self._views)
-            if not views:
-                self._thread = None
-            return views
-
     def _run(self) -> None:
         readers: dict[tuple[type[Reader], redis.Redis], Reader] = {}
         changed = time.monotonic()
@@ -61,8 +50,7 @@ class Hub:
             while (news := self._round(readers)) is not None:
                 changed = time.monotonic() if news else changed
                 # The longer nothing happens, the more slowly it looks, down to SLOWEST after four seconds.
-                self._wake.wait(min(SLOWEST, TICK + (time.monotonic() - changed) / 20))
-                if self._wake.is_set():
+                if self._wake.wait(min(SLOWEST, TICK + (time.monotonic() - changed) / 20)):
                     self._wake.clear()
                     changed = time.monotonic()
         except Exception as error:  # noqa: BLE001 - views must not stand still unsaid; the next one starts it anew
@@ -81,18 +69,22 @@ class Hub:
 
         A method of its own, so that no local variable keeps a view alive between two rounds.
         """
-        views = self._live()
-        if not views:
-            return None
+        with self._lock:
+            for view in list(self._views):
+                if view.closed or (view.settled and not view.unseen):
+                    self._views.discard(view)
+            views: list[Live] = list(self._views)
+            if not views:
+                self._thread = None  # it counts as ended
+                return None
         groups: dict[tuple[type[Reader], redis.Redis], list[Live]] = defaultdict(list)
         for view in views:
             if not view.settled:
                 groups[view.reader, view.client].append(view)
         for key in readers.keys() - groups.keys():
             readers.pop(key).close()
-        for key, group in groups.items():
-            kind, client = key
-            readers.setdefault(key, kind(client)).read(group)
+        for (kind, client), group in groups.items():
+            readers.setdefault((kind, client), kind(client)).read(group)
         news = any(view.unseen for view in views)
         pace, now = max(TICK, len(views) / BUDGET), time.monotonic()
         for view in views:
@@ -113,7 +105,7 @@ class Reader:
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         self.lost = False  # Redis was away at the last try
-        self._line: Line | None = None
+        self._line = Line(client)
         self._retry_at = 0.0
 
     def read(self, views: list[Any]) -> None:
@@ -121,10 +113,9 @@ class Reader:
         if time.monotonic() < self._retry_at:
             return
         try:
-            self._line = self._line or Line(self.client)
             replies = self.ask(self._line.redis, views)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the thread, but be seen
-            self.close()
+            self._line.reopen()
             if is_passing(error):
                 self.lost, self._retry_at = True, time.monotonic() + RETRY
                 for view in views:
@@ -143,10 +134,8 @@ class Reader:
         self.lost = False
 
     def close(self) -> None:
-        """Give the connection back; the next read opens another."""
-        if self._line:
-            self._line.close()
-        self._line = None
+        """Give the connection back."""
+        self._line.close()
 
     def ask(self, line: redis.Redis, views: list[Any]) -> list[Any]:
         """Return for each view what `tell` is to be given; errors of Redis pass."""
@@ -154,7 +143,6 @@ class Reader:
 
     def tell(self, view: Any, reply: Any) -> None:
         """Let a view know; what this raises is shown in that view."""
-        raise NotImplementedError
 
     def _fail(self, view: Live, error: Exception) -> None:
         view.fail(explained(error, self.client, repr(view)))
@@ -186,15 +174,12 @@ class Live(ipywidgets.Widget):  # type: ignore[misc]
 
     def show(self) -> None:
         """Send one message to the browser; this and the next two are called in the hub's thread."""
-        raise NotImplementedError
 
     def lose(self) -> None:
         """Redis can't be reached at the moment."""
-        raise NotImplementedError
 
     def fail(self, error: LLMStreamError) -> None:
         """Reading is not possible, and this is why."""
-        raise NotImplementedError
 
     def _asked_for_all(self, *_: Any) -> None:
         """A page that was just loaded, or that missed something, asks for the whole state."""

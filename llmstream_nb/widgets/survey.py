@@ -11,7 +11,7 @@ import redis
 
 from llmstream_nb.answers.connection import names_of, said, unusable
 from llmstream_nb.answers.read import passing_raised, send_all
-from llmstream_nb.protocol.events import Ended, Event, Failed
+from llmstream_nb.protocol.events import Ended, Failed
 from llmstream_nb.protocol.round import Command, Round
 from llmstream_nb.protocol.wire import POOL, AnswerNotFound, EntryID, LLMStreamError, clean, parse_entries
 from llmstream_nb.viewing.broken import Broken, explained
@@ -60,13 +60,12 @@ class Survey:
 
     def _list(self, index: list[tuple[str, float]], lost: bool) -> None:
         """Keep the items that are still listed; one with another score was asked anew under the same id."""
-        known = {} if lost else self._items
-        self._items = {}
+        known, self._items = {} if lost else self._items, {}
         for answer_id, asked in index:
             item = known.get(answer_id)
-            self._items[answer_id] = (
-                item if item and item.asked == asked else Item(self._client, answer_id, asked, lost)
-            )
+            if not item or item.asked != asked:
+                item = Item(self._client, answer_id, asked, lost)
+            self._items[answer_id] = item
 
     def _queue(self, replies: list[Any], notes: list[str]) -> dict[str, Any]:
         length, groups, consumers = replies
@@ -77,7 +76,7 @@ class Survey:
             return {"waiting": None, "answering": None, "consumers": []}
         taken = sum(group["pending"] for group in groups if group["name"] == POOL)
         known = [] if isinstance(consumers, Exception) else consumers  # an error: there is no such group
-        now, quiet = time.time(), self._quiet
+        now, quiet, rows = time.time(), self._quiet, list[dict[str, Any]]()
         self._quiet = {}
         for consumer in known:
             idle, name = consumer["idle"] / 1000, consumer["name"]
@@ -85,10 +84,7 @@ class Survey:
                 # The same number at every sample, as long as it means the same: else an idle pool would be news.
                 before = quiet.get(name, 0.0)
                 self._quiet[name] = before if abs(now - idle - before) < 1 else round(now - idle, 1)
-        rows = [
-            {"name": _fit(each["name"]), "pending": each["pending"], "quiet": self._quiet.get(each["name"])}
-            for each in known
-        ]
+            rows.append({"name": _fit(name), "pending": consumer["pending"], "quiet": self._quiet.get(name)})
         if len(rows) > MOST:
             notes.append(f"{len(rows) - MOST:,} more workers are not shown.")
         holders_first = sorted(rows, key=lambda row: not row["pending"])[:MOST]
@@ -154,20 +150,21 @@ class Item:
             self._worker = str((start[0].data if start else {}).get("worker") or "")
             self.done = self._transcript.follower.done
 
-    def _follow(self, signs: list[Any]) -> None:
+    def _follow(self, replies: list[Any]) -> None:
         transcript, follower = self._transcript, self._transcript.follower
-        top = parse_entries(signs[0])
-        events = self._round.judge(signs, time.monotonic(), glance=True)
-        if top and top[0].final and not follower.done:
-            events = self._round.judge(signs, time.monotonic(), glance=True)  # the first has only moved on to the end
-        self._question = str((self._round.record or {}).get("question") or "")
-        last = _last_text(events) or (top[0].id if top else EntryID(1, 0))
+        events = self._round.judge(replies, time.monotonic(), glance=True)
+        signs = self._round.signs
+        if signs.top and signs.top.final and not follower.done:
+            events = follower.glance(signs, time.monotonic())  # the first has only moved on to the end
+        self._question = str((signs.record or {}).get("question") or "")
+        ended = next((event for event in events if isinstance(event, (Ended, Failed))), None)
+        last = _last_text(ended) if ended else signs.top.id if signs.top else EntryID(1, 0)
         attempt, chunks = max(1, last.attempt), max(0, last.seq)
         if attempt != self._attempt:
             self._attempt, self._worker = attempt, ""
             self._heard.clear()
         transcript.chunks = chunks
-        transcript.take([event for event in events if isinstance(event, (Ended, Failed))])
+        transcript.take([ended] if ended else [])
         self._heard.append((time.monotonic(), chunks))
         while len(self._heard) > 2 and self._heard[-1][0] - self._heard[1][0] >= WINDOW:
             self._heard.popleft()
@@ -196,13 +193,10 @@ class Item:
         return rate and max(0, round(rate, None if rate >= 10 else 1))  # less than 0: written again after a loss
 
 
-def _last_text(events: list[Event]) -> EntryID | None:
+def _last_text(end: Ended | Failed) -> EntryID:
     """Of an answer that has ended: its last entry before the end, whose `seq` is the number of chunks."""
-    for event in events:
-        if isinstance(event, (Ended, Failed)):
-            closes = event.data.get("closes")  # said by whoever closed it from outside
-            return EntryID.parse(closes) if closes else EntryID(event.id.attempt, event.id.seq - 1)
-    return None
+    closes = end.data.get("closes")  # said by whoever closed it from outside
+    return EntryID.parse(closes) if closes else EntryID(end.id.attempt, end.id.seq - 1)
 
 
 def _why(error: Exception, key: str, client: redis.Redis) -> str:

@@ -11,20 +11,12 @@ import traitlets as t
 
 from llmstream_nb.answers.ask import Answer
 from llmstream_nb.answers.connection import current, names_of
-from llmstream_nb.answers.read import send, send_all
+from llmstream_nb.answers.read import send_all
 from llmstream_nb.pool.groups import GroupGone, check_name, create_group, is_gone
 from llmstream_nb.protocol.events import Event
 from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.round import Command, Round
-from llmstream_nb.protocol.wire import (
-    ORIGIN,
-    AnswerKeys,
-    AnswerNotFound,
-    EntryID,
-    LLMStreamError,
-    RawEntry,
-    parse_entries,
-)
+from llmstream_nb.protocol.wire import ORIGIN, AnswerKeys, AnswerNotFound, Entry, EntryID, LLMStreamError, RawEntry
 from llmstream_nb.viewing.transcript import Transcript
 from llmstream_nb.widgets.live import Live, Reader
 
@@ -55,14 +47,13 @@ class AnswerReader(Reader):
         transcript, one = view.transcript, view.round
         if self.lost:
             one.follower.reconnected(time.monotonic())
-        before = transcript.state, transcript.note
+        before = transcript.state, transcript.note, transcript.settled
         events = one.hear(reply, time.monotonic())
         transcript.away = False
         transcript.take(events)
         if one.follower.done and not transcript.settled and len(reply) > 1 and not events:
-            transcript.mend(one.record, one.leased)
-            view.unseen = True
-        if events or before != (transcript.state, transcript.note):
+            transcript.mend(one.signs.record, one.signs.leased)
+        if events or before != (transcript.state, transcript.note, transcript.settled):
             view.unseen = True
 
 
@@ -81,7 +72,8 @@ class ReplayRound(Round):
     def entries(self, reply: Any) -> list[RawEntry]:
         """Those that are due."""
         due, now = [], time.monotonic()
-        for raw, entry in zip(reply, parse_entries(reply), strict=True):
+        for raw in reply:
+            entry = Entry.parse(*raw)
             began = self._began if entry.id.attempt == self._attempt else now
             if entry.ms > (now - began) * 1000 * self._speed:
                 break
@@ -102,16 +94,15 @@ class GroupRound(Round):
         self.group = check_name(group)
         self.joined = False
         self._until = self._beyond = ORIGIN  # read again up to here; the last entry when the group had nothing left
-        self._asked = ""
+        self._asked: Command = ()
 
     def join(self, line: redis.Redis) -> None:
         """Become the group's one consumer, unless it is. Redis errors pass; LLMStreamError: there are others."""
         if self.joined:
             return
         create_group(line, self.follower.answer_id, self.group, self.follower.timing)
-        groups, consumers = send(
-            line, [("XINFO GROUPS", self.keys.chunks), ("XINFO CONSUMERS", self.keys.chunks, self.group)]
-        )
+        groups: Any = line.xinfo_groups(self.keys.chunks)
+        consumers: Any = line.xinfo_consumers(self.keys.chunks, self.group)
         if others := sorted({consumer["name"] for consumer in consumers} - {CONSUMER}):
             raise self._shared(f"has other consumers ({', '.join(others)[:200]})")
         if any(consumer["pending"] for consumer in consumers):  # with one that acknowledged, and died
@@ -123,34 +114,33 @@ class GroupRound(Round):
         """What the group was given before, then what is new to it."""
         after, key = self.follower.cursor.after, self.keys.chunks
         if not self.joined:
-            self._asked = "EXISTS"
-            return ("EXISTS", key)
+            self._asked = ("EXISTS", key)
+        elif after < self._until:
+            self._asked = ("XRANGE", key, f"({after}", str(self._until), "COUNT", self.count)
+        else:
+            options = ("COUNT", self.count, "NOACK", "STREAMS", key, ">")
+            self._asked = ("XREADGROUP", "GROUP", self.group, CONSUMER, *options)
         self.joined = False  # until the reply is here
-        if after < self._until:
-            self._asked = "XRANGE"
-            return ("XRANGE", key, f"({after}", str(self._until), "COUNT", self.count)
-        self._asked = "XREADGROUP"
-        return ("XREADGROUP", "GROUP", self.group, CONSUMER, "COUNT", self.count, "NOACK", "STREAMS", key, ">")
+        return self._asked
 
     def entries(self, reply: Any) -> list[RawEntry]:
         """The entries in the reply to any of these."""
-        if self._asked == "XRANGE":
+        if self._asked[0] == "XRANGE":
             if len(reply) < self.count:
                 self._until = ORIGIN  # the rest of it was trimmed
             return list(reply)
-        return super().entries(reply) if self._asked == "XREADGROUP" else []
+        return super().entries(reply) if self._asked[0] == "XREADGROUP" else []
 
     def hear(self, replies: Sequence[Any], now: float) -> list[Event]:
         """As in other rounds; raises GroupGone, and LLMStreamError when others take what this view waits for."""
         if isinstance(replies[0], Exception) and is_gone(replies[0]):
             raise GroupGone(f"The group {self.group!r}, or the answer, was deleted or has expired meanwhile.")
         events = super().hear(replies, now)
-        self.joined = self._asked != "EXISTS"
-        if self._asked == "XREADGROUP" and not self.entries(replies[0]) and len(replies) > 1:
+        self.joined = self._asked[0] != "EXISTS"
+        if self._asked[0] == "XREADGROUP" and not self.entries(replies[0]) and len(replies) > 1:
             if self._beyond > self.follower.cursor.after:  # it was there at the last look, and did not come
                 raise self._shared("has another reader")
-            top = parse_entries(replies[1])
-            self._beyond = top[0].id if top else ORIGIN
+            self._beyond = self.signs.top.id if self.signs.top else ORIGIN
         return events
 
     def _shared(self, why: str) -> LLMStreamError:
@@ -164,20 +154,14 @@ class Watched(Live):
     reader = AnswerReader
     live = t.Bool(True, help="Whether text may come at any moment. Not synced: for observers in the kernel.")
 
-    def __init__(
-        self,
-        answer: Answer | str,
-        client: redis.Redis | None = None,
-        group: str | None = None,
-        replay: float | None = None,
-    ) -> None:
+    def __init__(self, answer: Answer | str, *, client: redis.Redis | None = None, **options: Any) -> None:
+        group, replay = options.get("group"), options.get("replay")  # `AnswerView` has checked their names
         handle = answer if isinstance(answer, Answer) else Answer(answer, client=client or current())
         keys = names_of(handle.client).answer(handle.id)
         self.transcript = Transcript(handle.id, handle.timing, past=bool(replay))
         follower = self.transcript.follower
-        self.round: Round
         if replay:
-            self.round = ReplayRound(keys, follower, replay)
+            self.round: Round = ReplayRound(keys, follower, replay)
         elif group is None:
             self.round = Round(keys, follower, COUNT, at_once=True)
         else:

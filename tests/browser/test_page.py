@@ -21,11 +21,11 @@ from llmstream_nb import connect
 from llmstream_nb.answers.ask import Answer, ask
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
-from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.web import Limits, WebServer
 from tests.conftest import FAST
 from tests.model import Model, wait_for
 from tests.model import start as produce
+from tests.network import Proxy
 from tests.test_widgets import INJECTIONS
 from tests.web import Writer
 
