@@ -212,7 +212,10 @@ class Entry(NamedTuple):
 
 def parse_ms(text: str) -> int:
     """The milliseconds of an entry, not larger than a number in JSON may be; raises ValueError or TypeError."""
-    return min(max(-LARGEST, int(text)), LARGEST)
+    number = int(text)
+    if -LARGEST <= number <= LARGEST:
+        return number
+    return LARGEST if number > 0 else -LARGEST
 
 
 RawEntry = tuple[str, Mapping[str, str] | None]  # ID and fields, as redis-py gives them
