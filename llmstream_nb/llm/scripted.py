@@ -83,6 +83,7 @@ class Server(ThreadingTCPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+        self.active, self.lock = 0, threading.Lock()  # completions being answered now
         threading.Thread(target=self.serve_forever, name="scripted-model", daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -90,6 +91,7 @@ class Server(ThreadingTCPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    server: Server
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # small chunks must leave at once
 
@@ -104,6 +106,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(404, f"there is no {self.path}")
 
     def do_POST(self) -> None:
+        with self.server.lock:
+            self.server.active += 1
+        try:
+            self._complete()
+        finally:
+            with self.server.lock:
+                self.server.active -= 1
+
+    def _complete(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         try:
             request = json.loads(body)
