@@ -117,6 +117,8 @@ class Image:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # As there: a terminal that is closed ends what runs in it. Under nohup all of this would be born deaf to it.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # noqa: PLW1509 - it takes no lock
         )
 
     def run(self, *command: str | Path, **changes: str) -> str:

@@ -8,6 +8,7 @@ import gzip
 import http.server
 import json
 import re
+import string
 import threading
 import time
 
@@ -21,7 +22,7 @@ from llmstream_nb.llm.chunks import Reader, body_fault
 from llmstream_nb.llm.endpoint import Endpoint, ModelError
 from llmstream_nb.llm.sources import complete
 
-KEY = "-".join(["sk", "proj", "0123456789abcdefghijklmnopqrstuvwxyzABCD"])
+KEY = f"sk-proj-{string.digits}{string.ascii_lowercase}ABCD"
 SSE, JSON, HTML = ({"Content-Type": kind} for kind in ("text/event-stream", "application/json", "text/html"))
 
 

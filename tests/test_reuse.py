@@ -16,7 +16,7 @@ import redis
 
 from llmstream_nb import tables
 from llmstream_nb.answers import ask as ask_module
-from llmstream_nb.answers import produce as produce_module
+from llmstream_nb.answers import attempt as attempt_module
 from llmstream_nb.answers import record as record_module
 from llmstream_nb.answers.ask import Answer, ask, clear, stop_answer
 from llmstream_nb.answers.attempt import Attempt
@@ -467,7 +467,7 @@ def test_a_repair_that_comes_late_does_not_end_the_next_question(client, monkeyp
         return look(answer_id, given)
 
     newer = new_record("tour", "new?", None, "test", "test")
-    monkeypatch.setattr(produce_module, "look", look_late)
+    monkeypatch.setattr(attempt_module, "look", look_late)
     Producer(client, old.record, Model("else", end=True), QUICK).run()
     assert record_of(client, "tour") == newer
 
