@@ -52,10 +52,11 @@ export async function call(method, path, { query, body, signal } = {}) {
 
 // -------------------------------------------------------------------------------------------- the answer
 
-// IDs are <attempt>-<seq>: two integers.
+// IDs are <attempt>-<seq>: two integers of 64 bits.
 function compare(id, other) {
-  const [a, b] = [id, other].map((each) => (each || "0-0").split("-").map(Number));
-  return a[0] - b[0] || a[1] - b[1];
+  const [a, b] = [id, other].map((each) => (each || "0-0").split("-").map(BigInt));
+  const order = a[0] - b[0] || a[1] - b[1];
+  return order > 0n ? 1 : order < 0n ? -1 : 0;
 }
 
 export class Answer {
