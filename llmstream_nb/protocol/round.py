@@ -70,8 +70,10 @@ class Round:
                 raise reply
         found, *signs = replies
         raw = self.entries(found)
-        if signs and self.at_once and self.follower.cursor.after == ORIGIN and _is_whole(parse_record(signs[2])):
-            return self.follower.from_record(parse_record(signs[2]) or {})
+        if signs and self.at_once and self.follower.cursor.after == ORIGIN:
+            record = parse_record(signs[2]) or {}
+            if _is_whole(record):
+                return self.follower.from_record(record)
         if raw:
             return self.follower.feed(raw)
         return self.judge(signs, now) if signs else []
@@ -83,9 +85,9 @@ class Round:
         return judge(self.signs, now)
 
 
-def _is_whole(record: dict[str, Any] | None) -> bool:
+def _is_whole(record: dict[str, Any]) -> bool:
     """Whether a record has all of an ended answer."""
-    return bool(record and record.get("end") and isinstance(record.get("text"), str) and not record.get("missing"))
+    return bool(record.get("end") and isinstance(record.get("text"), str) and not record.get("missing"))
 
 
 class Send(NamedTuple):
