@@ -897,3 +897,54 @@ def test_a_question_asked_anew_does_not_answer_for_the_workers_that_an_older_one
         assert client.llen(names_of(client).failures) == 0
     finally:
         worker.stop(0)
+
+
+def slow(question: str, topic: str | None) -> Iterator[str]:
+    """A source that never comes to an end by itself."""
+    while True:
+        yield f"{question} "
+        time.sleep(0.01)
+
+
+def test_replace_stops_and_counts_on(client) -> None:
+    old = ask("old", source=slow, id="tour", timing=QUICK)
+    wait_for(lambda: "old" in old.text)
+    reader = read_answer("tour", client=client, timing=QUICK)
+    assert isinstance(next(reader), Started)
+    new = ask("new", source=lambda question, topic: "all new", id="tour", replace=True, timing=QUICK).wait(8)
+    assert old._producer.done.wait(8), "the old one writes on"
+    assert new.look().top.attempt == 2
+    assert (new.text, new.record["question"]) == ("all new", "new")
+    assert text_of(reader) == "all new"
+    with pytest.raises(AnswerExists, match="replace=True"):
+        ask("once more", source="scripted", id="tour")
+
+
+def test_replace_by_several_at_once_leaves_one(client) -> None:
+    ask("first", source=slow, id="tour", timing=QUICK)
+    asked = []
+
+    def again(number: int) -> None:
+        asked.append(ask(f"q{number}", source=lambda question, topic: question, id="tour", replace=True, timing=QUICK))
+
+    threads = [threading.Thread(target=again, args=[number]) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(asked) == 4, "one of them failed"
+    wait_for(lambda: Answer("tour", client=client).status == "ended")
+    last = Answer("tour", client=client)
+    assert last.text == last.record["question"]
+
+
+def test_replace_in_the_queue(client) -> None:
+    enqueue("old", source="scripted", model="scripted:pace=0", id="tour", timing=QUICK)
+    new = enqueue("What is XADD?", source="scripted", model="scripted:pace=0", id="tour", replace=True, timing=QUICK)
+    worker = Worker(client=client, timing=QUICK).start()
+    try:
+        assert new.wait(20).record["question"] == "What is XADD?"
+        wait_for(lambda: not client.xlen(names_of(client).questions))
+    finally:
+        worker.stop()
+    assert new.status == "ended"

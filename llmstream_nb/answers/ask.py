@@ -19,6 +19,7 @@ from llmstream_nb.llm.own import Source
 from llmstream_nb.llm.sources import deltas_of
 from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import (
+    AnswerExists,
     AnswerKeys,
     AnswerNotFound,
     Deleted,
@@ -45,6 +46,7 @@ def ask(
     model: str | None = None,
     stream: bool = True,
     id: str | None = None,
+    replace: bool = False,
     client: redis.Redis | None = None,
     timing: Timing | None = None,
     writing: Writing | None = None,
@@ -64,6 +66,7 @@ def ask(
         model: a model's name, where the source has several.
         stream: False asks for the whole answer in one piece.
         id: the answer's id, if you want to choose it: 1 to 64 letters, digits, `.`, `_`, `~` or `-`.
+        replace: an answer that has this id is stopped and cleared first; the number of the attempt counts on.
         client: a Redis client; else that of the last `connect()`.
         timing: leases and limits in seconds, the answer's time to live among them.
         writing: how to write it, as `Writing(coalesce_ms=100, maxlen=1000)`.
@@ -71,7 +74,7 @@ def ask(
 
     Raises:
         BadQuestion, BadAnswerId, ModelError: before anything is written.
-        AnswerExists: the id is taken.
+        AnswerExists: the id is taken, and `replace` is not wanted.
         RedisUnusable: Redis can't be reached or refuses.
     """
     client, timing = client or current(), timing or Timing()
@@ -79,10 +82,21 @@ def ask(
     limits: dict[str, Any] = {"timeout": timeout, "first_timeout": first_timeout, "stream": stream}
     deltas, own = deltas_of(question, topic, source, model, **limits)
     record = new_record(answer_id, question, topic, deltas.source, deltas.model)
-    register(client, record, timing)
+    take_id(client, record, timing, replace)
     producer = Producer(client, record, deltas, timing, writing, own)
     producer.start()
     return Answer(answer_id, client=client, timing=timing, producer=producer)
+
+
+def take_id(client: redis.Redis, record: dict[str, Any], timing: Timing, replace: bool) -> None:
+    """`register`, with `replace` also where there is such an answer already, or somebody asks at the same moment."""
+    while True:
+        try:
+            return register(client, record, timing)
+        except AnswerExists:
+            if not replace:
+                raise
+            clear(record["id"], client=client, timing=timing)
 
 
 def ask_without_stream(question: str, **options: Any) -> Answer:

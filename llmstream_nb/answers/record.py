@@ -75,7 +75,8 @@ def _register(client: redis.Redis, record: dict[str, Any], keys: AnswerKeys, tim
             return True  # it has come, and its reply was lost
         if kind == "stream" or text is not None:
             raise AnswerExists(
-                f"there is an answer {record['id']!r} already: clear({record['id']!r}) first, or use another id"
+                f"there is an answer {record['id']!r} already: replace=True puts the new one in its place, "
+                f"clear({record['id']!r}) deletes it, or use another id"
             )
         record["first"] = cleared_attempt(cleared) + 1
         pipe.multi()

@@ -13,9 +13,9 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, ResponseError
 
-from llmstream_nb.answers.ask import Answer, clear
+from llmstream_nb.answers.ask import Answer, clear, take_id
 from llmstream_nb.answers.connection import Line, current, milliseconds, names_of, said, unusable
-from llmstream_nb.answers.record import new_record, register
+from llmstream_nb.answers.record import new_record
 from llmstream_nb.llm.sources import check_source, default_source
 from llmstream_nb.pool.groups import NEW, read_group
 from llmstream_nb.protocol.wire import POOL, LLMStreamError, Timing, check_answer_id, check_question, parse_record
@@ -34,6 +34,7 @@ def enqueue(
     source: str | None = None,
     model: str | None = None,
     id: str | None = None,
+    replace: bool = False,
     client: redis.Redis | None = None,
     timing: Timing | None = None,
 ) -> Answer:
@@ -42,13 +43,13 @@ def enqueue(
     Some worker will answer it, also after this process has ended; if that worker dies, another begins anew.
     Without a worker it waits: `Worker().start()`, or `python3 -m llmstream_nb worker` in a terminal.
 
-    Arguments and errors are those of `ask`; what `source` needs must be where the workers are.
+    These arguments, and errors, are as in `ask`; what `source` needs must be where the workers are.
     """
     client, timing = client or current(), timing or Timing()
     question, answer_id = check_question(question), check_answer_id(id or secrets.token_hex(6))
     source = check_source(source or default_source())
     record = new_record(answer_id, question, topic, source, model or "") | {"pooled": True}
-    register(client, record, timing)
+    take_id(client, record, timing, replace)
     try:
         client.xadd(names_of(client).questions, {"answer": answer_id})
     except (RedisError, OSError) as error:
