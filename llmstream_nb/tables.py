@@ -132,7 +132,9 @@ def keys(answer: Answer | str, *, client: redis.Redis | None = None) -> pd.DataF
 
 
 def keyspace(*, client: redis.Redis | None = None) -> pd.DataFrame:
-    """Every key of the kit under this prefix: the index of answers, the pool's two, and the keys of each answer.
+    """Every key of the kit under this prefix: the index of answers, the pool's, and the keys of each answer.
+
+    The pool's are its queue, its failures, and for each worker a sign of life, which outlives it by a day.
 
     The columns are those of `keys`, where a list's length is LLEN and a sorted set's ZCARD; and `bytes`, what the
     key takes of the server's memory (MEMORY USAGE), empty where the server does not tell; for a stream `groups`
@@ -141,7 +143,7 @@ def keyspace(*, client: redis.Redis | None = None) -> pd.DataFrame:
     client, rows = client or current(), []
     names = names_of(client)
     with _redis(client):
-        found = [names.answers, names.questions, names.failures]
+        found = [names.answers, names.questions, names.failures, *_signs(client)]
         ids: Any = client.zrange(names.answers, 0, -1) if client.type(names.answers) == "zset" else ()
         for answer_id in ids:
             with suppress(BadAnswerId):  # somebody else's
@@ -163,6 +165,14 @@ def _key(client: redis.Redis, key: str) -> list[Any]:
     lengths = {"stream": client.xlen, "string": client.strlen, "zset": client.zcard, "list": client.llen}
     length = lengths.get(kind, lambda _: None)(key)
     return [] if kind == "none" else [key, kind, length, left / 1000 if left >= 0 else None]
+
+
+def _signs(client: redis.Redis) -> list[str]:
+    """The keys by which the pool's workers show that they live."""
+    with suppress(ResponseError):  # there is no group, or no queue
+        found: Any = client.xinfo_consumers(names_of(client).questions, POOL)
+        return [names_of(client).worker(consumer["name"]) for consumer in found]
+    return []
 
 
 def _memory(client: redis.Redis, key: str) -> int | None:
