@@ -143,7 +143,12 @@ def keyspace(*, client: redis.Redis | None = None) -> pd.DataFrame:
     client, rows = client or current(), []
     names = names_of(client)
     with _redis(client):
-        found = [names.answers, names.questions, names.failures, *_signs(client)]
+        found = [names.answers, names.questions, names.failures]
+        with suppress(
+            ResponseError, AttributeError
+        ):  # no queue, no group; the last is fakeredis' word for another type
+            workers: Any = client.xinfo_consumers(names.questions, POOL)
+            found += [names.worker(worker["name"]) for worker in workers]
         ids: Any = client.zrange(names.answers, 0, -1) if client.type(names.answers) == "zset" else ()
         for answer_id in ids:
             with suppress(BadAnswerId):  # somebody else's
@@ -165,14 +170,6 @@ def _key(client: redis.Redis, key: str) -> list[Any]:
     lengths = {"stream": client.xlen, "string": client.strlen, "zset": client.zcard, "list": client.llen}
     length = lengths.get(kind, lambda _: None)(key)
     return [] if kind == "none" else [key, kind, length, left / 1000 if left >= 0 else None]
-
-
-def _signs(client: redis.Redis) -> list[str]:
-    """The keys by which the pool's workers show that they live."""
-    with suppress(ResponseError):  # there is no group, or no queue
-        found: Any = client.xinfo_consumers(names_of(client).questions, POOL)
-        return [names_of(client).worker(consumer["name"]) for consumer in found]
-    return []
 
 
 def _memory(client: redis.Redis, key: str) -> int | None:

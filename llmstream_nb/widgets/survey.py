@@ -120,14 +120,12 @@ class Workers:
         if lost or now - (self._sampled or now) > STALL:
             self._away = self._sampled, now
         known, self._sampled, self._since = self._since, now, {}
-        rows = (self._row(consumer, *sign, now, known) for consumer, sign in replies)
+        rows = (self._row(consumer, sign, now, known) for consumer, sign in replies)
         return [row for row in rows if row]
 
-    def _row(
-        self, consumer: dict[str, Any], lease: Any, left: Any, now: float, known: dict[str, float]
-    ) -> dict[str, Any]:
+    def _row(self, consumer: dict[str, Any], sign: list[Any], now: float, known: dict[str, float]) -> dict[str, Any]:
         """What is shown of one; empty for one that is long gone, and holds nothing."""
-        name, pending = consumer["name"], consumer["pending"]
+        name, pending, (lease, left) = consumer["name"], consumer["pending"], sign
         limits, listed, last = {"quiet": QUIET}, float(DAY), now - consumer["idle"] / 1000
         if isinstance(lease, str) and lease.isdecimal() and len(lease) < 16 and isinstance(left, int) and left > 0:
             span = int(lease) / 1000
