@@ -409,8 +409,8 @@ def silence(client, name: str, timing=QUICK) -> float:
 
 def assert_alive(client, worker: Worker, leases: float = 2.0) -> None:
     """For so many leases it gives signs of life, as a consumer of the group."""
+    wait_for(lambda: client.exists(names_of(client).worker(worker.name)) and consumers(client) == [worker.name])
     begun = time.monotonic()
-    wait_for(lambda: consumers(client) == [worker.name])
     while time.monotonic() < begun + leases * QUICK.lease:
         assert silence(client, worker.name) < QUICK.lease and consumers(client) == [worker.name]
     assert worker.error is None
@@ -430,7 +430,7 @@ def test_a_worker_gives_signs_of_life(client, pool, busy: bool) -> None:
 
 def test_signs_of_life_that_somebody_deletes_come_back(client, pool) -> None:
     worker = pool(timing=QUICK)
-    wait_for(lambda: consumers(client) == [worker.name])
+    assert_alive(client, worker, leases=0)
     client.xgroup_delconsumer(names_of(client).questions, POOL, worker.name)  # as another worker of this name does
     client.delete(names_of(client).worker(worker.name))  # when it ends
     wait_for(lambda: client.exists(names_of(client).worker(worker.name)))
@@ -443,8 +443,7 @@ def test_a_full_memory_keeps_no_worker_from_showing_that_it_lives() -> None:
     with servers.RedisServer(maxmemory_policy="noeviction") as server:
         client = connect(server.url, prefix="full")
         worker = Worker(client=client, timing=QUICK).start()
-        wait_for(lambda: client.exists(names_of(client).worker(worker.name)))
-        wait_for(lambda: consumers(client) == [worker.name])
+        assert_alive(client, worker, leases=0)
         client.config_set("maxmemory", 1)
         with pytest.raises(redis.exceptions.OutOfMemoryError):
             client.set("full:x", "x")
