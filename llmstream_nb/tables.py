@@ -132,7 +132,9 @@ def keys(answer: Answer | str, *, client: redis.Redis | None = None) -> pd.DataF
 
 
 def keyspace(*, client: redis.Redis | None = None) -> pd.DataFrame:
-    """Every key of the kit under this prefix: the index of answers, the pool's two, and the keys of each answer.
+    """Every key of the kit under this prefix: the index of answers, the pool's, and the keys of each answer.
+
+    The pool's are its queue, its failures, and for each worker a sign of life, which outlives it by a day.
 
     The columns are those of `keys`, where a list's length is LLEN and a sorted set's ZCARD; and `bytes`, what the
     key takes of the server's memory (MEMORY USAGE), empty where the server does not tell; for a stream `groups`
@@ -142,6 +144,11 @@ def keyspace(*, client: redis.Redis | None = None) -> pd.DataFrame:
     names = names_of(client)
     with _redis(client):
         found = [names.answers, names.questions, names.failures]
+        with suppress(
+            ResponseError, AttributeError
+        ):  # no queue, no group; the last is fakeredis' word for another type
+            workers: Any = client.xinfo_consumers(names.questions, POOL)
+            found += [names.worker(worker["name"]) for worker in workers]
         ids: Any = client.zrange(names.answers, 0, -1) if client.type(names.answers) == "zset" else ()
         for answer_id in ids:
             with suppress(BadAnswerId):  # somebody else's
