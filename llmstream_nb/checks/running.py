@@ -73,12 +73,14 @@ def _run(name: str, judge: Callable[[Case], str], hints: tuple[str, ...], client
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(TIMEOUT)
-    if thread.is_alive():
-        verdicts.insert(0, wrong(name, f"{case.about}, your function does not return: does its loop end?", hints))
-        _interrupt(thread, case)
-    with suppress(redis.RedisError):
-        case.close()
+    try:
+        thread.join(TIMEOUT)
+    finally:  # also when the learner interrupts the kernel: the loop goes on in its thread
+        if thread.is_alive():
+            verdicts.insert(0, wrong(name, f"{case.about}, your function does not return: does its loop end?", hints))
+            _interrupt(thread, case)
+        with suppress(redis.RedisError):
+            case.close()
     return verdicts[0]
 
 
