@@ -51,6 +51,7 @@ def start_process(name: str, *, slots: int = 1, lease: float = 5.0, client: redi
     """
     if old := _started.pop(name, None):
         old.kill()
+        old.wait()
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment = os.environ | environment_of(client or current()) | {"PYTHONPATH": path, "LLMSTREAM_NO_VENV": "1"}
