@@ -1223,6 +1223,20 @@ def test_a_worker_in_a_process_of_its_own_ends_with_its_parent(client) -> None:
 
 
 @needs_redis_server
+def test_a_worker_that_is_started_again_takes_the_place_of_the_one_before(redis_client) -> None:
+    processes = [start_process(name, lease=1.0, client=redis_client) for name in ("mule", "donkey", "mule")]
+    try:
+        assert processes[0].poll() is not None
+        assert [process.poll() for process in processes[1:]] == [None, None]
+        if os.name == "posix":  # Jupyter interrupts the group of the kernel
+            assert os.getpgid(0) not in [os.getpgid(process.pid) for process in processes[1:]]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@needs_redis_server
 def test_a_worker_needs_little_memory(redis_client) -> None:
     process = start_process("mule", client=redis_client)
     try:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import update_wrapper
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import redis
@@ -57,29 +58,31 @@ def _run(name: str, judge: Callable[[Case], str], hints: tuple[str, ...], client
         case = Case(client or current())
     except (LLMStreamError, redis.RedisError, ValueError) as error:
         return Verdict(False, f"this can't be checked now: {error}")
-    verdicts: list[Verdict] = []
+    verdicts: SimpleQueue[Verdict] = SimpleQueue()
 
     def work() -> None:
         try:
-            verdicts.append(right(name, judge(case)))
+            verdicts.put(right(name, judge(case)))
         except WrongError as error:
-            verdicts.append(wrong(name, str(error), hints))
+            verdicts.put(wrong(name, str(error), hints))
         except Interrupted:
             pass
         except (LLMStreamError, redis.RedisError) as error:
-            verdicts.append(Verdict(False, f"this can't be checked now: {error}"))
+            verdicts.put(Verdict(False, f"this can't be checked now: {error}"))
         except BaseException as error:  # noqa: BLE001 - even SystemExit must not pass without a word
-            verdicts.append(wrong(name, f"{case.about}, your code raises {type(error).__name__}.", hints))
+            verdicts.put(wrong(name, f"{case.about}, your code raises {type(error).__name__}.", hints))
 
     thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(TIMEOUT)
-    if thread.is_alive():
-        verdicts.insert(0, wrong(name, f"{case.about}, your function does not return: does its loop end?", hints))
+    try:
+        thread.start()
+        return verdicts.get(timeout=TIMEOUT)
+    except Empty:
+        return wrong(name, f"{case.about}, your function does not return: does its loop end?", hints)
+    finally:  # also when the kernel is interrupted; after that, a `join` in its place would take the thread for ended
+        thread.join(0.1)
         _interrupt(thread, case)
-    with suppress(redis.RedisError):
-        case.close()
-    return verdicts[0]
+        with suppress(redis.RedisError):
+            case.close()
 
 
 def _interrupt(thread: threading.Thread, case: Case) -> None:

@@ -10,9 +10,9 @@ import sys
 import tempfile
 import time
 import uuid
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 import psutil
@@ -30,7 +30,7 @@ def available() -> list[str]:
     return [program for program in PROGRAMS if shutil.which(program)]
 
 
-class RedisServer:
+class RedisServer(AbstractContextManager["RedisServer"]):
     """A server process on a free port of 127.0.0.1, with a temporary folder of its own.
 
     `options` are those of redis.conf, with underscores for hyphens: `maxmemory="2mb"`,
@@ -49,7 +49,6 @@ class RedisServer:
         self._mark = f"{uuid.uuid4().hex}.rdb"  # tells this server from another one on the same port
         self._watchdog = watchdog(self.folder)
         self._process: subprocess.Popen[bytes] | None = None
-        self._clients: list[redis.Redis] = []
         try:
             self.start()
         except BaseException:
@@ -63,10 +62,8 @@ class RedisServer:
         return f"redis://{':' + quote(password, safe='') + '@' if password else ''}127.0.0.1:{self.port}/0"
 
     def client(self, **options: Any) -> redis.Redis:
-        """Make a client that returns str; stop() closes it."""
-        client = redis.Redis.from_url(self.url, **{"decode_responses": True} | options)
-        self._clients.append(client)
-        return client
+        """Make a client that returns str."""
+        return redis.Redis.from_url(self.url, **{"decode_responses": True} | options)
 
     def start(self) -> None:
         """Start on the same port with the data of the last time; return when the server answers PING.
@@ -109,13 +106,8 @@ class RedisServer:
 
     def stop(self) -> None:
         """End the server and remove its folder."""
-        for client in self._clients:
-            client.close()
         self.kill()
         self._watchdog.communicate()  # which removes the folder
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
