@@ -16,6 +16,8 @@ from llmstream_nb.answers.connection import current, environment_of
 from llmstream_nb.pool.queue import enqueue  # noqa: F401 - with it, this module has all that `workers` once had
 from llmstream_nb.pool.worker import FINISH, Worker
 
+_started: dict[str, subprocess.Popen[bytes]] = {}  # by name
+
 
 def serve(worker: Worker, within: float = FINISH, *, with_parent: bool = False) -> None:
     """Run a worker in the main thread of a process, until SIGTERM or Ctrl-C; a second one hands back at once.
@@ -45,14 +47,22 @@ def start_process(
 ) -> subprocess.Popen[bytes]:
     """Start a worker in a process of its own; it ends when this process does, however that happens.
 
+    One that was started under this name before is ended first, and hands back what it is at.
+
     The process is the worker itself: `kill()` kills it, without a word to Redis. To see what a worker says, start
     one in a terminal: `python3 -m llmstream_nb worker`.
     """
+    if old := _started.get(name):
+        old.stdin.close()  # type: ignore[union-attr]  # as if this process had ended
+        with suppress(subprocess.TimeoutExpired):
+            old.wait(5)
+        old.kill()
+        old.wait()
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment = os.environ | environment_of(client or current()) | {"PYTHONPATH": path, "LLMSTREAM_NO_VENV": "1"}
     command = [sys.executable, "-m", "llmstream_nb", "worker", "--name", name, "--slots", str(slots)]
     command += ["--lease", str(lease), "--with-parent"]
-    return subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    _started[name] = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, **silent)
+    return _started[name]
