@@ -18,10 +18,10 @@ from llmstream_nb import ask, connect
 redis = connect(prefix="errors")
 ask("?", source="scripted", id="tour").stop()
 """
-FUNCTION = """
+FUNCTION = """\
 def again():
-    return ask("?",
-               source="scripted", id="tour")
+    answer = ask("?", source="scripted", id="tour")
+    return answer
 """
 CELLS = {
     "first": TWICE,
@@ -62,7 +62,7 @@ def test_an_error_of_the_kit_shows_the_learners_lines(shown) -> None:
     assert rest == [
         "",
         "Cell In[3], line 2: again()",
-        'Cell In[2], line 3: return ask("?",',
+        'Cell In[2], line 2: answer = ask("?", source="scripted", id="tour")',
         "",
         "%tb shows the whole traceback.",
     ]
@@ -88,7 +88,7 @@ def test_errors_of_redis_do_too(shown) -> None:
 
 
 def test_a_missing_name_says_what_to_run_first(shown) -> None:
-    assert shown["name"].startswith("NameError: name 'undefined' is not defined\nRun the cell that makes it first")
+    assert shown["name"].startswith("NameError: name 'undefined' is not defined\nIs it made in a cell above?")
     assert "Cell In[9], line 2: undefined" in shown["name"]
 
 
@@ -107,6 +107,8 @@ def test_if_it_can_not_be_shown_briefly_it_is_shown_at_length(shown) -> None:
 
 
 def test_outside_of_notebooks_nothing_is_loaded() -> None:
-    code = "import llmstream_nb, sys; print([name for name in sys.modules if name in ('redis', 'IPython', 'traceback')])"
+    code = (
+        "import llmstream_nb, sys; print([name for name in sys.modules if name in ('redis', 'IPython', 'traceback')])"
+    )
     said = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "[]\n"

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import update_wrapper
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import redis
@@ -57,40 +58,41 @@ def _run(name: str, judge: Callable[[Case], str], hints: tuple[str, ...], client
         case = Case(client or current())
     except (LLMStreamError, redis.RedisError, ValueError) as error:
         return Verdict(False, f"this can't be checked now: {error}")
-    verdicts: list[Verdict] = []
+    verdicts: SimpleQueue[Verdict] = SimpleQueue()
 
     def work() -> None:
         try:
-            verdicts.append(right(name, judge(case)))
+            verdicts.put(right(name, judge(case)))
         except WrongError as error:
-            verdicts.append(wrong(name, str(error), hints))
+            verdicts.put(wrong(name, str(error), hints))
         except Interrupted:
             pass
         except (LLMStreamError, redis.RedisError) as error:
-            verdicts.append(Verdict(False, f"this can't be checked now: {error}"))
+            verdicts.put(Verdict(False, f"this can't be checked now: {error}"))
         except BaseException as error:  # noqa: BLE001 - even SystemExit must not pass without a word
-            verdicts.append(wrong(name, f"{case.about}, your code raises {type(error).__name__}.", hints))
+            verdicts.put(wrong(name, f"{case.about}, your code raises {type(error).__name__}.", hints))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(TIMEOUT)
-    if thread.is_alive():
-        verdicts.insert(0, wrong(name, f"{case.about}, your function does not return: does its loop end?", hints))
-        _interrupt(thread, case)
-    with suppress(redis.RedisError):
-        case.close()
-    return verdicts[0]
+    try:
+        return verdicts.get(timeout=TIMEOUT)
+    except Empty:
+        return wrong(name, f"{case.about}, your function does not return: does its loop end?", hints)
+    finally:  # also where the check itself is interrupted
+        _end(thread, case)
+        with suppress(redis.RedisError):
+            case.close()
 
 
-def _interrupt(thread: threading.Thread, case: Case) -> None:
-    """End the learner's loop, which else would go on in the kernel until that is restarted."""
+def _end(thread: threading.Thread, case: Case) -> None:
+    """End the learner's loop, if it still runs: else it would go on in the kernel until that is restarted."""
     stop = ctypes.pythonapi.PyThreadState_SetAsyncExc
     for _ in range(10):
+        thread.join(0.1)
         if thread.is_alive():
             stop(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Interrupted))
             with suppress(redis.RedisError):
                 case.add([("a", ";END:a")])  # wakes a read that blocks without a limit
-            thread.join(0.1)
 
 
 def _untouched(thing: Any) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 
 import redis
 
@@ -16,7 +16,7 @@ from llmstream_nb.answers.connection import current, environment_of
 from llmstream_nb.pool.queue import enqueue  # noqa: F401 - with it, this module has all that `workers` once had
 from llmstream_nb.pool.worker import FINISH, Worker
 
-_started: dict[str, subprocess.Popen[bytes]] = {}  # by name
+_started: dict[str, Popen[bytes]] = {}  # by name
 
 
 def serve(worker: Worker, within: float = FINISH, *, with_parent: bool = False) -> None:
@@ -42,9 +42,7 @@ def serve(worker: Worker, within: float = FINISH, *, with_parent: bool = False) 
     worker.run()
 
 
-def start_process(
-    name: str, *, slots: int = 1, lease: float = 5.0, client: redis.Redis | None = None
-) -> subprocess.Popen[bytes]:
+def start_process(name: str, *, slots: int = 1, lease: float = 5.0, client: redis.Redis | None = None) -> Popen[bytes]:
     """Start a worker in a process of its own; it ends when this process does, however that happens.
 
     One that was started under this name before is ended first, and hands back what it is at.
@@ -54,7 +52,7 @@ def start_process(
     """
     if old := _started.get(name):
         old.stdin.close()  # type: ignore[union-attr]  # as if this process had ended
-        with suppress(subprocess.TimeoutExpired):
+        with suppress(TimeoutExpired):
             old.wait(5)
         old.kill()
         old.wait()
@@ -63,6 +61,5 @@ def start_process(
     environment = os.environ | environment_of(client or current()) | {"PYTHONPATH": path, "LLMSTREAM_NO_VENV": "1"}
     command = [sys.executable, "-m", "llmstream_nb", "worker", "--name", name, "--slots", str(slots)]
     command += ["--lease", str(lease), "--with-parent"]
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    _started[name] = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, **silent)
+    _started[name] = Popen(command, env=environment, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL)
     return _started[name]

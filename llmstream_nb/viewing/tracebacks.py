@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import linecache
 import traceback
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -12,11 +12,9 @@ import redis
 from llmstream_nb.protocol.wire import LLMStreamError
 
 # What to do, where the error doesn't say so itself.
-ADVICE = {
-    redis.ConnectionError: "Does Redis run? The notebook's first cell connects to it.\n",
-    redis.TimeoutError: "Does Redis run? The notebook's first cell connects to it.\n",
-    NameError: "Run the cell that makes it first, or all above: Run › Run All Above Selected Cell.\n",
-}
+LOST = "Does Redis run? The notebook's first cell connects to it."
+UNKNOWN = "Is it made in a cell above? Run that first, or all of them by the menu: Run, Run All Above Selected Cell."
+ADVICE: dict[type[BaseException], str] = {redis.ConnectionError: LOST, redis.TimeoutError: LOST, NameError: UNKNOWN}
 
 
 def install(shell: Any) -> None:
@@ -27,22 +25,17 @@ def install(shell: Any) -> None:
 
 def show(shell: Any, kind: type[BaseException], error: BaseException, trace: TracebackType, **_: Any) -> None:
     """Show an error briefly, or as ever if that can't be done; `%tb` shows it as ever, too."""
-    try:
+    with suppress(Exception):
         lines = brief(shell, kind, error, trace)
-        error._render_traceback_ = lambda: lines  # type: ignore[attr-defined]  # IPython asks for it
-    except Exception:  # noqa: BLE001 - shown at length is better than not shown
-        lines = []
-    try:
-        shell.showtraceback((kind, error, trace), running_compiled_code=True)
-    finally:
-        vars(error).pop("_render_traceback_", None)
+        error._render_traceback_ = lambda: lines  # type: ignore[attr-defined]  # this is what IPython asks for
+    shell.showtraceback((kind, error, trace), running_compiled_code=True)
+    vars(error).pop("_render_traceback_", None)
 
 
 def brief(shell: Any, kind: type[BaseException], error: BaseException, trace: TracebackType) -> list[str]:
     """What happened, what to do, and which lines of the learner's cells did it."""
     lines = [f"\x1b[1;31m{kind.__name__}\x1b[0m: {error}\n{ADVICE.get(kind, '')}"]
-    for frame, number in traceback.walk_tb(trace):
-        if cell := shell.compile.format_code_name(frame.f_code.co_filename):
-            source = linecache.getline(frame.f_code.co_filename, number)
-            lines.append(f"{' '.join(cell)}, line {number}: \x1b[1m{source.strip()}\x1b[0m")
+    for step in traceback.extract_tb(trace):
+        if cell := shell.compile.format_code_name(step.filename):
+            lines.append(f"{' '.join(cell)}, line {step.lineno}: \x1b[1m{step.line}\x1b[0m")
     return [*lines, "\n%tb shows the whole traceback."]
