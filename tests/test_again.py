@@ -14,6 +14,13 @@ from llmstream_nb.setup.lab import child_environment
 from .test_notebooks import FOLDER, NOTEBOOKS, REFERENCE, code_cells
 
 LONG = 0.8  # seconds: a cell that takes longer is interrupted then
+# An interrupted import of numpy can't be made up for in the same process, by nobody.
+LOADED = """
+import ipywidgets, matplotlib.pyplot, openai, pandas
+import llmstream_nb
+
+[getattr(llmstream_nb, name) for name in llmstream_nb.__all__]
+"""
 
 every_notebook = pytest.mark.parametrize("path", [*NOTEBOOKS, REFERENCE], ids=lambda path: path.stem)
 
@@ -64,6 +71,7 @@ def test_a_cell_may_be_run_twice(path: Path) -> None:
 def test_a_long_cell_may_be_interrupted_and_run_again(path: Path) -> None:
     async def run() -> None:
         async with kernel.started:
+            await kernel.run(nbformat.v4.new_code_cell(LOADED), "at first")
             for cell in kernel.cells:
                 if await kernel.interrupt(cell):
                     await kernel.run(cell, "run again after an interrupt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import sys
 import threading
 import time
@@ -658,6 +659,21 @@ def test_readers_that_never_return(client, solution, monkeypatch):
     monkeypatch.setattr(checks.running, "TIMEOUT", 1.0)
     assert explained(checks.read(solution), "does not return: does its loop end?")
     wait_for(lambda: not running(solution.__code__))
+
+
+def test_a_check_that_is_interrupted_ends_the_readers_loop(client, monkeypatch):
+    endless = reader(stop=lambda _: False)
+
+    class Interrupted(queue.SimpleQueue):
+        def get(self, timeout):
+            wait_for(lambda: running(endless.__code__))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checks.running, "SimpleQueue", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checks.read(endless)
+    wait_for(lambda: not running(endless.__code__))
+    assert not list(client.scan_iter("*:check:*"))
 
 
 def running(code):

@@ -35,7 +35,6 @@ def show(shell: Any, kind: type[BaseException], error: BaseException, trace: Tra
 def brief(shell: Any, kind: type[BaseException], error: BaseException, trace: TracebackType) -> list[str]:
     """What happened, what to do, and which lines of the learner's cells did it."""
     lines = [f"\x1b[1;31m{kind.__name__}\x1b[0m: {error}\n{ADVICE.get(kind, '')}"]
-    for step in traceback.extract_tb(trace):
-        if cell := shell.compile.format_code_name(step.filename):
-            lines.append(f"{' '.join(cell)}, line {step.lineno}: \x1b[1m{step.line}\x1b[0m")
+    steps = [(step, shell.compile.format_code_name(step.filename)) for step in traceback.extract_tb(trace)]
+    lines += [f"{' '.join(cell)}, line {step.lineno}: \x1b[1m{step.line}\x1b[0m" for step, cell in steps if cell]
     return [*lines, "\n%tb shows the whole traceback."]
