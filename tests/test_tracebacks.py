@@ -60,10 +60,8 @@ def test_an_error_of_the_kit_shows_the_learners_lines(shown) -> None:
     message, *rest = shown["kit"].splitlines()
     assert message.startswith("AnswerExists: there is an answer 'tour' already: replace=True")
     assert rest == [
-        "",
         "Cell In[3], line 2: again()",
         'Cell In[2], line 2: answer = ask("?", source="scripted", id="tour")',
-        "",
         "%tb shows the whole traceback.",
     ]
 

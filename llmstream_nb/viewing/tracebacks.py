@@ -12,8 +12,8 @@ import redis
 from llmstream_nb.protocol.wire import LLMStreamError
 
 # What to do, where the error doesn't say so itself.
-LOST = "Does Redis run? The notebook's first cell connects to it."
-UNKNOWN = "Is it made in a cell above? Run that first, or all of them by the menu: Run, Run All Above Selected Cell."
+LOST = "\nDoes Redis run? The notebook's first cell connects to it."
+UNKNOWN = "\nIs it made in a cell above? Run that first, or all of them by the menu: Run, Run All Above Selected Cell."
 ADVICE: dict[type[BaseException], str] = {redis.ConnectionError: LOST, redis.TimeoutError: LOST, NameError: UNKNOWN}
 
 
@@ -34,7 +34,7 @@ def show(shell: Any, kind: type[BaseException], error: BaseException, trace: Tra
 
 def brief(shell: Any, kind: type[BaseException], error: BaseException, trace: TracebackType) -> list[str]:
     """What happened, what to do, and which lines of the learner's cells did it."""
-    lines = [f"\x1b[1;31m{kind.__name__}\x1b[0m: {error}\n{ADVICE.get(kind, '')}"]
+    lines = [f"\x1b[1m{kind.__name__}: {error}\x1b[0m{ADVICE.get(kind, '')}"]
     steps = [(step, shell.compile.format_code_name(step.filename)) for step in traceback.extract_tb(trace)]
-    lines += [f"{' '.join(cell)}, line {step.lineno}: \x1b[1m{step.line}\x1b[0m" for step, cell in steps if cell]
-    return [*lines, "\n%tb shows the whole traceback."]
+    lines += [f"{' '.join(cell)}, line {step.lineno}: {step.line}" for step, cell in steps if cell]
+    return [*lines, "%tb shows the whole traceback."]
