@@ -1222,18 +1222,25 @@ def test_a_worker_in_a_process_of_its_own_ends_with_its_parent(client) -> None:
         process.wait()
 
 
+@posix
 @needs_redis_server
-def test_a_worker_that_is_started_again_takes_the_place_of_the_one_before(redis_client) -> None:
-    processes = [start_process(name, lease=1.0, client=redis_client) for name in ("mule", "donkey", "mule")]
+def test_a_worker_that_is_started_again_takes_the_place_of_the_first(redis_client) -> None:
+    first = start_process("mule", client=redis_client)
     try:
-        assert processes[0].poll() is not None
-        assert [process.poll() for process in processes[1:]] == [None, None]
-        if os.name == "posix":  # Jupyter interrupts the group of the kernel
-            assert os.getpgid(0) not in [os.getpgid(process.pid) for process in processes[1:]]
+        answer = enqueue("?", source="scripted", model="scripted:stall=3", client=redis_client)
+        wait_for(lambda: answer.text)
+        second = start_process("mule", client=redis_client)
+        assert first.poll() == 0, "it was killed, and has not handed back its question"
+        assert answer.status == "interrupted"
+        wait_for(lambda: stream_of(redis_client, answer.id)[-1].id.attempt == 2)
+        second.send_signal(signal.SIGSTOP)
+        third = start_process("mule", client=redis_client)
+        assert second.poll() == -signal.SIGKILL and third.poll() is None
+        assert os.getpgid(0) != os.getpgid(third.pid), "Jupyter interrupts the group of its kernel"
     finally:
-        for process in processes:
+        for process in (first, second, third):
             process.kill()
-            process.communicate()
+            process.wait()
 
 
 @needs_redis_server

@@ -35,7 +35,7 @@ def count_entries(_: Case, answer: Answer, key: str, count: int) -> str:
 @exercise(
     "`ask` returns at once, while the answer is still written: `half.text` grows, and `half.stop()` ends it.",
     "Give the model time to begin: look at `half.text` again and again, with pauses, until there is something.",
-    "`while len(half.text) < 100: time.sleep(0.05)`, and then `half.stop()`",
+    "`while len(half.text) < 100 and half.at_work: time.sleep(0.05)`, and then `half.stop()`",
 )
 def stopped(_: Case, answer: Answer) -> str:
     """Optional exercise of notebook 00: an answer that was stopped when part of it was there."""

@@ -73,27 +73,26 @@ def _run(name: str, judge: Callable[[Case], str], hints: tuple[str, ...], client
             verdicts.put(wrong(name, f"{case.about}, your code raises {type(error).__name__}.", hints))
 
     thread = threading.Thread(target=work, daemon=True)
+    thread.start()
     try:
-        thread.start()
         return verdicts.get(timeout=TIMEOUT)
     except Empty:
         return wrong(name, f"{case.about}, your function does not return: does its loop end?", hints)
-    finally:  # also when the kernel is interrupted; after that, a `join` in its place would take the thread for ended
-        thread.join(0.1)
-        _interrupt(thread, case)
+    finally:  # also where the check itself is interrupted
+        _end(thread, case)
         with suppress(redis.RedisError):
             case.close()
 
 
-def _interrupt(thread: threading.Thread, case: Case) -> None:
-    """End the learner's loop, which else would go on in the kernel until that is restarted."""
+def _end(thread: threading.Thread, case: Case) -> None:
+    """End the learner's loop, if it still runs: else it would go on in the kernel until that is restarted."""
     stop = ctypes.pythonapi.PyThreadState_SetAsyncExc
     for _ in range(10):
+        thread.join(0.1)
         if thread.is_alive():
             stop(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Interrupted))
             with suppress(redis.RedisError):
                 case.add([("a", ";END:a")])  # wakes a read that blocks without a limit
-            thread.join(0.1)
 
 
 def _untouched(thing: Any) -> bool:

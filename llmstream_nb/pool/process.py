@@ -8,7 +8,7 @@ import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, Popen
+from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 
 import redis
 
@@ -45,11 +45,15 @@ def serve(worker: Worker, within: float = FINISH, *, with_parent: bool = False) 
 def start_process(name: str, *, slots: int = 1, lease: float = 5.0, client: redis.Redis | None = None) -> Popen[bytes]:
     """Start a worker in a process of its own; it ends when this process does, however that happens.
 
-    One of this name that this process has started before is killed, so that a cell can run again. The process is the
-    worker itself: `kill()` kills it, without a word to Redis. To see what a worker says, start one in a terminal:
-    `python3 -m llmstream_nb worker`.
+    One that was started under this name before is ended first, and hands back what it is at.
+
+    The process is the worker itself: `kill()` kills it, without a word to Redis. To see what a worker says, start
+    one in a terminal: `python3 -m llmstream_nb worker`.
     """
-    if old := _started.pop(name, None):
+    if old := _started.get(name):
+        old.stdin.close()  # type: ignore[union-attr]  # as if this process had ended
+        with suppress(TimeoutExpired):
+            old.wait(5)
         old.kill()
         old.wait()
     root = str(Path(__file__).parents[2])
