@@ -23,7 +23,7 @@ ROOMS = {
     "tables": 269,
     "plots": 115,
     "faults": 321,  # a proxy and servers that break for real, for notebooks and tests
-    "viewing": 157,  # with the last resort of all who show answers
+    "viewing": 174,  # with the last resort of all who show answers, and what a takeover looks like
     "widgets": 730,
     "web": 709,  # with what its guests may ask for, and what it does where one answer breaks
     "checks": 929,  # twenty exercises, each tried with what learners get wrong

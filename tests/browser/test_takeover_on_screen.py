@@ -223,16 +223,16 @@ def test_void_words_are_struck_through_above_the_new_ones(alone) -> None:
     assert (before["count"], before["text"], before["selected"]) == (0, "void", True)
     for step, text in ((void, ""), (new, "new"), (end, "new")):
         assert (step["count"], step["struck"], step["line"], step["text"]) == (1, "void", "line-through", text)
-        assert step["caption"] == "Interrupted: its worker w1 is silent"
+        assert step["caption"] == "Interrupted Its worker w1 is silent."
 
 
 def test_two_takeovers_in_a_row_and_an_attempt_without_a_word(alone) -> None:
     third = {"version": 2, "attempts": 3, "worker": "w3", "text": "gone, too"}
     empty, again, fourth = alone({"text": ""}, AGAIN, third, third | {"version": 3, "attempts": 4, "text": "new"})
-    assert (empty["struck"], empty["caption"]) == ("", "Interrupted: its worker w1 is silent")
+    assert (empty["struck"], empty["caption"]) == ("", "Interrupted Its worker w1 is silent.")
     assert (again["struck"], again["caption"], again["text"]) == (
         "",
-        "Interrupted: its worker w2 is silent",
+        "Interrupted Its worker w2 is silent.",
         "gone, too",
     )
     assert (fourth["struck"], fourth["text"]) == ("gone, too", "new")

@@ -49,7 +49,9 @@ export class Paper {
     this.voided?.remove();
     const voided = document.createElement("div");
     Object.assign(voided, { className: "llmstream-voided", ariaHidden: "true" });
-    make(voided, "p", {}, `Interrupted: its worker ${worker} is silent`);
+    const why = make(voided, "p");
+    make(why, "strong", {}, "Interrupted");
+    why.append(` Its worker ${worker || "before"} is silent.`);
     make(voided, "del").append(...this.root.childNodes);
     this.show(parts, html);
     this.around(() => this.root.before(voided));
