@@ -23,8 +23,8 @@ ROOMS = {
     "tables": 269,
     "plots": 115,
     "faults": 321,  # a proxy and servers that break for real, for notebooks and tests
-    "viewing": 179,  # with the last resort of all who show answers, and how errors look in a notebook
-    "widgets": 746,
+    "viewing": 197,  # the last resort of all who show answers, what a takeover looks like, errors in a notebook
+    "widgets": 750,
     "web": 709,  # with what its guests may ask for, and what it does where one answer breaks
     "checks": 929,  # twenty exercises, each tried with what learners get wrong
     "setup": 1070,  # a bare Python, any system, and errors that say what to do

@@ -281,20 +281,24 @@ def _follow(answer_id: str) -> int:
     """Print an answer as it comes: its text on standard output, all else on standard error."""
     from llmstream_nb import read_answer
     from llmstream_nb.protocol import events
+    from llmstream_nb.viewing.transcript import Transcript
 
+    transcript = Transcript(answer_id)  # for its words alone
     began, first, chunks = time.monotonic(), None, 0
     for event in read_answer(answer_id):
         match event:
             case events.Text(text=text):
                 first, chunks = first or time.monotonic(), chunks + 1
                 print(printable(text), end="", flush=True)
-            case events.Restarted():
-                chunks = 0
-                say("\n[another attempt took over: the answer begins again]")
+            case events.Started() | events.Restarted():
+                transcript.take([event])
+                if isinstance(event, events.Restarted):
+                    chunks = 0
+                    say(f"\n[{transcript.takeover or 'Another attempt.'} The answer begins anew.]")
             case events.Gap(missing=missing):
                 say(f"\n[{missing} entries are missing here]")
             case events.Interrupted():
-                say("\n[its producer died; waiting for another to take over]")
+                say(f"\n[Interrupted. {transcript.silent}]")
             case events.Ended(reason=reason):
                 print(flush=True)
                 now = time.monotonic()
