@@ -154,8 +154,9 @@ def test_a_prediction_stands_before_a_collapsed_surprise_and_a_folded_answer(pat
         answer = next(n for n in range(at + 1, len(cells)) if cells[n].cell_type == "markdown")
         for cell in cells[at + 1 : answer]:
             assert cell.metadata.get("jupyter", {}).get("outputs_hidden") is True, "its saved output would tell"
-            shown = str(cell.outputs[0].get("text", "")).partition("\n")[0]  # JupyterLab does, of what it hides
-            assert not re.search("True|False|seen|says|[0-9] lines", shown), shown
+            first = cell.outputs[0].get("text") or cell.outputs[0].data["text/plain"]
+            shown = first.partition("\n")[0]  # JupyterLab does, of what it hides
+            assert not re.search(": True|: False|Gap|seen|says|[0-9] lines", shown), shown
         assert re.match(rf"{re.escape(FOLD)}\*\*\([abc]\)\.\*\* [^<]+\n\n</details>($|\n\n)", cells[answer].source)
     # Beside the choices, a letter stands in a closed fold only: there nothing tells which one is right.
     open_prose = [

@@ -219,7 +219,7 @@ def _jupyter_command(port: int | None, base_url: str | None, browser: bool) -> l
         "ServerApp.port": port,
         "ServerApp.base_url": base_url,
         "ServerApp.open_browser": browser,
-        # On one machine no proxy cuts a silent connection; and with pings, tornado warns of a timeout that Jupyter needs.
+        # On one machine no proxy cuts a silent connection, and tornado would warn of the timeout that pings need.
         "ServerApp.tornado_settings": {"ws_ping_interval": 0},
         "ServerApp.allow_root": hasattr(os, "geteuid") and os.geteuid() == 0,
         "LabApp.default_url": start,
