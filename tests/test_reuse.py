@@ -948,3 +948,19 @@ def test_replace_in_the_queue(client) -> None:
     finally:
         worker.stop()
     assert new.status == "ended"
+
+
+@pytest.mark.parametrize("deleted", [("1-3",), ("1-2", "1-3"), ("1-0", "1-1", "1-2", "1-3")])
+def test_who_stops_the_dead_tells_what_was_deleted_at_the_end(client, deleted) -> None:
+    """Those who had read it, those who had read a part, and those who come late."""
+    attempt = dead(client, "a ", "b ", "c ")
+    parts = {after: read_answer("tour", after, client=client, timing=QUICK) for after in ("0-0", "1-1", "1-3")}
+    client.xdel(names_of(client).answer("tour").chunks, *deleted)
+    attempt.release()
+    assert stop_answer("tour", client=client, timing=QUICK) == "ended"
+    events = {after: list(part) for after, part in parts.items()}
+    told = {after: sum(event.missing for event in heard if isinstance(event, Gap)) for after, heard in events.items()}
+    assert told == {"0-0": len(deleted), "1-1": len(set(deleted) - {"1-0", "1-1"}), "1-3": 0}
+    assert not any(isinstance(event, Restarted) for heard in events.values() for event in heard)
+    assert all(isinstance(heard[-1], Ended) for heard in events.values())
+    assert record_of(client, "tour")["missing"] == len(deleted)

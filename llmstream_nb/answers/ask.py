@@ -19,11 +19,12 @@ from llmstream_nb.llm.own import Source
 from llmstream_nb.llm.sources import deltas_of
 from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import (
+    ORIGIN,
     AnswerExists,
     AnswerKeys,
     AnswerNotFound,
     Deleted,
-    Entry,
+    EntryID,
     Fenced,
     NotAnAnswer,
     Timing,
@@ -248,10 +249,13 @@ def close_answer(
     now = now or look(answer_id, client)
     attempt = Attempt(client, (now.record or {"asked": round(time.time(), 3)}) | {"id": answer_id}, timing)
 
-    def opening(top: Entry | None) -> tuple[str, dict[str, Any]]:
+    def opening(last: EntryID) -> tuple[str, dict[str, Any]]:
         data: dict[str, Any] = {"error": error, "message": message} if error else {"reason": "cancelled"}
-        data |= {"missing": now.missing} if now.missing else {}  # the record's text has this hole
-        return "error" if error else "end", data | ({"closes": str(top.id)} if top else {})
+        missing = now.missing
+        if last > now.top:  # entries were deleted at the stream's end: only its last ID tells
+            missing += last.seq - (now.top.seq if now.top.attempt == last.attempt else -1)
+        data |= {"missing": missing} if missing else {}  # the record's text has this hole
+        return "error" if error else "end", data | ({"closes": str(last)} if last != ORIGIN else {})
 
     try:
         attempt.open(opening)

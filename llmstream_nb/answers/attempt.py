@@ -83,8 +83,8 @@ class Attempt:
                     raise error from None
                 failed = True
 
-    def open(self, opening: Callable[[Entry | None], tuple[str, dict[str, Any]]]) -> None:
-        """Begin with the entry that `opening` makes of the stream's last entry, unless the answer has ended."""
+    def open(self, opening: Callable[[EntryID], tuple[str, dict[str, Any]]]) -> None:
+        """Begin with the entry that `opening` makes of the last ID before it, unless the answer has ended."""
         self._opening = opening
         self.insist(self.synchronise)
         if self.ended_before:
@@ -113,7 +113,7 @@ class Attempt:
                 if newest and pipe.exists(keys.lease(newest)):
                     raise Fenced(f"{name}: the producer of attempt {newest} is alive")
                 self.number = max(newest + 1, first_attempt(self.record))
-                kind, data = self._opening(top)
+                kind, data = self._opening(last)
                 self.entries = [(kind, json.dumps(data | {"nonce": self.nonce}), 0)]
             if newest > self.number:
                 raise Fenced(f"{name}: attempt {newest} has taken over from {self.number}")

@@ -19,7 +19,7 @@ from llmstream_nb.answers.attempt import Attempt
 from llmstream_nb.answers.connection import is_passing, unusable
 from llmstream_nb.llm.endpoint import ModelError
 from llmstream_nb.protocol.wire import (
-    Entry,
+    EntryID,
     Joiner,
     LLMStreamError,
     Timing,
@@ -247,6 +247,6 @@ class Producer:
             except BaseException as error:  # noqa: BLE001 - it may be anybody's code, and the answer ends all the same
                 log.warning("%s: closing its source raised %s", self.attempt.record["id"], type(error).__name__)
 
-    def _opening(self, _: Entry | None) -> tuple[str, dict[str, Any]]:
+    def _opening(self, _: EntryID) -> tuple[str, dict[str, Any]]:
         own = {key: self.attempt.record.get(key, "") for key in ("model", "source")}
         return "start", own | {"at": round(time.time(), 3)} | self._about

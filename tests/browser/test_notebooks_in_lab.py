@@ -46,11 +46,19 @@ def test_every_cell_runs_and_no_answer_shows_before_it_is_opened(browser, runnin
     asked: list[str] = []
     notebook.page.on("request", lambda request: asked.append(request.url))
     sources = nbformat.read(path, as_version=4).cells
-    surprises = [at + 1 for at, cell in enumerate(sources) if "**Predict" in cell.source]
+    surprises = [
+        at
+        for start, cell in enumerate(sources)
+        if "**Predict" in cell.source
+        for at in range(start + 1, next_text(sources, start + 1))
+    ]
+    hidden = [at for at, cell in enumerate(sources) if cell.metadata.get("jupyter", {}).get("outputs_hidden")]
+    assert hidden and surprises
     for at in surprises:
+        assert not answer_shown(notebook, sources, at)
+    for at in hidden:
         notebook.scroll_to(at)
         assert not notebook.page.evaluate(OUTPUT_SHOWN, at)
-        assert not answer_shown(notebook, sources, at)
     for at, cell in enumerate(sources):
         if at in surprises:
             notebook.press_shift_enter(at)
@@ -59,7 +67,8 @@ def test_every_cell_runs_and_no_answer_shows_before_it_is_opened(browser, runnin
         elif cell.cell_type == "code":
             notebook.run(at)
     for at in surprises:
-        assert answer_shown(notebook, sources, at, opened=True)
+        if at in hidden:
+            assert answer_shown(notebook, sources, at, opened=True)
     cells = notebook.page.evaluate(STATE_OF_CELLS)
     assert [cell["count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert not [cell["text"] for cell in cells if "error" in cell["kinds"]]
@@ -71,12 +80,16 @@ def test_every_cell_runs_and_no_answer_shows_before_it_is_opened(browser, runnin
     notebook.page.context.close()
 
 
+def next_text(sources: list[nbformat.NotebookNode], start: int) -> int:
+    return next(at for at in range(start, len(sources)) if sources[at].cell_type == "markdown")
+
+
 def answer_shown(notebook: Notebook, sources: list[nbformat.NotebookNode], surprise: int, opened: bool = False) -> bool:
     """Whether the page shows which letter was right, in the first text after the surprise."""
-    at = next(n for n in range(surprise, len(sources)) if sources[n].cell_type == "markdown")
+    at = next_text(sources, surprise)
     notebook.scroll_to(at if opened else surprise)
     if opened:
-        notebook.page.evaluate(f"(i) => ({CELL})(i).node.querySelector('summary').click()", at)
+        notebook.page.evaluate(f"(i) => {{ ({CELL})(i).node.querySelector('details').open = true; }}", at)
     seen = notebook.page.evaluate(SEEN, at)
     assert "Answer" in seen
     return bool(re.search(r"\([abc]\)\.", seen))
