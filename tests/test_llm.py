@@ -146,11 +146,15 @@ def test_pace_is_kept_without_drift(monkeypatch):
             waits.append(seconds)
             clock[0] += max(seconds, 0) + 0.01  # each wait takes longer than asked for
 
-    assert len(list(Handler()._paced(scripted.Script(pace=10), ["x"] * 5))) == 5
+    assert len(list(Handler()._paced(scripted.Script(pace=10, think=0), ["x"] * 5))) == 5
     assert waits == pytest.approx([0, 0.09, 0.09, 0.09, 0.09])
     waits.clear()
     assert len(list(Handler()._paced(scripted.Script(pace=0, think=500), ["x"] * 2))) == 2
     assert waits == pytest.approx([0.5, -0.01])
+    waits.clear()
+    for name in ("scripted", "scripted:pace=0"):  # a model takes a moment before its first token
+        assert list(Handler()._paced(scripted.Script.parse(name), ["x"])) == ["x"]
+    assert waits == pytest.approx([0.4, 0])
 
 
 ODD = [

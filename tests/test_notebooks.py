@@ -22,6 +22,8 @@ GLOSSARY, REFERENCE = FOLDER / "glossary.ipynb", FOLDER / "reference.ipynb"
 TEMPLATE = ROOT / "tests" / "template.ipynb"
 SVG = "{http://www.w3.org/2000/svg}"
 WIDTH = 100  # characters of code: more are cut off, or scroll, where the letters are large
+WIDGET = "application/vnd.jupyter.widget-view+json"
+FOLD = "<details><summary>Answer</summary>\n\n"  # the blank lines make what it holds Markdown
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 # Cells whose output may differ from run to run: the connection line, IDs by the clock, timings, a plot, a race.
 MAY_DIFFER = {
@@ -143,20 +145,33 @@ def test_links_and_pictures_lead_somewhere(path: Path) -> None:
             assert anchor in headings or (there.suffix == ".md" and anchor in [h.lower() for h in headings]), target
 
 
+def is_hidden(cell: nbformat.NotebookNode) -> bool:
+    return cell.metadata.get("jupyter", {}).get("outputs_hidden") is True
+
+
 @every_notebook
-def test_a_prediction_stands_before_a_collapsed_surprise(path: Path) -> None:
+def test_a_prediction_stands_before_a_collapsed_surprise_and_a_folded_answer(path: Path) -> None:
     cells = read(path).cells
     predictions = [n for n, cell in enumerate(cells) if cell.cell_type == "markdown" and "**Predict" in cell.source]
     assert predictions
     for at in predictions:
         assert all(f"- ({letter}) " in cells[at].source for letter in "abc")
-        assert cells[at + 1].metadata.get("jupyter", {}).get("outputs_hidden") is True
-        shown = str(cells[at + 1].outputs[0].get("text", "")).partition("\n")[0]  # JupyterLab does, of what it hides
-        assert not re.search("True|False|seen|says|[0-9] lines", shown), shown
-        answer = next(cell.source for cell in cells[at + 2 :] if cell.cell_type == "markdown")
-        assert re.match(r"\*\*\([abc]\)\.\*\*", answer), "the next text says which one is right"
-    collapsed = sum(cell.metadata.get("jupyter", {}).get("outputs_hidden", False) for cell in cells)
-    assert collapsed == len(predictions)
+        answer = next(n for n in range(at + 1, len(cells)) if cells[n].cell_type == "markdown")
+        between = cells[at + 1 : answer]
+        assert any(is_hidden(cell) for cell in between)
+        for cell in between:  # a widget shows nothing before its cell has run
+            assert is_hidden(cell) or all(WIDGET in output.get("data", {}) for output in cell.outputs)
+            first = "".join(output.get("text") or output.data["text/plain"] for output in cell.outputs[:1])
+            shown = first.partition("\n")[0]  # JupyterLab does, of what it hides
+            assert not re.search(": True|: False|Gap|seen|says|[0-9] lines", shown), shown
+        assert re.match(rf"{re.escape(FOLD)}\*\*\([abc]\)\.\*\* [^<]+\n\n</details>($|\n\n)", cells[answer].source)
+    # Beside the choices, a letter stands in a closed fold only: there nothing tells which one is right.
+    open_prose = [
+        re.sub(r"<details>.*?</details>", "", cell.source, flags=re.DOTALL)
+        for n, cell in enumerate(cells)
+        if cell.cell_type == "markdown" and n not in predictions
+    ]
+    assert not re.search(r"(?<!\w)\([abc]\)|<details [^>]*open", "\n".join(open_prose))
 
 
 @every_notebook

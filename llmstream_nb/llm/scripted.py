@@ -28,7 +28,7 @@ class Script:
     """
 
     pace: int = 40  # chunks a second; 0: as fast as possible
-    think: int = 0  # milliseconds before the first chunk
+    think: int | None = None  # milliseconds before the first chunk; else 400, like a model's, and 0 with pace=0
     piece: int | None = None  # UTF-16 units in a chunk (1 halves every emoji); else about a token
     long: int | None = None  # the answer is that many numbered chunks: "0 1 2 3 …"
     drop: int | None = None  # cut the connection
@@ -180,7 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _paced(self, script: Script, chunks: Iterable[str]) -> Iterator[str]:
         """The chunks, each when it is due; the clock starts once, so that small delays don't add up."""
-        start = time.monotonic() + script.think / 1000
+        think = script.think if script.think is not None else 400 * bool(script.pace)
+        start = time.monotonic() + think / 1000
         for n, chunk in enumerate(chain(chunks, [None])):
             if n == script.stall:
                 self._pause(None)

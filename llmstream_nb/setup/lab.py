@@ -176,7 +176,7 @@ def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -
         local = start_model(stack) if model else None
         kernels = Path(sys.prefix, "share", "jupyter")  # this Python's kernel, before any of the user's own
         paths = os.pathsep.join(filter(None, [str(kernels), os.environ.get("JUPYTER_PATH")]))
-        # Lab's own question about news would cover a corner of the page.
+        # Lab's own question about news would cover a corner of the page, its warnings at a kernel's start the address.
         quiet = Path(__file__).with_name("jupyter")
         config = os.pathsep.join(filter(None, [os.environ.get("JUPYTER_CONFIG_PATH"), str(quiet)]))
         environment = child_environment(
@@ -219,6 +219,8 @@ def _jupyter_command(port: int | None, base_url: str | None, browser: bool) -> l
         "ServerApp.port": port,
         "ServerApp.base_url": base_url,
         "ServerApp.open_browser": browser,
+        # On one machine no proxy cuts a silent connection, and tornado would warn of the timeout that pings need.
+        "ServerApp.tornado_settings": {"ws_ping_interval": 0},
         "ServerApp.allow_root": hasattr(os, "geteuid") and os.geteuid() == 0,
         "LabApp.default_url": start,
         "LabApp.news_url": "None",

@@ -63,12 +63,15 @@ def chromium() -> Iterator[Browser]:
 
 
 class Lab:
-    """A running `python3 -m llmstream_nb lab`, and a folder for notebooks inside the folder that it serves."""
+    """A running `python3 -m llmstream_nb lab`, and a folder for notebooks inside the folder that it serves.
 
-    def __init__(self, address: str, folder: Path) -> None:
+    `log` is the file with what it says in its terminal.
+    """
+
+    def __init__(self, address: str, folder: Path, log: Path) -> None:
         self.base, _, token = address.partition("lab")
         self.token = re.sub(r".*token=", "", token)
-        self.folder = folder
+        self.folder, self.log = folder, log
         self._made = 0
 
     def notebook(self, *cells: str) -> str:
@@ -100,6 +103,22 @@ class Notebook:
         """Run the cell at `index` and return its output's text; without `wait`, return at once."""
         self.page.evaluate(RUN, [index, wait])
         return self.text(index) if wait else ""
+
+    def scroll_to(self, index: int) -> None:
+        """Bring a cell to the top of what the window shows, as a reader does."""
+        self.page.evaluate("(i) => window.jupyterapp.shell.currentWidget.content.scrollToItem(i, 'start')", index)
+        self.page.wait_for_function(
+            f"(i) => ({CELL})(i).node.isConnected && ({CELL})(i).node.checkVisibility()", arg=index
+        )
+
+    def press_shift_enter(self, index: int) -> None:
+        """Click into a code cell, press Shift+Enter, and wait until it is done."""
+        self.page.evaluate(f"(i) => {{ ({CELL})(i).model.executionCount = null; }}", index)  # it tells the end below
+        self.scroll_to(index)
+        editor = self.page.evaluate_handle(f"(i) => ({CELL})(i).node.querySelector('.cm-content')", index)
+        editor.as_element().click(position={"x": 5, "y": 5})
+        self.page.keyboard.press("Shift+Enter")
+        self.page.wait_for_function(f"(i) => ({CELL})(i).model.executionCount", arg=index)
 
     def text(self, index: int) -> str:
         """The text of a cell's output as it is now."""
@@ -158,7 +177,7 @@ def lab(base_url: str = "/", **environment: str) -> Iterator[Lab]:
                 stderr=subprocess.STDOUT,
             )
         try:
-            yield Lab(_address(process, log), Path(folder))
+            yield Lab(_address(process, log), Path(folder), log)
         finally:
             process.terminate()
             process.wait(30)
