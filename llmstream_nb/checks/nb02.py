@@ -81,7 +81,7 @@ def _judge_break(case: Case, function: Callable[..., object]) -> None:
     texts = [fields.get("chunkOutput") for _, fields in case.entries()]
     ended = texts[-2:] == ["half ", ";END:a"]
     require(ended, f"{about}, the end must be written all the same: else readers wait for ever.")
-    require(passed_on, f"{about}, your function hides the error: let it pass on, after the end.")
+    case.require(passed_on, "hides the error: let it pass on, after the end.")
 
 
 @exercise(
@@ -92,12 +92,11 @@ def _judge_break(case: Case, function: Callable[..., object]) -> None:
 def rebuild(case: Case, function: Callable[[redis.Redis, str], str]) -> str:
     """Optional exercise of notebook 02: `rebuild(client, key)`, an answer's text by the question record under `key`."""
     before, between = [("a", "START:a;"), ("a", "an older try"), ("b", "START:b;")], [("b", "another's")]
-    for pieces, about in (
+    for pieces, about in case.each(
         (["Redis ", "keeps ", "order."], "of an answer of three chunks, with another's between them"),
         (["START:", "b; and ", ";END:b"], "of an answer that speaks of START and END"),
         ([], "of an answer without a chunk"),
     ):
-        case.clear()
         case.add(before)
         start = case.add([("a", "START:a;")])
         for piece in pieces:

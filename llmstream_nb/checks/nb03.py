@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from llmstream_nb.checks.case import Case, Noting
 from llmstream_nb.checks.running import exercise
@@ -25,31 +24,24 @@ def read(case: Case, function: Callable[..., str]) -> str:
     mixed = [("b", "START:b;"), *opening, ("b", "blue"), ("a", " you"), ("b", ";END:b"), ("a", " all"), end]
     words = [*opening, ("a", " at END:"), ("a", ";END:b"), ("a", ";END:a is"), ("a", " the end"), end]
     said = "Hi there at END:;END:b;END:a is the end"
-    for before, entries, right, about in (
-        ([], [*opening, end], "Hi there", "when the answer lies there complete"),
-        ([("a", "old"), ("b", "old")], [*opening, end], "Hi there", "when there are entries up to `last_id`"),
-        ([], mixed, "Hi there you all", "when another asker's entries lie between yours"),
-        ([], words, said, "when the answer itself speaks of the end"),
-        ([], [*opening, end, ("a", "after"), ("b", "after")], "Hi there", "when more entries follow the end"),
+    coming = [("b", "blue"), ("a", " you"), ("a", " all")], [("b", "seas"), ("a", " and")], [("a", " me"), end]
+    for before, entries, later, right, about in case.each(
+        ([], [*opening, end], (), "Hi there", "when the answer lies there complete"),
+        ([("a", "old"), ("b", "old")], [*opening, end], (), "Hi there", "when there are entries up to `last_id`"),
+        ([], mixed, (), "Hi there you all", "when another asker's entries lie between yours"),
+        ([], words, (), said, "when the answer itself speaks of the end"),
+        ([], [*opening, end, ("a", "after"), ("b", "after")], (), "Hi there", "when more entries follow the end"),
+        ([], opening, coming, "Hi there you all and me", "when the entries come while it reads"),
     ):
-        case.clear()
         last_id = case.add(before)
         case.add(entries)
-        _judge_read(case, function, last_id, right, about)
-    case.clear()
-    case.add(opening)
-    later = [("b", "blue"), ("a", " you"), ("a", " all")], [("b", "seas"), ("a", " and")], [("a", " me"), end]
-    case.trickle(*later, add=case.add)
-    _judge_read(case, function, "0-0", "Hi there you all and me", "when the entries come while it reads")
+        case.trickle(*later, add=case.add)
+        result = case.call(function, about, case.client, case.stream, last_id, "a")
+        case.require_form("the text that it has read", "the text as one string")
+        marked = "START:a;" in result or result.endswith(";END:a")
+        require(not marked, "your text holds START or END: they only mark where an answer lies; leave them out.")
+        case.require_result(right)
     return "your words, all of them, and nobody else's."
-
-
-def _judge_read(case: Case, function: Any, last_id: str, right: str, about: str) -> None:
-    result = case.call(function, about, case.client, case.stream, last_id, "a")
-    case.require_form("the text that it has read", "the text as one string")
-    marked = "START:a;" in result or result.endswith(";END:a")
-    require(not marked, "your text holds START or END: they only mark where an answer lies; leave them out.")
-    case.require_result(right)
 
 
 @exercise(
@@ -74,8 +66,9 @@ def read_many(case: Case, function: Callable[..., dict[str, str]]) -> str:
     def write(entry: tuple[str, tuple[str, str, str]]) -> None:
         case.write([entry[1]], keys[entry[0]])
 
-    for later, about in ((False, "when three answers lie there"), (True, "when three answers are being written")):
-        case.clear()
+    for later, about in case.each(
+        (False, "when three answers lie there"), (True, "when three answers are being written")
+    ):
         for name in keys:
             write((name, ("1-0", "start", '{"model": "m"}')))
         if later:
@@ -89,5 +82,5 @@ def read_many(case: Case, function: Callable[..., dict[str, str]]) -> str:
         named = {name: result.get(key) for name, key in keys.items()}
         require(named == right, f"{about}, the texts of your function are {show(named)}, not {show(right)}.")
         together = any(name == "xread" and len(streams) == 3 for name, streams, _ in noting.calls)
-        require(together, f"{about}, your function reads one stream at a time: give all of them to one XREAD.")
+        case.require(together, "reads one stream at a time: give all of them to one XREAD.")
     return "all of them, with one read at a time."

@@ -52,7 +52,7 @@ def source(case: Case, function: Callable[..., Iterator[str]]) -> str:
 def poll(case: Case, function: Callable[[redis.Redis, str, str], tuple[str, str, bool]]) -> str:
     """Optional exercise of notebook 05: `poll(client, stream, last)`: new text, last ID, and whether it is over."""
     words = [(f"1-{n}", "text", word) for n, word in enumerate(["One", "two", "end", "error"], 1)]
-    for entries, last, right, about in (
+    for entries, last, right, about in case.each(
         ([], "0-0", ("", "0-0", False), "where the stream does not exist yet"),
         (words[:2], "0-0", ("Onetwo", "1-2", False), "at the first look"),
         (words[:2], "1-2", ("", "1-2", False), "where nothing is new"),
@@ -62,7 +62,6 @@ def poll(case: Case, function: Callable[[redis.Redis, str, str], tuple[str, str,
         ([*words, ("1-5", "end", "stop")], "1-5", ("", "1-5", False), "after the end, where nothing is new"),
         ([(f"1-{n}", "text", "x") for n in range(1, 1_201)], "0-0", ("x" * 1_200, "1-1200", False), "far behind"),
     ):
-        case.clear()
         case.write(entries)
         result = case.call(function, about, case.client, case.stream, last)
         require(isinstance(result, (tuple, list)) and len(result) == 3, f"{case.got}: return three things.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from llmstream_nb.checks.case import LIFETIME, Case
 from llmstream_nb.checks.running import exercise
@@ -27,35 +26,28 @@ def resume(case: Case, function: Callable[..., str]) -> str:
     words = [("1-0", "start", "{}"), ("1-1", "text", "say "), ("1-2", "text", "end"), ("1-3", "text", "start")]
     words, dead = [*words, ("1-4", "end", "{}")], [*first, ("2-0", "end", '{"closes": "1-11"}')]
     whole, half = "".join(text for _, _, text in first[1:]), "".join(text for _, _, text in first[1:10])
-    for entries, after, text, right, about in (
-        ([*first, stop], "0-0", "", whole, "when it begins at the beginning"),
-        ([*first, stop], "1-9", half, whole, "when it goes on after 1-9"),
-        ([*first, stop], "1-11", whole, whole, "when only the end is still to come"),
-        ([*first, ("1-12", "error", "{}")], "1-9", half, whole, "when the answer ends in an error"),
-        (words, "1-1", "say ", "say endstart", "when the text speaks of the end"),
-        ([*first, *second, end], "1-9", half, "anew it goes", "when a second attempt begins"),
-        ([*first, *second, end], "2-1", "anew ", "anew it goes", "when it goes on after 2-1"),
-        (dead, "1-9", half, whole, "when the producer dies and someone presses Stop"),
+    coming = first[6:], second[:2], [*second[2:], end]
+    for entries, later, after, text, right, about in case.each(
+        ([*first, stop], (), "0-0", "", whole, "when it begins at the beginning"),
+        ([*first, stop], (), "1-9", half, whole, "when it goes on after 1-9"),
+        ([*first, stop], (), "1-11", whole, whole, "when only the end is still to come"),
+        ([*first, ("1-12", "error", "{}")], (), "1-9", half, whole, "when the answer ends in an error"),
+        (words, (), "1-1", "say ", "say endstart", "when the text speaks of the end"),
+        ([*first, *second, end], (), "1-9", half, "anew it goes", "when a second attempt begins"),
+        ([*first, *second, end], (), "2-1", "anew ", "anew it goes", "when it goes on after 2-1"),
+        (dead, (), "1-9", half, whole, "when the producer dies and someone presses Stop"),
+        (first[:6], coming, "1-3", "1 2 3 ", "anew it goes", "when the entries come while it reads"),
     ):
-        case.clear()
         case.write(entries)
-        _judge_resumed(case, function, after, text, right, about)
-    case.clear()
-    case.write(first[:6])
-    case.trickle(first[6:], second[:2], [*second[2:], end], add=case.write)
-    _judge_resumed(case, function, "1-3", "1 2 3 ", "anew it goes", "when the entries come while it reads")
+        before = case.entries()
+        case.trickle(*later, add=case.write)
+        result = case.call(function, about, case.client, case.stream, after, text)
+        case.require_form("the whole text", "one string")
+        case.require(case.entries()[: len(before)] == before, "changes the stream: reading takes nothing away.")
+        rest = bool(text) and right == text + result
+        require(not rest, f"{case.got}, the rest alone: put it after what the viewer has, {show(text)}.")
+        case.require_result(right)
     return "the whole text, once, wherever it goes on."
-
-
-def _judge_resumed(case: Case, function: Any, after: str, text: str, right: str, about: str) -> None:
-    before = case.entries()
-    result = case.call(function, about, case.client, case.stream, after, text)
-    case.require_form("the whole text", "one string")
-    kept = case.entries()[: len(before)] == before
-    require(kept, f"{about}, your function changes the stream: reading takes nothing away.")
-    rest = bool(text) and right == text + result
-    require(not rest, f"{case.got}, the rest alone: put it after what the viewer has, {show(text)}.")
-    case.require_result(right)
 
 
 @exercise(
@@ -71,7 +63,7 @@ def state(case: Case, function: Callable[..., str]) -> str:
     chunks, *leases = [case.other(name) for name in ("chunks", "lease:1", "lease:10")]
     first = [("1-0", "start", "{}"), ("1-1", "text", "the end")]
     anew = [*first, ("10-0", "start", "{}")]
-    for entries, lease, right, about in (
+    for entries, lease, right, about in case.each(
         ([], None, "queued", "without an entry"),
         (first, leases[0], "streaming", "with text, and the lease of attempt 1"),
         (first, None, "interrupted", "with text, and without a lease"),
@@ -81,7 +73,6 @@ def state(case: Case, function: Callable[..., str]) -> str:
         (anew, leases[0], "interrupted", "in its tenth attempt, with the lease of attempt 1 alone"),
         ([*first, ("10-0", "end", "{}")], None, "ended", "that was interrupted, and stopped"),
     ):
-        case.clear()
         case.write(entries, chunks)
         if lease:
             case.client.set(lease, "alive", ex=LIFETIME)

@@ -75,7 +75,7 @@ def last_event_id(case: Case, function: Callable[..., str]) -> str:
         try:
             result = case.call(function, about, wire.get)
         finally:  # also when `wire.get` has ended the function
-            require(not wire.wrong, f"{about}, your function {wire.wrong}")
+            case.require(not wire.wrong, wire.wrong)
         case.require_form("the whole text", "one string")
         early = not wire.over and right.startswith(result)
         require(not early, f"{case.got}, and neither `end` nor `failed` has come: the answer goes on.")
