@@ -23,7 +23,6 @@ from llmstream_nb.protocol.wire import (
     EntryID,
     LLMStreamError,
     NotAnAnswer,
-    clean,
     parse_entries,
     parse_record,
 )
@@ -297,7 +296,7 @@ def failures(*, client: redis.Redis | None = None) -> pd.DataFrame:
         found: Any = client.lrange(key, 0, -1) if _there(client, key, "list") else ()
     rows: dict[Any, dict[str, Any]] = {}
     for number, text in enumerate(found):
-        data = {"message": text} | _object(text)
+        data = {"message": text} | (parse_record(text) or {})
         row: dict[str, Any] = {name: _text(data.get(name)) for name in texts}
         row |= {"time": _number(data.get("at"), 1000), "delivered": _number(data.get("delivered"))}
         # An entry is given up again when its worker is killed after it wrote this, but before it acknowledged.
@@ -309,15 +308,9 @@ def failures(*, client: redis.Redis | None = None) -> pd.DataFrame:
 def _question(client: redis.Redis, answer_id: Any) -> str | None:
     """The text of a question, from the answer's record; None where it can't be known."""
     with suppress(BadAnswerId, ResponseError):  # no answer's id at all; another type under its key
-        return _text(_object(client.get(names_of(client).answer(answer_id).question)).get("question"))
+        found: Any = client.get(names_of(client).answer(answer_id).question)
+        return _text((parse_record(found) or {}).get("question"))
     return None
-
-
-def _object(text: Any) -> dict[str, Any]:
-    """The JSON object that a text holds; {} for whatever else it is."""
-    with suppress(RecursionError):  # brackets within brackets, thousands deep
-        return parse_record(text) or {}
-    return {}
 
 
 # ------------------------------------------------------------------------------------------------- helpers
@@ -329,8 +322,6 @@ def _frame(rows: Iterable[Any], /, **columns: str) -> pd.DataFrame:
     for name, kind in columns.items():
         if kind == TIME:
             frame[name] = pd.to_datetime(pd.to_numeric(frame[name]), unit="ms", utc=True, errors="coerce")
-        elif kind == "str":  # JSON may spell half a surrogate pair, which no page can show
-            frame[name] = pd.Series([clean(v) if isinstance(v, str) else v for v in frame[name]], dtype=object)
     return frame.astype(columns)
 
 
