@@ -24,28 +24,32 @@ def produce(case: Case, function: Callable[..., object]) -> str:
     `;END:<question_id>`, also when the chunks break off with an error, which it lets pass. An entry
     `START:<question_id>;` before the first chunk is welcome.
     """
-    for chunks in (["Redis ", "streams ", "keep ", "keep ", "order."], []):
-        _begin(case)
+    for chunks, breaks, about in case.each(
+        (["Redis ", "streams ", "keep ", "keep ", "order."], False, "given 5 chunks"),
+        ([], False, "given no chunks"),
+        (["half "], True, "when the model breaks off in mid-answer"),
+    ):
+        case.put([("1-0", {"questionId": "b", "chunkOutput": "another's"})])
         late: list[str] = []
-
-        def model(chunks: list[str] = chunks, late: list[str] = late) -> Iterator[str]:
-            for number, chunk in enumerate(chunks, 2):
-                yield chunk
-                # The next chunk is wanted: by now this one should be there.
-                if len(case.entries()) < number:
-                    late.append(chunk)
-
-        case.call(function, f"given {len(chunks) or 'no'} chunks", case.client, case.stream, "a", model())
-        _judge_produced(case.entries(), chunks)
+        raised = case.breaks(function, about, case.client, case.stream, "a", _model(case, chunks, late, breaks))
+        entries = case.entries()
+        if breaks:
+            ended = [fields.get("chunkOutput") for _, fields in entries[-2:]] == ["half ", ";END:a"]
+            require(ended, f"{about}, the end must be written all the same: else readers wait for ever.")
+            case.require(raised, "hides the error: let it pass on, after the end.")
+        _judge_produced(entries, chunks)
         require(not late, "your function collects before it writes: add each chunk as soon as it comes.")
-    _judge_break(case, function)
     return "an entry for each chunk, as soon as it comes, and the end after the last."
 
 
-def _begin(case: Case) -> None:
-    """Make a stream that holds another asker's entry; it expires, and so do the entries that are added to it."""
-    case.clear()
-    case.put([("1-0", {"questionId": "b", "chunkOutput": "another's"})])
+def _model(case: Case, chunks: list[str], late: list[str], breaks: bool) -> Iterator[str]:
+    """Give these chunks; `late` gets those that are not in the stream when the next one is wanted."""
+    for number, chunk in enumerate(chunks, 2):
+        yield chunk
+        if len(case.entries()) < number:
+            late.append(chunk)
+    if breaks:
+        raise BrokenModelError
 
 
 def _judge_produced(entries: list[tuple[str, dict[str, str]]], chunks: list[str]) -> None:
@@ -66,22 +70,6 @@ def _judge_produced(entries: list[tuple[str, dict[str, str]]], chunks: list[str]
     once = texts.index(";END:a") == len(texts) - 1
     require(once, "the end stands before the last chunk: it comes once, after the loop.")
     require(texts[:-1] == chunks, f"given the chunks {show(chunks)}, the entries hold {show(texts[:-1])}.")
-
-
-def _judge_break(case: Case, function: Callable[..., object]) -> None:
-    """What becomes of an answer whose model breaks off."""
-
-    def model() -> Iterator[str]:
-        yield "half "
-        raise BrokenModelError
-
-    about = "when the model breaks off in mid-answer"
-    _begin(case)
-    passed_on = case.breaks(function, about, case.client, case.stream, "a", model())
-    texts = [fields.get("chunkOutput") for _, fields in case.entries()]
-    ended = texts[-2:] == ["half ", ";END:a"]
-    require(ended, f"{about}, the end must be written all the same: else readers wait for ever.")
-    case.require(passed_on, "hides the error: let it pass on, after the end.")
 
 
 @exercise(
