@@ -4,31 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+import redis
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from llmstream_nb.answers.ask import Answer
 from llmstream_nb.answers.connection import current, names_of, unusable
 from llmstream_nb.answers.read import look_and_events
+from llmstream_nb.protocol import wire
 from llmstream_nb.protocol.events import Ended, Failed, Restarted, Text
-from llmstream_nb.protocol.wire import (
-    ORIGIN,
-    POOL,
-    AnswerKeys,
-    AnswerNotFound,
-    BadAnswerId,
-    BadEntryID,
-    EntryID,
-    LLMStreamError,
-    NotAnAnswer,
-    parse_entries,
-    parse_record,
-)
-
-if TYPE_CHECKING:
-    import redis
 
 # pandas escapes HTML, but leaves $…$ to be typeset; a table is to show what the model wrote.
 pd.set_option("display.html.use_mathjax", False)
@@ -52,11 +38,11 @@ def entries(answer: Answer | str, *, client: redis.Redis | None = None) -> pd.Da
     client, keys = _answer(answer, client)
     with _redis(client):
         _check_answer(client, keys)
-        found = parse_entries(client.xrange(keys.chunks))  # type: ignore[arg-type]
+        found = wire.parse_entries(client.xrange(keys.chunks))  # type: ignore[arg-type]
     rows, began = [], None
     for entry in found:
         if entry.id.seq == 0:
-            began = _number((parse_record(entry.text) or {}).get("at"), 1000)
+            began = _number((wire.parse_record(entry.text) or {}).get("at"), 1000)
         ms = _number(entry.ms)
         time = None if began is None or ms is None else began + ms
         rows.append([str(entry.id), *entry.id, time, ms, entry.kind, entry.text])
@@ -89,9 +75,9 @@ def _summary(answer_id: str, client: redis.Redis) -> dict[str, Any]:
     try:
         _check_answer(client, names_of(client).answer(answer_id))
         now, events = look_and_events(answer_id, client)
-    except AnswerNotFound:
+    except wire.AnswerNotFound:
         return {}
-    except (NotAnAnswer, BadAnswerId, BadEntryID):
+    except (wire.NotAnAnswer, wire.BadAnswerId, wire.BadEntryID):
         return {"id": answer_id, "status": "unreadable"}
     data, times = now.record, list[int]()
     for event in events:
@@ -113,7 +99,7 @@ def record(answer: Answer | str, *, client: redis.Redis | None = None) -> pd.Dat
     client, keys = _answer(answer, client)
     with _redis(client):
         _check_answer(client, keys)
-        fields = parse_record(client.get(keys.question)) or {}  # type: ignore[arg-type]
+        fields = wire.parse_record(client.get(keys.question)) or {}  # type: ignore[arg-type]
     return _frame(fields.items(), field="str", value="str")
 
 
@@ -126,7 +112,7 @@ def keys(answer: Answer | str, *, client: redis.Redis | None = None) -> pd.DataF
     with _redis(client):
         rows = [row for key in _possible_keys(client, names) if (row := _key(client, key))]
     if not rows:
-        raise AnswerNotFound(_no_answer(names))
+        raise wire.AnswerNotFound(_no_answer(names))
     return _frame(rows, key="str", type="str", length="Int64", ttl="Float64")
 
 
@@ -143,7 +129,7 @@ def keyspace(*, client: redis.Redis | None = None) -> pd.DataFrame:
         found = [names.answers, names.questions, names.failures]
         ids: Any = client.zrange(names.answers, 0, -1) if client.type(names.answers) == "zset" else ()
         for answer_id in ids:
-            with suppress(BadAnswerId):  # somebody else's
+            with suppress(wire.BadAnswerId):  # somebody else's
                 found += _possible_keys(client, names.answer(answer_id))
         for key, kind, length, ttl in filter(None, [_key(client, key) for key in found]):
             shared: Any = [None, None]
@@ -170,10 +156,10 @@ def _memory(client: redis.Redis, key: str) -> int | None:
     return None
 
 
-def _possible_keys(client: redis.Redis, names: AnswerKeys) -> list[str]:
+def _possible_keys(client: redis.Redis, names: wire.AnswerKeys) -> list[str]:
     """Derived from the answer, since SCAN would walk over all keys of the database."""
     top: Any = client.xrevrange(names.chunks, count=1) if client.type(names.chunks) == "stream" else []
-    newest = EntryID.parse(top[0][0]).attempt if top else 0
+    newest = wire.EntryID.parse(top[0][0]).attempt if top else 0
     leases = [names.lease(attempt) for attempt in range(max(0, newest - 2), newest + 2)]
     return [names.chunks, names.question, names.cancel, *leases]
 
@@ -192,7 +178,7 @@ def stream(key: str, *, client: redis.Redis | None = None) -> pd.DataFrame:
         found: Any = client.xrange(key)
     rows = []
     for raw_id, fields in found:
-        ms = EntryID.parse(raw_id).attempt  # in an ID that Redis chose
+        ms = wire.EntryID.parse(raw_id).attempt  # in an ID that Redis chose
         row = {"id": raw_id, "time": ms if ms > A_CLOCK else None}
         rows.append(row | {f"{name} (field)" if name in row else name: fields[name] for name in fields})
     return _frame(rows, **{"id": "str", "time": TIME} | {name: "str" for row in rows for name in list(row)[2:]})
@@ -271,11 +257,11 @@ def queue(*, client: redis.Redis | None = None) -> pd.DataFrame:
         found = dict(_range(client, key) if there else ())
         # In this order: else what is taken meanwhile would be shown as done.
         groups: Any = client.xinfo_groups(key) if there else ()
-        given = [EntryID.parse(g["last-delivered-id"]) for g in groups if g["name"] == POOL]
-        taken = {row[0]: row[1:] for row in _pending(client, key, POOL)} if given else {}
-        for entry in sorted({*found, *taken}, key=EntryID.parse):
+        given = [wire.EntryID.parse(g["last-delivered-id"]) for g in groups if g["name"] == wire.POOL]
+        taken = {row[0]: row[1:] for row in _pending(client, key, wire.POOL)} if given else {}
+        for entry in sorted({*found, *taken}, key=wire.EntryID.parse):
             answer = _text(found.get(entry, {}).get("answer"))
-            waits = EntryID.parse(entry) > max(given, default=ORIGIN)
+            waits = wire.EntryID.parse(entry) > max(given, default=wire.ORIGIN)
             free = ["waiting", None, None, 0] if waits else ["done", None, None, None]
             state = ["taken", *taken[entry]] if entry in taken else free
             rows.append([answer, _question(client, answer), *state, entry])
@@ -296,7 +282,7 @@ def failures(*, client: redis.Redis | None = None) -> pd.DataFrame:
         found: Any = client.lrange(key, 0, -1) if _there(client, key, "list") else ()
     rows: dict[Any, dict[str, Any]] = {}
     for number, text in enumerate(found):
-        data = {"message": text} | (parse_record(text) or {})
+        data = {"message": text} | (wire.parse_record(text) or {})
         row: dict[str, Any] = {name: _text(data.get(name)) for name in texts}
         row |= {"time": _number(data.get("at"), 1000), "delivered": _number(data.get("delivered"))}
         # An entry is given up again when its worker is killed after it wrote this, but before it acknowledged.
@@ -307,9 +293,9 @@ def failures(*, client: redis.Redis | None = None) -> pd.DataFrame:
 
 def _question(client: redis.Redis, answer_id: Any) -> str | None:
     """The text of a question, from the answer's record; None where it can't be known."""
-    with suppress(BadAnswerId, ResponseError):  # no answer's id at all; another type under its key
+    with suppress(wire.BadAnswerId, ResponseError):  # no answer's id at all; another type under its key
         found: Any = client.get(names_of(client).answer(answer_id).question)
-        return _text((parse_record(found) or {}).get("question"))
+        return _text((wire.parse_record(found) or {}).get("question"))
     return None
 
 
@@ -361,20 +347,20 @@ def _text(value: Any) -> str | None:
     return value if value and isinstance(value, str) else None
 
 
-def _answer(answer: Answer | str, client: redis.Redis | None) -> tuple[redis.Redis, AnswerKeys]:
+def _answer(answer: Answer | str, client: redis.Redis | None) -> tuple[redis.Redis, wire.AnswerKeys]:
     if isinstance(answer, Answer):
         client, answer = client or answer.client, answer.id
     client = client or current()
     return client, names_of(client).answer(answer)
 
 
-def _check_answer(client: redis.Redis, keys: AnswerKeys) -> None:
+def _check_answer(client: redis.Redis, keys: wire.AnswerKeys) -> None:
     there = [_there(client, keys.chunks, "stream"), _there(client, keys.question, "string")]
     if not any(there):
-        raise AnswerNotFound(_no_answer(keys))
+        raise wire.AnswerNotFound(_no_answer(keys))
 
 
-def _no_answer(keys: AnswerKeys) -> str:
+def _no_answer(keys: wire.AnswerKeys) -> str:
     return f"there is no {keys.chunks!r}: never asked, cleared, or expired; answers() lists what is there"
 
 
@@ -384,7 +370,7 @@ def _stream(of: Answer | str, client: redis.Redis | None) -> tuple[str, redis.Re
         client, of = client or of.client, names_of(client or of.client).answer(of.id).chunks
     client = client or current()
     candidates = [of] if isinstance(of, str) else []
-    with suppress(BadAnswerId):
+    with suppress(wire.BadAnswerId):
         candidates.append(names_of(client).answer(of).chunks)
     with _redis(client):
         for key in candidates:
@@ -392,21 +378,21 @@ def _stream(of: Answer | str, client: redis.Redis | None) -> tuple[str, redis.Re
             with nullcontext() if key == candidates[-1] else suppress(NoPermissionError):
                 if _there(client, key, "stream"):
                     return key, client
-    raise AnswerNotFound(f"there is no stream {of!r}: XADD makes one, answers() lists what is there")
+    raise wire.AnswerNotFound(f"there is no stream {of!r}: XADD makes one, answers() lists what is there")
 
 
 def _check_group(client: redis.Redis, key: str, group: str) -> None:
     found: Any = client.xinfo_groups(key)
     names = sorted(each["name"] for each in found)
     if group not in names:
-        raise LLMStreamError(f"{key!r} has no group {group!r}, it has {names}: xgroup_create makes one")
+        raise wire.LLMStreamError(f"{key!r} has no group {group!r}, it has {names}: xgroup_create makes one")
 
 
 def _there(client: redis.Redis, key: str, wanted: str) -> bool:
     """Whether the key exists. Raises NotAnAnswer if it holds another type, on which backends don't agree."""
     kind = str(client.type(key))
     if kind not in (wanted, "none"):
-        raise NotAnAnswer(f"the key {key!r} holds a {kind}, not a {wanted}: use another, or delete it")
+        raise wire.NotAnAnswer(f"the key {key!r} holds a {kind}, not a {wanted}: use another, or delete it")
     return kind == wanted
 
 
