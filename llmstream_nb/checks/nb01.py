@@ -13,11 +13,7 @@ from llmstream_nb.checks.running import exercise
 from llmstream_nb.checks.verdict import require, show
 
 
-@exercise(
-    "XREVRANGE reads a stream backwards, from `+` to `-`; with COUNT 1 it gives only the newest entry.",
-    "`redis.xrevrange(key, count=1)` is a list: empty, or with one pair of an ID and a dictionary.",
-    '`newest = redis.xrevrange(key, count=1)`, then `return newest[0][0] if newest else "0-0"`',
-)
+@exercise
 def get_last_id(case: Case, function: Callable[[redis.Redis, str], str]) -> str:
     """Exercise of notebook 01: `get_last_id(client, stream)`, the newest entry's ID, or "0-0" without one."""
     for ids, right, about in case.each(
@@ -33,11 +29,7 @@ def get_last_id(case: Case, function: Callable[[redis.Redis, str], str]) -> str:
     return "the newest ID, and 0-0 where there is none."
 
 
-@exercise(
-    "XRANGE with `count=size` gives one page. The next one begins after the last ID of this one, not with it.",
-    "A `(` before an ID leaves that entry out: `(1-3` is everything after 1-3. An empty page is the end.",
-    "`while page := redis.xrange(key, after, '+', count=size):` append it, then `after = '(' + page[-1][0]`",
-)
+@exercise
 def pages(case: Case, function: Callable[..., Any]) -> str:
     """Optional exercise of notebook 01: `pages(client, stream, size)`, all entries, in lists of at most `size`."""
     for count, size, about in case.each(
@@ -60,11 +52,7 @@ def pages(case: Case, function: Callable[..., Any]) -> str:
     return "every entry once, a page at a time."
 
 
-@exercise(
-    "Note when it has to be over before the first read: `time.monotonic() + seconds`. Each read has only the rest.",
-    "`block=0` waits for ever: at least 1. And `count` is what is still wanted, so that you never get too many.",
-    "`left = deadline - time.monotonic()`, `block=max(1, int(left * 1000))`; the end is when `left` is 0 or less.",
-)
+@exercise
 def collect(case: Case, function: Callable[..., list[str]]) -> str:
     """Optional exercise of notebook 01: `collect(client, stream, last_id, wanted, seconds)`, a reader that gives up.
 

@@ -12,11 +12,7 @@ from llmstream_nb.checks.running import exercise
 from llmstream_nb.checks.verdict import require, show
 
 
-@exercise(
-    "One XADD for each delta, inside the loop; and one more after the loop, for the end.",
-    "Each entry has the fields `questionId` and `chunkOutput`; at the end that is `;END:` plus the id.",
-    "`try:` the loop, `finally:` the end. What stands under `finally` also runs when the loop raises.",
-)
+@exercise
 def produce(case: Case, function: Callable[..., object]) -> str:
     """Exercise of notebook 02: `produce(client, stream, question_id, chunks)`, a loop from chunks to entries.
 
@@ -72,11 +68,7 @@ def _judge_produced(entries: list[tuple[str, dict[str, str]]], chunks: list[str]
     require(texts[:-1] == chunks, f"given the chunks {show(chunks)}, the entries hold {show(texts[:-1])}.")
 
 
-@exercise(
-    "GET gives the record as JSON text; `json.loads` makes a dictionary of it, which says where the answer lies.",
-    "XRANGE from the record's start to its end. Others have written in between: look at each `questionId`.",
-    "`redis.xrange(record['streamName'], record['streamStartMessageId'], record['streamEndMessageId'])[1:-1]`",
-)
+@exercise
 def rebuild(case: Case, function: Callable[[redis.Redis, str], str]) -> str:
     """Optional exercise of notebook 02: `rebuild(client, key)`, an answer's text by the question record under `key`."""
     before, between = [("a", "START:a;"), ("a", "an older try"), ("b", "START:b;")], [("b", "another's")]

@@ -9,11 +9,7 @@ from llmstream_nb.checks.running import exercise
 from llmstream_nb.checks.verdict import require, show
 
 
-@exercise(
-    "Look at every entry once: go on from the ID of the last one you saw, whoever it belongs to.",
-    "Skip what has another `questionId`; stop at yours whose `chunkOutput` is the end, and nothing else.",
-    "`while True:` XREAD `{key: last_id}`, `block=1000`; at each entry `last_id = entry_id` first.",
-)
+@exercise
 def read(case: Case, function: Callable[..., str]) -> str:
     """Exercise of notebook 03: `read(client, stream, last_id, question_id)`, one answer's text among others.
 
@@ -44,11 +40,7 @@ def read(case: Case, function: Callable[..., str]) -> str:
     return "your words, all of them, and nobody else's."
 
 
-@exercise(
-    "XREAD takes a dictionary: for each stream the last ID that you saw there. All of them go into one call.",
-    "Begin with `0-0` for each. The reply names the stream of each list of entries: note the ID under that name.",
-    "`while last_ids: for key, entries in redis.xread(last_ids, block=1000):` and at an end `del last_ids[key]`",
-)
+@exercise
 def read_many(case: Case, function: Callable[..., dict[str, str]]) -> str:
     """Optional exercise of notebook 03: `read_many(client, keys)`, several answers of the kit by one XREAD at a time.
 

@@ -10,11 +10,7 @@ from llmstream_nb.checks.running import exercise
 from llmstream_nb.checks.verdict import require, show
 
 
-@exercise(
-    "XAUTOCLAIM gives `consumer` what is pending in its group; XACK takes an entry off the pending list.",
-    "XAUTOCLAIM claims 100 entries a call: go on from the cursor that it returns, until that is `0-0`.",
-    "Loop: `cursor, entries, *_ = client.xautoclaim(stream, group, consumer, 0, cursor)`, XACK, keep the texts.",
-)
+@exercise
 def claim(case: Case, function: Callable[..., list[str]]) -> str:
     """Exercise of notebook 04: `take_over(client, stream, group, consumer)`, the work that a dead consumer left.
 
@@ -70,11 +66,7 @@ def _judge_claimed(case: Case, result: Any, right: list[str]) -> None:
     case.require_result(right)
 
 
-@exercise(
-    "Two reads by XREADGROUP: `0` gives what is pending with `consumer`, `>` what nobody was given yet.",
-    "For each entry first `do(fields['text'])`, then XACK: if `do` raises, the XACK is never reached.",
-    "`for begin in ('0', '>'):` and in it `client.xreadgroup(group, consumer, {stream: begin})`.",
-)
+@exercise
 def work(case: Case, function: Callable[..., object]) -> str:
     """Optional exercise of notebook 04: `work(client, stream, group, consumer, do)`, acknowledged after the work.
 

@@ -14,11 +14,7 @@ from llmstream_nb.checks.running import TIMEOUT, exercise
 from llmstream_nb.checks.verdict import require, show
 
 
-@exercise(
-    "`question.upper().split()` gives the words; `yield` each of them, one after another.",
-    "A function with `yield` in its body is a generator: it returns at once, and is run piece by piece.",
-    "`for n, word in enumerate(question.upper().split()):` and in it `yield f' {word}' if n else word`.",
-)
+@exercise
 def source(case: Case, function: Callable[..., Iterator[str]]) -> str:
     """Exercise of notebook 05: `shout(question, topic)`, a source that yields the question's words in capitals.
 
@@ -44,11 +40,7 @@ def source(case: Case, function: Callable[..., Iterator[str]]) -> str:
         clear(answer.id, client=case.client)
 
 
-@exercise(
-    "XRANGE with `(` before the first ID begins after it: `redis.xrange(key, f'({last}')`.",
-    "Only text is added; any other `kind` ends the answer. Where nothing is new, `last` stays as it was.",
-    "`for last, entry in redis.xrange(key, f'({last}'):` add the text or set `over`; return all three.",
-)
+@exercise
 def poll(case: Case, function: Callable[[redis.Redis, str, str], tuple[str, str, bool]]) -> str:
     """Optional exercise of notebook 05: `poll(client, stream, last)`: new text, last ID, and whether it is over."""
     words = [(f"1-{n}", "text", word) for n, word in enumerate(["One", "two", "end", "error"], 1)]

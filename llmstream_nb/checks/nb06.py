@@ -9,11 +9,7 @@ from llmstream_nb.checks.running import exercise
 from llmstream_nb.checks.verdict import require, show
 
 
-@exercise(
-    "XREAD gives what comes after an ID: begin with `after`, then go on from the ID of each entry you saw.",
-    "Look at the field `kind`: `text` is added, `start` empties the text, `end` and `error` return it.",
-    "`while True:` XREAD `{key: after}`, `block=1000`; `for after, entry in entries:` and then by `kind`.",
-)
+@exercise
 def resume(case: Case, function: Callable[..., str]) -> str:
     """Exercise of notebook 06: `resume(client, stream, after, text)`, an answer of the kit from a saved ID on.
 
@@ -50,11 +46,7 @@ def resume(case: Case, function: Callable[..., str]) -> str:
     return "the whole text, once, wherever it goes on."
 
 
-@exercise(
-    "Two questions: what kind is the newest entry, and if that is no end, does its attempt still have a lease?",
-    "XREVRANGE with `count=1` gives the newest entry; the attempt is its ID's part before the hyphen.",
-    "`redis.exists(f'{answer}:lease:{attempt}')` is 1 while that attempt's producer lives.",
-)
+@exercise
 def state(case: Case, function: Callable[..., str]) -> str:
     """Optional exercise of notebook 06: `state(client, answer)`, an answer's state from its newest entry and its lease.
 
@@ -81,11 +73,7 @@ def state(case: Case, function: Callable[..., str]) -> str:
     return "the newest entry and its attempt's lease tell the state."
 
 
-@exercise(
-    "Go through the IDs, and remember at each which number is due next.",
-    "The two parts are numbers: `attempt, seq = map(int, entry_id.split('-'))`. A new attempt is due at 0.",
-    "Between what is due and `seq`: `gaps += [f'{attempt}-{n}' for n in range(due, seq)]`, then `due = seq + 1`.",
-)
+@exercise
 def missing(case: Case, function: Callable[[list[str]], list[str]]) -> str:
     """Optional exercise of notebook 06: `missing(ids)`, the IDs that are missing between those that a reader saw."""
     for ids, right in (

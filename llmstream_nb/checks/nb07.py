@@ -9,11 +9,7 @@ from llmstream_nb.checks.running import exercise
 from llmstream_nb.checks.verdict import is_whole, require, show
 
 
-@exercise(
-    "Alive at a time are the answers of one `ttl`; each takes `maxlen` entries and a record.",
-    "Begin with the least that both promises need: what can be kept beyond that depends on the memory.",
-    "`maxlen = behind`, `ttl = back_within`: the least of both. Is there room for more?",
-)
+@exercise
 def budget(
     _: Case,
     maxlen: int | None,
@@ -47,11 +43,7 @@ def budget(
     return f"{need} of {memory / 1e6:,.1f} MB."
 
 
-@exercise(
-    "XINFO GROUPS tells each group's place, its `last-delivered-id`. What comes after it was not given yet.",
-    "A round bracket before an ID leaves that entry out: `(1-3` is everything after 1-3.",
-    "`len(redis.xrange(stream, min=f'({place}'))`, where `place` is the `last-delivered-id` of this group.",
-)
+@exercise
 def lag(case: Case, function: Callable[..., int]) -> str:
     """Optional exercise of notebook 07: `lag(client, stream, group)`, how many entries the group was not given yet."""
     for length, given, deleted, about in case.each(
