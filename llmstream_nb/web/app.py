@@ -223,12 +223,10 @@ def create_app(
             await desk.leave()
 
     problems: Any = {code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)}
+    refusals: Any = {LLMStreamError: _refused, RequestValidationError: _invalid, HTTPException: _http_error}
     about: Any = {"title": "llmstream-nb", "version": "1", "docs_url": None, "redoc_url": None}
-    app = FastAPI(lifespan=lifespan, responses=problems, **about)
+    app = FastAPI(lifespan=lifespan, responses=problems, exception_handlers=refusals, **about)
     app.add_middleware(Admission, token=token, body=limits.body, frame_ancestors=frame_ancestors)
-    app.add_exception_handler(LLMStreamError, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
 
     _add_answers(app, desk, limits, models or {})
     _add_events(app, limits)
