@@ -219,9 +219,8 @@ def _jupyter_command(port: int | None, base_url: str | None, browser: bool) -> l
         "ServerApp.allow_root": hasattr(os, "geteuid") and os.geteuid() == 0,
         "LabApp.default_url": start,
     }
-    return [sys.executable, "-m", "jupyterlab"] + [
-        f"--{name}={value}" for name, value in settings.items() if value is not None
-    ]
+    options = [f"--{name}={value}" for name, value in settings.items() if value is not None]
+    return [sys.executable, "-m", "jupyterlab", *options]
 
 
 def start_model(stack: contextlib.ExitStack) -> str | None:
