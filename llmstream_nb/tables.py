@@ -35,8 +35,7 @@ def entries(answer: Answer | str, *, client: redis.Redis | None = None) -> pd.Da
 
     Raises AnswerNotFound, NotAnAnswer, BadAnswerId or RedisUnusable.
     """
-    client, keys = _answer(answer, client)
-    with _redis(client):
+    with _answer(answer, client) as (client, keys):
         _check_answer(client, keys)
         found = wire.parse_entries(client.xrange(keys.chunks))  # type: ignore[arg-type]
     rows, began = [], None
@@ -58,9 +57,8 @@ def answers(*, client: redis.Redis | None = None) -> pd.DataFrame:
     `status` is that of `Answer.status`, or `unreadable` where the keys hold something else; `reason` is why
     the answer ended, or the name of the error. Raises RedisUnusable.
     """
-    client = client or current()
-    index = names_of(client).answers
-    with _redis(client):
+    with _redis(client) as client:
+        index = names_of(client).answers
         _there(client, index, "zset")
         ids: Any = client.zrange(index, 0, -1)
     return _frame(
@@ -96,8 +94,7 @@ def _summary(answer_id: str, client: redis.Redis) -> dict[str, Any]:
 
 def record(answer: Answer | str, *, client: redis.Redis | None = None) -> pd.DataFrame:
     """The JSON record of an answer (GET), a row for each field. Raises as `entries` does."""
-    client, keys = _answer(answer, client)
-    with _redis(client):
+    with _answer(answer, client) as (client, keys):
         _check_answer(client, keys)
         fields = wire.parse_record(client.get(keys.question)) or {}  # type: ignore[arg-type]
     return _frame(fields.items(), field="str", value="str")
@@ -108,8 +105,7 @@ def keys(answer: Answer | str, *, client: redis.Redis | None = None) -> pd.DataF
 
     `length` is in entries (XLEN) or bytes (STRLEN). Raises AnswerNotFound, BadAnswerId or RedisUnusable.
     """
-    client, names = _answer(answer, client)
-    with _redis(client):
+    with _answer(answer, client) as (client, names):
         rows = [row for key in _possible_keys(client, names) if (row := _key(client, key))]
     if not rows:
         raise wire.AnswerNotFound(_no_answer(names))
@@ -123,9 +119,9 @@ def keyspace(*, client: redis.Redis | None = None) -> pd.DataFrame:
     key takes of the server's memory (MEMORY USAGE), empty where the server does not tell; for a stream `groups`
     and `pending`, how many of its entries are pending with any of them (XINFO GROUPS). Raises RedisUnusable.
     """
-    client, rows = client or current(), []
-    names = names_of(client)
-    with _redis(client):
+    rows = []
+    with _redis(client) as client:
+        names = names_of(client)
         found = [names.answers, names.questions, names.failures]
         ids: Any = client.zrange(names.answers, 0, -1) if client.type(names.answers) == "zset" else ()
         for answer_id in ids:
@@ -173,8 +169,7 @@ def stream(key: str, *, client: redis.Redis | None = None) -> pd.DataFrame:
     `time` is that of the server's clock, which Redis puts into the IDs it chooses; empty for other IDs. A
     field called `id` or `time` stands under `id (field)` or `time (field)`. Raises as `info` does.
     """
-    key, client = _stream(key, client)
-    with _redis(client):
+    with _stream(key, client) as (client, key):
         found: Any = client.xrange(key)
     rows = []
     for raw_id, fields in found:
@@ -190,8 +185,7 @@ def info(of: Answer | str, *, client: redis.Redis | None = None) -> pd.DataFrame
     `of` is an answer, the key of a stream, or an answer's id; so in the tables below. All of them raise
     AnswerNotFound if there is no such stream, NotAnAnswer if the key holds something else, RedisUnusable.
     """
-    key, client = _stream(of, client)
-    with _redis(client):
+    with _stream(of, client) as (client, key):
         found: Any = client.xinfo_stream(key)
     ends = [(found[name] or [None])[0] for name in ("first-entry", "last-entry")]
     row = [key, found["length"], found["groups"], *ends, found["last-generated-id"]]
@@ -205,8 +199,7 @@ def groups(of: Answer | str, *, client: redis.Redis | None = None) -> pd.DataFra
     `lag` is how many entries the group has not been given yet: those after its last-delivered ID, counted here
     (XRANGE), because XINFO's own lag is missing before Redis 7.0, and empty once an entry was deleted.
     """
-    key, client = _stream(of, client)
-    with _redis(client):
+    with _stream(of, client) as (client, key):
         found: Any = client.xinfo_groups(key)
         for g in found:
             g["lag"] = sum(1 for _ in _range(client, key, g["last-delivered-id"]))
@@ -219,8 +212,7 @@ def consumers(of: Answer | str, group: str, *, client: redis.Redis | None = None
 
     Raises LLMStreamError if there is no such group.
     """
-    key, client = _stream(of, client)
-    with _redis(client):
+    with _stream(of, client) as (client, key):
         _check_group(client, key, group)
         found: Any = client.xinfo_consumers(key, group)
     rows = sorted([c["name"], c["pending"], c["idle"]] for c in found)
@@ -233,8 +225,7 @@ def pending(of: Answer | str, group: str, *, client: redis.Redis | None = None) 
     `idle` is the milliseconds since an entry was last delivered, `delivered` how often it was. Raises
     LLMStreamError if there is no such group.
     """
-    key, client = _stream(of, client)
-    with _redis(client):
+    with _stream(of, client) as (client, key):
         _check_group(client, key, group)
         rows = _pending(client, key, group)
     return _frame(rows, id="str", consumer="str", idle="int64", delivered="int64")
@@ -250,9 +241,9 @@ def queue(*, client: redis.Redis | None = None) -> pd.DataFrame:
     what was acknowledged, but not deleted. `delivered` is how often the question was taken, `entry` its ID in the
     queue. What is unknown is empty, as in an entry that is no question. Raises NotAnAnswer or RedisUnusable.
     """
-    client = client or current()
-    key, rows = names_of(client).questions, []
-    with _redis(client):
+    rows = []
+    with _redis(client) as client:
+        key = names_of(client).questions
         there = _there(client, key, "stream")
         found = dict(_range(client, key) if there else ())
         # In this order: else what is taken meanwhile would be shown as done.
@@ -276,9 +267,9 @@ def failures(*, client: redis.Redis | None = None) -> pd.DataFrame:
     it up. What is unknown is empty; of a row that the pool did not write, `message` shows the text. Raises
     NotAnAnswer or RedisUnusable.
     """
-    client = client or current()
-    key, texts = names_of(client).failures, ("answer", "question", "error", "message", "worker", "entry")
-    with _redis(client):
+    texts = ("answer", "question", "error", "message", "worker", "entry")
+    with _redis(client) as client:
+        key = names_of(client).failures
         found: Any = client.lrange(key, 0, -1) if _there(client, key, "list") else ()
     rows: dict[Any, dict[str, Any]] = {}
     for number, text in enumerate(found):
@@ -347,11 +338,13 @@ def _text(value: Any) -> str | None:
     return value if value and isinstance(value, str) else None
 
 
-def _answer(answer: Answer | str, client: redis.Redis | None) -> tuple[redis.Redis, wire.AnswerKeys]:
+@contextmanager
+def _answer(answer: Answer | str, client: redis.Redis | None) -> Iterator[tuple[redis.Redis, wire.AnswerKeys]]:
+    """The client, and the keys of the answer that is meant; errors as of `_redis`."""
     if isinstance(answer, Answer):
         client, answer = client or answer.client, answer.id
-    client = client or current()
-    return client, names_of(client).answer(answer)
+    with _redis(client) as client:
+        yield client, names_of(client).answer(answer)
 
 
 def _check_answer(client: redis.Redis, keys: wire.AnswerKeys) -> None:
@@ -364,21 +357,23 @@ def _no_answer(keys: wire.AnswerKeys) -> str:
     return f"there is no {keys.chunks!r}: never asked, cleared, or expired; answers() lists what is there"
 
 
-def _stream(of: Answer | str, client: redis.Redis | None) -> tuple[str, redis.Redis]:
-    """The key of the stream that is meant."""
+@contextmanager
+def _stream(of: Answer | str, client: redis.Redis | None) -> Iterator[tuple[redis.Redis, str]]:
+    """The client, and the key of the stream that is meant; errors as of `_redis`."""
     if isinstance(of, Answer):
         client, of = client or of.client, names_of(client or of.client).answer(of.id).chunks
-    client = client or current()
-    candidates = [of] if isinstance(of, str) else []
-    with suppress(wire.BadAnswerId):
-        candidates.append(names_of(client).answer(of).chunks)
-    with _redis(client):
+    with _redis(client) as client:
+        candidates = [of] if isinstance(of, str) else []
+        with suppress(wire.BadAnswerId):
+            candidates.append(names_of(client).answer(of).chunks)
         for key in candidates:
             # An ACL may limit this user to the prefix, and so to the last candidate.
             with nullcontext() if key == candidates[-1] else suppress(NoPermissionError):
                 if _there(client, key, "stream"):
-                    return key, client
-    raise wire.AnswerNotFound(f"there is no stream {of!r}: XADD makes one, answers() lists what is there")
+                    break
+        else:
+            raise wire.AnswerNotFound(f"there is no stream {of!r}: XADD makes one, answers() lists what is there")
+        yield client, key
 
 
 def _check_group(client: redis.Redis, key: str, group: str) -> None:
@@ -397,9 +392,10 @@ def _there(client: redis.Redis, key: str, wanted: str) -> bool:
 
 
 @contextmanager
-def _redis(client: redis.Redis) -> Iterator[None]:
-    """Turn an error of Redis into one that says what to do."""
+def _redis(client: redis.Redis | None) -> Iterator[redis.Redis]:
+    """This client, or else the current one; an error of Redis becomes one that says what to do."""
+    client = client or current()
     try:
-        yield
+        yield client
     except (RedisError, OSError) as error:
         raise unusable(error, client) from None

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-import redis
-
 from llmstream_nb import tables
 from llmstream_nb.answers.ask import ask, clear
 from llmstream_nb.checks.case import Case
@@ -24,8 +22,7 @@ def source(case: Case, function: Callable[..., Iterator[str]]) -> str:
         about, words = f"asked {show(question)}", question.upper().split()
         made = case.call(function, about, question, None)
         require(not isinstance(made, str), "your function returns a whole text: `yield` it word by word.")
-        given = isinstance(made, Iterable)
-        require(given, f"your function returns {show(made)}, and nothing can be taken from that: use `yield`.")
+        require(isinstance(made, Iterable), f"{case.got}, and nothing can be taken from that: use `yield`.")
         pieces = case.call(lambda made=made: list(islice(made, 100)), about)
         got = f"{about}, your function yields {show(pieces)}"
         require(all(isinstance(piece, str) for piece in pieces), f"{got}: only text can be streamed.")
@@ -41,7 +38,7 @@ def source(case: Case, function: Callable[..., Iterator[str]]) -> str:
 
 
 @exercise
-def poll(case: Case, function: Callable[[redis.Redis, str, str], tuple[str, str, bool]]) -> str:
+def poll(case: Case, function: Callable[..., tuple[str, str, bool]]) -> str:
     """Optional exercise of notebook 05: `poll(client, stream, last)`: new text, last ID, and whether it is over."""
     words = [(f"1-{n}", "text", word) for n, word in enumerate(["One", "two", "end", "error"], 1)]
     for entries, last, right, about in case.each(
