@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import ctypes
 import inspect
+import json
 import textwrap
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import update_wrapper
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -20,6 +22,7 @@ from llmstream_nb.checks.case import Case
 from llmstream_nb.checks.verdict import Verdict, WrongError, right, wrong
 from llmstream_nb.protocol.wire import LLMStreamError
 
+HINTS = json.loads(Path(__file__).with_name("hints.json").read_text("utf-8"))  # by the check's name
 TIMEOUT = 6.0  # seconds that a check waits for the learner's code
 
 
@@ -27,29 +30,28 @@ class Interrupted(SystemExit):
     """Raised inside the learner's function when its time is up; a thread may end with it silently."""
 
 
-def exercise(*hints: str) -> Callable[[Callable[..., str]], Callable[..., Verdict]]:
+def exercise(examine: Callable[..., str]) -> Callable[..., Verdict]:
     """Make a check of a function that examines what the learner gave, and returns what is right about it.
 
     That function takes a `Case` and what the learner gave; it raises WrongError where that is wrong. The check takes
-    what the learner gave and a `client`, by default the current one. Its verdicts give one of the hints after another.
+    what the learner gave and a `client`, by default the current one. Its verdicts give one after another of the hints
+    that stand under its name in hints.json.
     """
+    hints = tuple(HINTS[examine.__name__])
 
-    def make(examine: Callable[..., str]) -> Callable[..., Verdict]:
-        def check(*mine: Any, client: redis.Redis | None = None, **more: Any) -> Verdict:
-            signature.bind(*mine, **more)  # here a wrong call raises TypeError; in the thread it would be the learner's
+    def check(*mine: Any, client: redis.Redis | None = None, **more: Any) -> Verdict:
+        signature.bind(*mine, **more)  # here a wrong call raises TypeError; in the thread it would be the learner's
 
-            if any(map(_untouched, [*mine, *more.values()])):
-                return Verdict(None, "Not started yet: replace the `...`")
-            return _run(examine.__name__, lambda case: examine(case, *mine, **more), hints, client)
+        if any(map(_untouched, [*mine, *more.values()])):
+            return Verdict(None, "Not started yet: replace the `...`")
+        return _run(examine.__name__, lambda case: examine(case, *mine, **more), hints, client)
 
-        whole, own = inspect.signature(examine), inspect.signature(check)
-        shown = [*list(whole.parameters.values())[1:], own.parameters["client"]]  # without the case
-        signature = own.replace(parameters=shown)
-        update_wrapper(check, examine)
-        check.__signature__ = signature  # type: ignore[attr-defined]
-        return check
-
-    return make
+    whole, own = inspect.signature(examine), inspect.signature(check)
+    shown = [*list(whole.parameters.values())[1:], own.parameters["client"]]  # without the case
+    signature = own.replace(parameters=shown)
+    update_wrapper(check, examine)
+    check.__signature__ = signature  # type: ignore[attr-defined]
+    return check
 
 
 def _run(name: str, judge: Callable[[Case], str], hints: tuple[str, ...], client: redis.Redis | None) -> Verdict:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,6 @@ class RedisServer(AbstractContextManager["RedisServer"]):
         self.port = 0
         self.data = self.folder / "data"
         self._log = self.folder / "log.txt"
-        self._mark = f"{uuid.uuid4().hex}.rdb"  # tells this server from another one on the same port
         self._watchdog = watchdog(self.folder)
         self._process: subprocess.Popen[bytes] | None = None
         try:
@@ -113,7 +111,7 @@ class RedisServer(AbstractContextManager["RedisServer"]):
         self.stop()
 
     def _launch(self) -> None:
-        options = self.options | {"port": self.port, "bind": "127.0.0.1", "dbfilename": self._mark}
+        options = self.options | {"port": self.port, "bind": "127.0.0.1"}
         config = self.folder / "redis.conf"
         config.write_text("".join(f"{name} {value}\n" for name, value in options.items()), encoding="utf-8")
         self.data.mkdir(exist_ok=True)
@@ -124,19 +122,18 @@ class RedisServer(AbstractContextManager["RedisServer"]):
         (self.folder / "pid").write_text(str(self._process.pid))
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline and self._process.poll() is None:
-            if self._answers():
+            if self._answers(self._process.pid):
                 return
             time.sleep(0.01)
         self.kill()
         raise RuntimeError(f"{self.program} did not start:\n{self._log.read_text(errors='replace')}")
 
-    def _answers(self) -> bool:
+    def _answers(self, pid: int) -> bool:
         try:
-            retry = Retry(NoBackoff(), 0)
-            options: Any = {"decode_responses": True, "socket_timeout": START_TIMEOUT, "retry": retry}
-            with redis.Redis.from_url(self.url, **options) as admin:
-                admin.ping()
-                return bool(admin.config_get("dbfilename") == {"dbfilename": self._mark})
+            with redis.Redis.from_url(self.url, socket_timeout=START_TIMEOUT, retry=Retry(NoBackoff(), 0)) as admin:
+                admin.ping()  # an error while it loads its data
+                found: Any = admin.info("server")
+                return bool(found["process_id"] == pid)  # else another server took the port first
         except (redis.ConnectionError, redis.TimeoutError):
             return False  # not there yet, still loading, or another server that has a password
 
