@@ -18,12 +18,12 @@ ROOMS = {
     "protocol": 478,  # with what makes JSON that anybody wrote harmless
     "llm": 1032,  # a client for whatever calls itself OpenAI-compatible, whatever it sends, and two models of the kit's own
     "answers": 1152,  # the core: connections that never lie, the one who writes, those who read; ids that are used again
-    "pool": 533,  # a queue, workers that take over from the dead, and groups on one answer
+    "pool": 538,  # a queue, workers that take over from the dead, and groups on one answer
     "tutorial": 134,
     "tables": 250,
     "plots": 115,
     "faults": 317,  # a proxy and servers that break for real, for notebooks and tests
-    "viewing": 197,  # the last resort of all who show answers, what a takeover looks like, errors in a notebook
+    "viewing": 202,  # the last resort of all who show answers, what a takeover looks like, errors in a notebook
     "widgets": 750,
     "web": 704,  # with what its guests may ask for, and what it does where one answer breaks
     "checks": 830,  # twenty exercises, each tried with what learners get wrong
