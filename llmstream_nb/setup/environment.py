@@ -27,7 +27,7 @@ from llmstream_nb.setup.guard import end, guarded
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"
-STATE = ROOT / ".llmstream"  # git-ignored: the set-up's lock, Redis data, logs
+STATE = ROOT / ".llmstream"  # git-ignored: the locks of set-up and lab, Redis data
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 STAMP = VENV / "set-up.json"
 LOG = VENV / "set-up.log"

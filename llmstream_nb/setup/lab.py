@@ -125,7 +125,6 @@ def _choose_redis(stack: contextlib.ExitStack) -> str | None:
         temporary = tempfile.TemporaryDirectory(prefix="llmstream-", ignore_cleanup_errors=True)
         folder = Path(stack.enter_context(temporary))
         kept = "this folder is another lab's or can't be written, so answers end with lab"
-    process = url = None
     try:
         process, url = start_redis(folder, lock)
         say(f"Redis: {find_redis()[1]} at {url}; {kept}.")
@@ -135,9 +134,9 @@ def _choose_redis(stack: contextlib.ExitStack) -> str | None:
             say(f"Redis: the kit's own stand-in (fakeredis) at {url}, as {reason}; answers end with lab.")
         except StartError as other:
             say(f"Redis: each notebook has its own stand-in (fakeredis), as {reason}, and {other}.")
-    if process:
-        stack.callback(end, process)
-    if url and lock is not None:  # held until this process and the server's guard are gone
+            return None
+    stack.callback(end, process)
+    if lock is not None:  # held until this process and the server's guard are gone
         REDIS_URL_FILE.write_text(url, "utf-8")
         stack.callback(REDIS_URL_FILE.unlink, missing_ok=True)
     return url
