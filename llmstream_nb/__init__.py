@@ -1,5 +1,6 @@
 """Stream a language model's answer through Redis Streams, and watch it in a notebook."""
 
+import builtins
 from importlib import import_module
 
 from llmstream_nb import moved
@@ -30,6 +31,8 @@ __all__ = sorted(_HOME)
 __version__ = "0.1.0"
 
 moved.install()
+if hasattr(builtins, "get_ipython"):  # a notebook
+    import_module("llmstream_nb.viewing.tracebacks").install(builtins.get_ipython())
 
 
 def __getattr__(name):  # no annotations: this file must parse on a Python too old for the rest

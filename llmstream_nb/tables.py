@@ -4,32 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+import redis
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from llmstream_nb.answers.ask import Answer
 from llmstream_nb.answers.connection import current, names_of, unusable
 from llmstream_nb.answers.read import look_and_events
+from llmstream_nb.protocol import wire
 from llmstream_nb.protocol.events import Ended, Failed, Restarted, Text
-from llmstream_nb.protocol.wire import (
-    ORIGIN,
-    POOL,
-    AnswerKeys,
-    AnswerNotFound,
-    BadAnswerId,
-    BadEntryID,
-    EntryID,
-    LLMStreamError,
-    NotAnAnswer,
-    clean,
-    parse_entries,
-    parse_record,
-)
-
-if TYPE_CHECKING:
-    import redis
 
 # pandas escapes HTML, but leaves $…$ to be typeset; a table is to show what the model wrote.
 pd.set_option("display.html.use_mathjax", False)
@@ -50,14 +35,13 @@ def entries(answer: Answer | str, *, client: redis.Redis | None = None) -> pd.Da
 
     Raises AnswerNotFound, NotAnAnswer, BadAnswerId or RedisUnusable.
     """
-    client, keys = _answer(answer, client)
-    with _redis(client):
+    with _answer(answer, client) as (client, keys):
         _check_answer(client, keys)
-        found = parse_entries(client.xrange(keys.chunks))  # type: ignore[arg-type]
+        found = wire.parse_entries(client.xrange(keys.chunks))  # type: ignore[arg-type]
     rows, began = [], None
     for entry in found:
         if entry.id.seq == 0:
-            began = _number((parse_record(entry.text) or {}).get("at"), 1000)
+            began = _number((wire.parse_record(entry.text) or {}).get("at"), 1000)
         ms = _number(entry.ms)
         time = None if began is None or ms is None else began + ms
         rows.append([str(entry.id), *entry.id, time, ms, entry.kind, entry.text])
@@ -73,9 +57,8 @@ def answers(*, client: redis.Redis | None = None) -> pd.DataFrame:
     `status` is that of `Answer.status`, or `unreadable` where the keys hold something else; `reason` is why
     the answer ended, or the name of the error. Raises RedisUnusable.
     """
-    client = client or current()
-    index = names_of(client).answers
-    with _redis(client):
+    with _redis(client) as client:
+        index = names_of(client).answers
         _there(client, index, "zset")
         ids: Any = client.zrange(index, 0, -1)
     return _frame(
@@ -90,9 +73,9 @@ def _summary(answer_id: str, client: redis.Redis) -> dict[str, Any]:
     try:
         _check_answer(client, names_of(client).answer(answer_id))
         now, events = look_and_events(answer_id, client)
-    except AnswerNotFound:
+    except wire.AnswerNotFound:
         return {}
-    except (NotAnAnswer, BadAnswerId, BadEntryID):
+    except (wire.NotAnAnswer, wire.BadAnswerId, wire.BadEntryID):
         return {"id": answer_id, "status": "unreadable"}
     data, times = now.record, list[int]()
     for event in events:
@@ -111,10 +94,9 @@ def _summary(answer_id: str, client: redis.Redis) -> dict[str, Any]:
 
 def record(answer: Answer | str, *, client: redis.Redis | None = None) -> pd.DataFrame:
     """The JSON record of an answer (GET), a row for each field. Raises as `entries` does."""
-    client, keys = _answer(answer, client)
-    with _redis(client):
+    with _answer(answer, client) as (client, keys):
         _check_answer(client, keys)
-        fields = parse_record(client.get(keys.question)) or {}  # type: ignore[arg-type]
+        fields = wire.parse_record(client.get(keys.question)) or {}  # type: ignore[arg-type]
     return _frame(fields.items(), field="str", value="str")
 
 
@@ -123,28 +105,34 @@ def keys(answer: Answer | str, *, client: redis.Redis | None = None) -> pd.DataF
 
     `length` is in entries (XLEN) or bytes (STRLEN). Raises AnswerNotFound, BadAnswerId or RedisUnusable.
     """
-    client, names = _answer(answer, client)
-    with _redis(client):
+    with _answer(answer, client) as (client, names):
         rows = [row for key in _possible_keys(client, names) if (row := _key(client, key))]
     if not rows:
-        raise AnswerNotFound(_no_answer(names))
+        raise wire.AnswerNotFound(_no_answer(names))
     return _frame(rows, key="str", type="str", length="Int64", ttl="Float64")
 
 
 def keyspace(*, client: redis.Redis | None = None) -> pd.DataFrame:
-    """Every key of the kit under this prefix: the index of answers, the pool's two, and the keys of each answer.
+    """Every key of the kit under this prefix: the index of answers, the pool's, and the keys of each answer.
+
+    The pool's are its queue, its failures, and for each worker a sign of life, which outlives it by a day.
 
     The columns are those of `keys`, where a list's length is LLEN and a sorted set's ZCARD; and `bytes`, what the
     key takes of the server's memory (MEMORY USAGE), empty where the server does not tell; for a stream `groups`
     and `pending`, how many of its entries are pending with any of them (XINFO GROUPS). Raises RedisUnusable.
     """
-    client, rows = client or current(), []
-    names = names_of(client)
-    with _redis(client):
+    rows = []
+    with _redis(client) as client:
+        names = names_of(client)
         found = [names.answers, names.questions, names.failures]
+        with suppress(
+            ResponseError, AttributeError
+        ):  # no queue, no group; the last is fakeredis' word for another type
+            workers: Any = client.xinfo_consumers(names.questions, wire.POOL)
+            found += [names.worker(worker["name"]) for worker in workers]
         ids: Any = client.zrange(names.answers, 0, -1) if client.type(names.answers) == "zset" else ()
         for answer_id in ids:
-            with suppress(BadAnswerId):  # somebody else's
+            with suppress(wire.BadAnswerId):  # somebody else's
                 found += _possible_keys(client, names.answer(answer_id))
         for key, kind, length, ttl in filter(None, [_key(client, key) for key in found]):
             shared: Any = [None, None]
@@ -171,10 +159,10 @@ def _memory(client: redis.Redis, key: str) -> int | None:
     return None
 
 
-def _possible_keys(client: redis.Redis, names: AnswerKeys) -> list[str]:
+def _possible_keys(client: redis.Redis, names: wire.AnswerKeys) -> list[str]:
     """Derived from the answer, since SCAN would walk over all keys of the database."""
     top: Any = client.xrevrange(names.chunks, count=1) if client.type(names.chunks) == "stream" else []
-    newest = EntryID.parse(top[0][0]).attempt if top else 0
+    newest = wire.EntryID.parse(top[0][0]).attempt if top else 0
     leases = [names.lease(attempt) for attempt in range(max(0, newest - 2), newest + 2)]
     return [names.chunks, names.question, names.cancel, *leases]
 
@@ -188,12 +176,11 @@ def stream(key: str, *, client: redis.Redis | None = None) -> pd.DataFrame:
     `time` is that of the server's clock, which Redis puts into the IDs it chooses; empty for other IDs. A
     field called `id` or `time` stands under `id (field)` or `time (field)`. Raises as `info` does.
     """
-    key, client = _stream(key, client)
-    with _redis(client):
+    with _stream(key, client) as (client, key):
         found: Any = client.xrange(key)
     rows = []
     for raw_id, fields in found:
-        ms = EntryID.parse(raw_id).attempt  # in an ID that Redis chose
+        ms = wire.EntryID.parse(raw_id).attempt  # in an ID that Redis chose
         row = {"id": raw_id, "time": ms if ms > A_CLOCK else None}
         rows.append(row | {f"{name} (field)" if name in row else name: fields[name] for name in fields})
     return _frame(rows, **{"id": "str", "time": TIME} | {name: "str" for row in rows for name in list(row)[2:]})
@@ -205,8 +192,7 @@ def info(of: Answer | str, *, client: redis.Redis | None = None) -> pd.DataFrame
     `of` is an answer, the key of a stream, or an answer's id; so in the tables below. All of them raise
     AnswerNotFound if there is no such stream, NotAnAnswer if the key holds something else, RedisUnusable.
     """
-    key, client = _stream(of, client)
-    with _redis(client):
+    with _stream(of, client) as (client, key):
         found: Any = client.xinfo_stream(key)
     ends = [(found[name] or [None])[0] for name in ("first-entry", "last-entry")]
     row = [key, found["length"], found["groups"], *ends, found["last-generated-id"]]
@@ -220,8 +206,7 @@ def groups(of: Answer | str, *, client: redis.Redis | None = None) -> pd.DataFra
     `lag` is how many entries the group has not been given yet: those after its last-delivered ID, counted here
     (XRANGE), because XINFO's own lag is missing before Redis 7.0, and empty once an entry was deleted.
     """
-    key, client = _stream(of, client)
-    with _redis(client):
+    with _stream(of, client) as (client, key):
         found: Any = client.xinfo_groups(key)
         for g in found:
             g["lag"] = sum(1 for _ in _range(client, key, g["last-delivered-id"]))
@@ -234,8 +219,7 @@ def consumers(of: Answer | str, group: str, *, client: redis.Redis | None = None
 
     Raises LLMStreamError if there is no such group.
     """
-    key, client = _stream(of, client)
-    with _redis(client):
+    with _stream(of, client) as (client, key):
         _check_group(client, key, group)
         found: Any = client.xinfo_consumers(key, group)
     rows = sorted([c["name"], c["pending"], c["idle"]] for c in found)
@@ -248,8 +232,7 @@ def pending(of: Answer | str, group: str, *, client: redis.Redis | None = None) 
     `idle` is the milliseconds since an entry was last delivered, `delivered` how often it was. Raises
     LLMStreamError if there is no such group.
     """
-    key, client = _stream(of, client)
-    with _redis(client):
+    with _stream(of, client) as (client, key):
         _check_group(client, key, group)
         rows = _pending(client, key, group)
     return _frame(rows, id="str", consumer="str", idle="int64", delivered="int64")
@@ -265,18 +248,18 @@ def queue(*, client: redis.Redis | None = None) -> pd.DataFrame:
     what was acknowledged, but not deleted. `delivered` is how often the question was taken, `entry` its ID in the
     queue. What is unknown is empty, as in an entry that is no question. Raises NotAnAnswer or RedisUnusable.
     """
-    client = client or current()
-    key, rows = names_of(client).questions, []
-    with _redis(client):
+    rows = []
+    with _redis(client) as client:
+        key = names_of(client).questions
         there = _there(client, key, "stream")
         found = dict(_range(client, key) if there else ())
         # In this order: else what is taken meanwhile would be shown as done.
         groups: Any = client.xinfo_groups(key) if there else ()
-        given = [EntryID.parse(g["last-delivered-id"]) for g in groups if g["name"] == POOL]
-        taken = {row[0]: row[1:] for row in _pending(client, key, POOL)} if given else {}
-        for entry in sorted({*found, *taken}, key=EntryID.parse):
+        given = [wire.EntryID.parse(g["last-delivered-id"]) for g in groups if g["name"] == wire.POOL]
+        taken = {row[0]: row[1:] for row in _pending(client, key, wire.POOL)} if given else {}
+        for entry in sorted({*found, *taken}, key=wire.EntryID.parse):
             answer = _text(found.get(entry, {}).get("answer"))
-            waits = EntryID.parse(entry) > max(given, default=ORIGIN)
+            waits = wire.EntryID.parse(entry) > max(given, default=wire.ORIGIN)
             free = ["waiting", None, None, 0] if waits else ["done", None, None, None]
             state = ["taken", *taken[entry]] if entry in taken else free
             rows.append([answer, _question(client, answer), *state, entry])
@@ -291,13 +274,13 @@ def failures(*, client: redis.Redis | None = None) -> pd.DataFrame:
     it up. What is unknown is empty; of a row that the pool did not write, `message` shows the text. Raises
     NotAnAnswer or RedisUnusable.
     """
-    client = client or current()
-    key, texts = names_of(client).failures, ("answer", "question", "error", "message", "worker", "entry")
-    with _redis(client):
+    texts = ("answer", "question", "error", "message", "worker", "entry")
+    with _redis(client) as client:
+        key = names_of(client).failures
         found: Any = client.lrange(key, 0, -1) if _there(client, key, "list") else ()
     rows: dict[Any, dict[str, Any]] = {}
     for number, text in enumerate(found):
-        data = {"message": text} | _object(text)
+        data = {"message": text} | (wire.parse_record(text) or {})
         row: dict[str, Any] = {name: _text(data.get(name)) for name in texts}
         row |= {"time": _number(data.get("at"), 1000), "delivered": _number(data.get("delivered"))}
         # An entry is given up again when its worker is killed after it wrote this, but before it acknowledged.
@@ -308,16 +291,10 @@ def failures(*, client: redis.Redis | None = None) -> pd.DataFrame:
 
 def _question(client: redis.Redis, answer_id: Any) -> str | None:
     """The text of a question, from the answer's record; None where it can't be known."""
-    with suppress(BadAnswerId, ResponseError):  # no answer's id at all; another type under its key
-        return _text(_object(client.get(names_of(client).answer(answer_id).question)).get("question"))
+    with suppress(wire.BadAnswerId, ResponseError):  # no answer's id at all; another type under its key
+        found: Any = client.get(names_of(client).answer(answer_id).question)
+        return _text((wire.parse_record(found) or {}).get("question"))
     return None
-
-
-def _object(text: Any) -> dict[str, Any]:
-    """The JSON object that a text holds; {} for whatever else it is."""
-    with suppress(RecursionError):  # brackets within brackets, thousands deep
-        return parse_record(text) or {}
-    return {}
 
 
 # ------------------------------------------------------------------------------------------------- helpers
@@ -329,8 +306,6 @@ def _frame(rows: Iterable[Any], /, **columns: str) -> pd.DataFrame:
     for name, kind in columns.items():
         if kind == TIME:
             frame[name] = pd.to_datetime(pd.to_numeric(frame[name]), unit="ms", utc=True, errors="coerce")
-        elif kind == "str":  # JSON may spell half a surrogate pair, which no page can show
-            frame[name] = pd.Series([clean(v) if isinstance(v, str) else v for v in frame[name]], dtype=object)
     return frame.astype(columns)
 
 
@@ -370,59 +345,64 @@ def _text(value: Any) -> str | None:
     return value if value and isinstance(value, str) else None
 
 
-def _answer(answer: Answer | str, client: redis.Redis | None) -> tuple[redis.Redis, AnswerKeys]:
+@contextmanager
+def _answer(answer: Answer | str, client: redis.Redis | None) -> Iterator[tuple[redis.Redis, wire.AnswerKeys]]:
+    """The client, and the keys of the answer that is meant; errors as of `_redis`."""
     if isinstance(answer, Answer):
         client, answer = client or answer.client, answer.id
-    client = client or current()
-    return client, names_of(client).answer(answer)
+    with _redis(client) as client:
+        yield client, names_of(client).answer(answer)
 
 
-def _check_answer(client: redis.Redis, keys: AnswerKeys) -> None:
+def _check_answer(client: redis.Redis, keys: wire.AnswerKeys) -> None:
     there = [_there(client, keys.chunks, "stream"), _there(client, keys.question, "string")]
     if not any(there):
-        raise AnswerNotFound(_no_answer(keys))
+        raise wire.AnswerNotFound(_no_answer(keys))
 
 
-def _no_answer(keys: AnswerKeys) -> str:
+def _no_answer(keys: wire.AnswerKeys) -> str:
     return f"there is no {keys.chunks!r}: never asked, cleared, or expired; answers() lists what is there"
 
 
-def _stream(of: Answer | str, client: redis.Redis | None) -> tuple[str, redis.Redis]:
-    """The key of the stream that is meant."""
+@contextmanager
+def _stream(of: Answer | str, client: redis.Redis | None) -> Iterator[tuple[redis.Redis, str]]:
+    """The client, and the key of the stream that is meant; errors as of `_redis`."""
     if isinstance(of, Answer):
         client, of = client or of.client, names_of(client or of.client).answer(of.id).chunks
-    client = client or current()
-    candidates = [of] if isinstance(of, str) else []
-    with suppress(BadAnswerId):
-        candidates.append(names_of(client).answer(of).chunks)
-    with _redis(client):
+    with _redis(client) as client:
+        candidates = [of] if isinstance(of, str) else []
+        with suppress(wire.BadAnswerId):
+            candidates.append(names_of(client).answer(of).chunks)
         for key in candidates:
             # An ACL may limit this user to the prefix, and so to the last candidate.
             with nullcontext() if key == candidates[-1] else suppress(NoPermissionError):
                 if _there(client, key, "stream"):
-                    return key, client
-    raise AnswerNotFound(f"there is no stream {of!r}: XADD makes one, answers() lists what is there")
+                    break
+        else:
+            raise wire.AnswerNotFound(f"there is no stream {of!r}: XADD makes one, answers() lists what is there")
+        yield client, key
 
 
 def _check_group(client: redis.Redis, key: str, group: str) -> None:
     found: Any = client.xinfo_groups(key)
     names = sorted(each["name"] for each in found)
     if group not in names:
-        raise LLMStreamError(f"{key!r} has no group {group!r}, it has {names}: xgroup_create makes one")
+        raise wire.LLMStreamError(f"{key!r} has no group {group!r}, it has {names}: xgroup_create makes one")
 
 
 def _there(client: redis.Redis, key: str, wanted: str) -> bool:
     """Whether the key exists. Raises NotAnAnswer if it holds another type, on which backends don't agree."""
     kind = str(client.type(key))
     if kind not in (wanted, "none"):
-        raise NotAnAnswer(f"the key {key!r} holds a {kind}, not a {wanted}: use another, or delete it")
+        raise wire.NotAnAnswer(f"the key {key!r} holds a {kind}, not a {wanted}: use another, or delete it")
     return kind == wanted
 
 
 @contextmanager
-def _redis(client: redis.Redis) -> Iterator[None]:
-    """Turn an error of Redis into one that says what to do."""
+def _redis(client: redis.Redis | None) -> Iterator[redis.Redis]:
+    """This client, or else the current one; an error of Redis becomes one that says what to do."""
+    client = client or current()
     try:
-        yield
+        yield client
     except (RedisError, OSError) as error:
         raise unusable(error, client) from None

@@ -14,14 +14,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import redis
 from redis.exceptions import RedisError, ResponseError
 
 from llmstream_nb.llm.sources import complete
-
-if TYPE_CHECKING:
-    import redis
 
 OPENAI_STREAM = "OPENAI_STREAM"  # Breaks when two ask at once: everybody's chunks lie in this one stream
 BLOCK = 1000  # milliseconds; the tutorial's 0 waits for ever

@@ -33,6 +33,7 @@ NBVAL = [
     *PARALLEL,
 ]
 NBVAL += ["--nbval-kernel-startup-timeout=120", f"--nbval-sanitize-with={ROOT}/tests/nbval_sanitize.cfg"]
+AGAIN = "tests/test_again.py"
 
 
 class Suite(NamedTuple):
@@ -48,9 +49,10 @@ class Suite(NamedTuple):
 def suites() -> list[Suite]:
     """All suites, in the order in which they run."""
     return [
-        Suite("core", "tests", 780, ["tests", "--ignore=tests/browser", *PARALLEL]),
+        Suite("core", "tests", 780, ["tests", "--ignore=tests/browser", f"--ignore={AGAIN}", *PARALLEL]),
         Suite("notebooks", "notebooks on fakeredis", 240, NBVAL),
         Suite("notebooks", "notebooks on redis-server", 240, NBVAL, redis=True),
+        Suite("notebooks", "cells run again", 300, [AGAIN, "-n3"]),
         Suite("browser", "notebooks in a browser", 600, ["tests/browser"]),
     ]
 

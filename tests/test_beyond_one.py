@@ -105,7 +105,7 @@ def test_stop_from_elsewhere_and_a_queued_one(cluster) -> None:
     assert enqueue("never", id="a5", timing=FAST).stop() == "ended"
 
 
-def test_the_pool_answers_and_takes_over(cluster) -> None:
+def test_the_pool_answers_and_takes_over(cluster, nodes) -> None:
     says = Model("half ")
     first = Worker(name="first", slots=9, source=lambda question, topic: says, timing=FAST).start()
     answer = enqueue("one", id="a4", timing=FAST)
@@ -113,6 +113,10 @@ def test_the_pool_answers_and_takes_over(cluster) -> None:
     second = Worker(name="second", source=say("all ", "of it"), timing=FAST).start()
     first.stop(within=0)
     assert answer.wait(20).text == "all of it" and answer.look().top.attempt == 2
+    monitor = Monitor()
+    wait_for(lambda: {row["name"]: row["state"] for row in monitor.consumers}.get("second") == "idle")
+    monitor.close()
+    assert holder(nodes, names_of(cluster).worker("second")) == holder(nodes, names_of(cluster).questions)
     rest = [enqueue("more", id=f"b{n}", timing=FAST) for n in range(6)]
     assert {each.wait(20).text for each in rest} == {"all of it"}
     wait_for(lambda: tables.queue().empty)

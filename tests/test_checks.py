@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import threading
 import time
@@ -1621,3 +1623,19 @@ def test_optional_exercises_and_silly_functions(client, check, monkeypatch):
     checks.verdict.tries.clear()
     assert explained(check(endless), "your function does not return")
     wait_for(lambda: not running(endless.__code__))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent otherwise there")
+def test_who_interrupts_a_check_ends_the_loop_too(client):
+    main, mine = threading.main_thread().ident, []
+
+    def get_last_id(client, stream):
+        mine.append(threading.current_thread())
+        wait_for(lambda: sys._current_frames()[main].f_code.co_name == "_run")  # it waits
+        signal.pthread_kill(main, signal.SIGINT)
+        while True:
+            time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt):
+        checks.get_last_id(get_last_id)
+    wait_for(lambda: mine[0].ident not in sys._current_frames())

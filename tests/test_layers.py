@@ -16,18 +16,18 @@ PACKAGE = Path(__file__).parents[1] / "llmstream_nb"
 ROOMS = {
     "moved": 40,  # old names, for notebooks that were kept over an update
     "protocol": 478,  # with what makes JSON that anybody wrote harmless
-    "llm": 1038,  # a client for whatever calls itself OpenAI-compatible, whatever it sends, and two models of the kit's own
+    "llm": 1032,  # a client for whatever calls itself OpenAI-compatible, whatever it sends, and two models of the kit's own
     "answers": 1152,  # the core: connections that never lie, the one who writes, those who read; ids that are used again
-    "pool": 533,  # a queue, workers that take over from the dead, and groups on one answer
-    "tutorial": 135,
-    "tables": 269,
+    "pool": 538,  # a queue, workers that take over from the dead, and groups on one answer
+    "tutorial": 134,
+    "tables": 250,
     "plots": 115,
-    "faults": 321,  # a proxy and servers that break for real, for notebooks and tests
-    "viewing": 157,  # with the last resort of all who show answers
-    "widgets": 730,
-    "web": 709,  # with what its guests may ask for, and what it does where one answer breaks
-    "checks": 929,  # twenty exercises, each tried with what learners get wrong
-    "setup": 1070,  # a bare Python, any system, and errors that say what to do
+    "faults": 317,  # a proxy and servers that break for real, for notebooks and tests
+    "viewing": 202,  # the last resort of all who show answers, what a takeover looks like, errors in a notebook
+    "widgets": 750,
+    "web": 704,  # with what its guests may ask for, and what it does where one answer breaks
+    "checks": 830,  # twenty exercises, each tried with what learners get wrong
+    "setup": 1045,  # a bare Python, any system, and errors that say what to do
 }
 SET_UP = ("setup", "__main__")  # before anything is installed
 PURE = {"__future__", "codecs", "json", "re", "collections", "dataclasses", "typing", "llmstream_nb", "math"}

@@ -1,7 +1,8 @@
-"""The LLM sources, over real HTTP: the scripted server with all its faults, and the local model."""
+"""The LLM sources, over real HTTP: the scripted server with all its faults, and the local model; one's own."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import os
@@ -27,6 +28,7 @@ from llmstream_nb.llm import completion as room
 from llmstream_nb.llm import local, prepared, scripted
 from llmstream_nb.llm import sources as llm
 from llmstream_nb.llm.endpoint import ModelError
+from llmstream_nb.llm.own import OwnSource
 from llmstream_nb.llm.sources import complete
 
 KEY = "key-test-5ecret5ecret5ecret"
@@ -876,3 +878,44 @@ def test_the_local_model_ends_with_a_killed_parent():
         return False
 
     wait_for(gone)
+
+
+# ------------------------------------------------------------------------------------------- one's own sources
+
+
+@pytest.mark.parametrize("made", ["yields", "returns text", "returns a list"])
+def test_an_asynchronous_source(made):
+    async def yields(question, topic):
+        for text in ("so ", None, "", "far"):
+            await asyncio.sleep(0)
+            yield text
+
+    async def returns(question, topic):
+        return "so far" if made == "returns text" else ["so ", None, "far"]
+
+    assert "".join(OwnSource(yields if made == "yields" else returns, "?", None)) == "so far"
+
+
+@pytest.mark.parametrize("when", ["between two deltas", "while it is awaited"])
+def test_an_asynchronous_source_ends_at_once_when_it_is_closed(when):
+    waits, ended = threading.Event(), []
+
+    async def source(question, topic):
+        try:
+            yield "so far"
+            waits.set()
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    answer = OwnSource(source, "?", None)
+    deltas = iter(answer)
+    assert next(deltas) == "so far"
+    if when == "between two deltas":
+        answer.close()
+    else:
+        threading.Thread(target=lambda: waits.wait(20) and answer.close(), daemon=True).start()
+    reading = threading.Thread(target=lambda: ended.append(list(deltas)), daemon=True)
+    reading.start()
+    reading.join(20)
+    assert ended == [True, []]

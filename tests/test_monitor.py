@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
+import subprocess
 import time
 import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,8 +18,11 @@ from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import clear, stop_answer
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
+from llmstream_nb.pool.process import start_process
+from llmstream_nb.pool.queue import enqueue as ask_pool
+from llmstream_nb.pool.worker import Worker
 from llmstream_nb.protocol.follow import Follower
-from llmstream_nb.protocol.wire import POOL
+from llmstream_nb.protocol.wire import DAY, POOL
 from llmstream_nb.widgets import AnswerView, Monitor, monitor, survey
 from llmstream_nb.widgets.live import hub
 
@@ -56,6 +62,10 @@ def index(client: redis.Redis, answer_id: str, asked: float, **record: Any) -> N
 
 def rows(watching: Monitor) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in watching.answers}
+
+
+def pool_of(watching: Monitor) -> dict[str, str]:
+    return {row["name"]: row["state"] for row in watching.consumers}
 
 
 def states(watching: Monitor) -> dict[str, str]:
@@ -104,19 +114,92 @@ def test_the_queue_its_workers_and_the_failures(client) -> None:
     assert watching.waiting == 1
 
 
-def test_a_worker_that_holds_a_question_and_renews_it_no_more_is_quiet(client) -> None:
+def test_a_consumer_without_a_sign_of_life_is_judged_by_its_idle_time(client) -> None:
+    """One of a group of one's own, or a worker that knows nothing of signs: who can tell whether it is gone?"""
     queue = names_of(client).questions
     enqueue(client, "a")
     client.xgroup_create(queue, POOL, "0")
     took = time.time()
     take(client, "w", 1)
     client.xgroup_createconsumer(queue, POOL, "idle")
+    client.rpush(names_of(client).worker("idle"), "no sign of life")
     watching = Monitor()
-    wait_for(lambda: len(watching.consumers) == 2 and watching.consumers[1]["quiet"])
-    assert abs(watching.consumers[1]["quiet"] - took) < 2
-    assert watching.consumers[0] == {"name": "idle", "pending": 0, "quiet": None}  # it may wait for a question
-    client.xclaim(queue, POOL, "w", 0, [client.xrange(queue)[0][0]], justid=True)  # as a worker does each tick
-    wait_for(lambda: watching.consumers[1]["quiet"] is None)
+    wait_for(lambda: [row["state"] for row in watching.consumers] == ["quiet", "quiet"])
+    assert all(abs(row["since"] - took) < 2 for row in watching.consumers)
+    client.xclaim(queue, POOL, "w", 0, [client.xrange(queue)[0][0]], justid=True)
+    wait_for(lambda: watching.consumers[1] == {"name": "w", "pending": 1, "state": "busy", "since": None})
+
+
+@pytest.fixture
+def processes(client) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts workers in processes of their own, which can be killed."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def begin(name: str, lease: float = 1.0) -> subprocess.Popen[bytes]:
+        started.append(start_process(name, lease=lease, client=client))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_killed_worker_is_silent_then_gone_and_never_idle_again(client, processes, monkeypatch) -> None:
+    watching = Monitor()
+    workers: dict[str, subprocess.Popen[bytes]] = {}
+    for name in ("w1", "w2", "w3"):
+        workers[name] = processes(name)
+        wait_for(lambda: pool_of(watching) == dict.fromkeys(workers, "idle"))  # it has not taken a question yet
+    killed = time.time()
+    workers["w2"].kill()
+    LOG.clear()
+    wait_for(lambda: pool_of(watching)["w2"] == "gone")
+    told = [row for *_, data in LOG for row in data["state"].get("consumers", ()) if row["name"] == "w2"]
+    assert list(dict.fromkeys(row["state"] for row in told)) == ["silent", "gone"]
+    assert all(abs(row["since"] - killed) < 1 for row in told)
+    later = Monitor()  # somebody who sees it for the first time is told no less
+    wait_for(lambda: later.consumers)
+    assert pool_of(later) == {"w1": "idle", "w2": "gone", "w3": "idle"}
+    monkeypatch.setattr(survey, "LISTED", 0.5)
+    wait_for(lambda: pool_of(watching) == {"w1": "idle", "w3": "idle"})
+    assert {each["name"] for each in client.xinfo_consumers(names_of(client).questions, POOL)} == set(workers)
+    processes("w2")  # another one of this name
+    wait_for(lambda: pool_of(watching) == dict.fromkeys(workers, "idle"))
+
+
+def test_a_paused_worker_is_silent_then_gone_then_back(client, processes) -> None:
+    watching, paused = Monitor(), processes("w1")
+    wait_for(lambda: pool_of(watching) == {"w1": "idle"})
+    LOG.clear()
+    paused.send_signal(signal.SIGSTOP)
+    wait_for(lambda: pool_of(watching) == {"w1": "gone"})
+    paused.send_signal(signal.SIGCONT)
+    wait_for(lambda: pool_of(watching) == {"w1": "idle"})
+    told = [row["state"] for *_, data in LOG for row in data["state"].get("consumers", ())]
+    assert list(dict.fromkeys(told)) == ["silent", "gone", "idle"]
+
+
+def test_a_worker_that_holds_a_question_is_listed_for_as_long_as_it_does(client, processes, monkeypatch) -> None:
+    monkeypatch.setattr(survey, "LISTED", 0.0)
+    enqueued = ask_pool("?", source="scripted", model="scripted:stall=1", client=client)
+    watching, killed = Monitor(), processes("w1")
+    wait_for(lambda: pool_of(watching) == {"w1": "busy"})
+    wait_for(lambda: enqueued.text)
+    killed.kill()
+    wait_for(lambda: pool_of(watching) == {"w1": "gone"})
+    worker = Worker(name="w2", source=lambda *_: ["so"], client=client, timing=FAST).start()
+    assert enqueued.wait(20).text == "so"
+    wait_for(lambda: pool_of(watching) == {"w2": "idle"})
+    worker.stop()
+    wait_for(lambda: pool_of(watching) == {})
+
+
+def sign(client: redis.Redis, name: str, ago: float, lease: float = 1.0) -> None:
+    """Leave what a worker leaves that gave its last sign of life so many seconds ago."""
+    names = names_of(client)
+    client.xgroup_createconsumer(names.questions, POOL, name)
+    client.set(names.worker(name), round(1000 * lease), px=round(1000 * (lease + DAY - ago)))
 
 
 def test_every_state_in_the_words_of_the_answer_view(client) -> None:
@@ -227,6 +310,8 @@ def busy_but_still(client: redis.Redis) -> None:
     client.xgroup_create(queue, POOL, "0")
     take(client, "w", 1)
     client.xgroup_createconsumer(queue, POOL, "idle")
+    sign(client, "gone", ago=9)
+    sign(client, "silent", ago=0, lease=600)
     for name in ("streaming", "interrupted", "ended", "queued"):
         index(client, name, time.time(), pooled=True)
     lease(client, answer_id="streaming")
@@ -238,7 +323,9 @@ def busy_but_still(client: redis.Redis) -> None:
 
 def still(*watching: Monitor) -> None:
     for each in watching:
-        wait_for(lambda each=each: states(each).get("interrupted") == "interrupted" and each.consumers[1]["quiet"])
+        wait_for(lambda each=each: states(each).get("interrupted") == "interrupted")
+        late = {"gone": "gone", "idle": "quiet", "silent": "silent", "w": "quiet"}
+        wait_for(lambda each=each: pool_of(each) == late)
         wait_for(lambda each=each: rows(each)["streaming"]["rate"] == 0 and not each.unseen)
 
 
@@ -433,6 +520,58 @@ def test_a_lost_redis_is_said_and_comes_back() -> None:
         watching.close()
         wait_for(lambda: "llmstream views" not in threads())
         wait_for(lambda: len(client.client_list()) == 1)
+        client.close()
+
+
+@pytest.mark.parametrize("watched", ["before", "meanwhile"])
+def test_nobody_is_gone_for_what_redis_was_away(watched: str, samples, monkeypatch) -> None:
+    if "redis-server" not in servers.available():
+        pytest.skip("redis-server is not on PATH")
+    monkeypatch.setattr(survey, "STALL", 0.5)
+    with servers.RedisServer() as server:
+        client = connection.connect(server.url, prefix="lost")
+        client.xgroup_create(names_of(client).questions, POOL, "0", mkstream=True)
+        sign(client, "dead", ago=30)
+        sign(client, "alive", ago=0)
+        if watched == "before":
+            watching = Monitor(client=client)
+            wait_for(lambda: pool_of(watching) == {"alive": "idle", "dead": "gone"})
+        server.kill()
+        killed = time.monotonic()
+        if watched == "meanwhile":
+            watching = Monitor(client=client)
+        wait_for(lambda: watching.note == "Redis is away, trying again." and time.monotonic() > killed + 1.5)
+        samples.clear()
+        server.start()
+        wait_for(lambda: pool_of(watching).get("alive") == "gone")  # it did not come back within its lease
+        told = [{row["name"]: row["state"] for row in sample["consumers"]} for _, sample in samples]
+        assert list(dict.fromkeys(each["alive"] for each in told)) == ["idle", "silent", "gone"]
+        if watched == "before":
+            assert {each["dead"] for each in told} == {"gone"}  # that had nothing to do with Redis
+        watching.close()
+        client.close()
+
+
+def test_nobody_is_gone_for_what_redis_stood_still(samples, monkeypatch) -> None:
+    """Without a word of a lost connection: nobody's reply came for longer than a lease."""
+    if "redis-server" not in servers.available():
+        pytest.skip("redis-server is not on PATH")
+    monkeypatch.setattr(survey, "STALL", 0.5)
+    with servers.RedisServer() as server:
+        client = connection.connect(server.url, prefix="lost")
+        client.xgroup_create(names_of(client).questions, POOL, "0", mkstream=True)
+        sign(client, "alive", ago=0)
+        watching = Monitor(client=client)
+        wait_for(lambda: pool_of(watching) == {"alive": "idle"})
+        server.pause()
+        paused = time.monotonic()
+        wait_for(lambda: time.monotonic() > paused + 1.5)
+        samples.clear()
+        server.resume()
+        wait_for(lambda: pool_of(watching) == {"alive": "gone"})
+        told = [row["state"] for _, sample in samples for row in sample["consumers"]]
+        assert list(dict.fromkeys(told)) == ["idle", "silent", "gone"]
+        watching.close()
         client.close()
 
 

@@ -31,7 +31,7 @@ MAY_DIFFER = {
     "01-stream-commands": 2,
     "02-produce": 3,
     "03-read-live": 2,
-    "04-groups": 3,
+    "04-groups": 2,
     "05-take-home": 1,
     "06-break-it": 3,
     "07-fast-and-slow": 8,
@@ -207,7 +207,7 @@ def test_the_solutions_solve_the_exercises(path: Path) -> None:
         solution = re.search(r"```python\n(.*?)```", cells[at + 1].source, re.DOTALL)
         assert solution
         imports = "\n".join(re.findall(r"^(?:from|import) .*$", cells[at].source, re.MULTILINE))
-        solved.append(f"{imports}\n{solution[1]}")
+        solved += [f"{imports}\n{solution[1]}"] * 2  # and again, as any cell may be
     outputs = run_in_kernel([code_cells(path)[0].source, *before, *solved])
     for output in outputs[-len(solved) :]:
         shown = str([part.get("data", {}).get("text/plain", part.get("text")) for part in output])

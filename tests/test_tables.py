@@ -304,6 +304,10 @@ def test_keyspace(client, backend):
         client.xgroup_create(names.chunks, name, "0")
         client.xreadgroup(name, "c", {names.chunks: ">"}, count=2)
     client.xadd(client.names.questions, {"answer": "a"})
+    client.xgroup_create(client.names.questions, POOL, "0")
+    for name in ("w1", "w2"):
+        client.xgroup_createconsumer(client.names.questions, POOL, name)
+    client.set(sign := client.names.worker("w1"), "5000", px=95_000)
     client.lpush(client.names.failures, "one", "two")
     client.set(f"{client.names.prefix}:foreign", "nobody's")
     frame = tables.keyspace()
@@ -313,19 +317,20 @@ def test_keyspace(client, backend):
     assert list(frame) == ["key", "type", "length", "bytes", "ttl", "groups", "pending"]
     assert values(frame.drop(columns=["bytes", "ttl"])) == [
         [client.names.answers, "zset", 4, None, None],
-        [client.names.questions, "stream", 1, 0, 0],
+        [client.names.questions, "stream", 1, 1, 0],
         [client.names.failures, "list", 2, None, None],
+        [sign, "string", 4, None, None],
         [names.chunks, "stream", 6, 2, 4],
         [names.question, "string", client.strlen(names.question), None, None],
         [names.lease(2), "string", 5, None, None],
         [other.question, "string", 4, None, None],
     ]
     ttl = dict(zip(frame["key"], frame["ttl"], strict=True))
-    assert 80 < ttl.pop(other.question) <= 90 and 40 < ttl.pop(names.lease(2)) <= 50
+    assert 80 < ttl.pop(other.question) <= 90 < ttl.pop(sign) and 40 < ttl.pop(names.lease(2)) <= 50
     assert all(pd.isna(left) for left in ttl.values())
     told = values(frame[["bytes"]])
     if backend.startswith("fake"):
-        assert told == [[None]] * 7
+        assert told == [[None]] * 8
     else:
         assert told == [[client.memory_usage(key, samples=0)] for key in frame["key"]] and min(told)[0] > 0
 

@@ -281,6 +281,24 @@ def test_closed_proxy_leaves_no_thread_and_no_port(server: RedisServer) -> None:
             client.ping()
 
 
+def test_a_cell_that_runs_again_gets_the_same_proxy_healed(server: RedisServer) -> None:
+    before = set(threading.enumerate())
+    proxy = Proxy.before(server.url)
+    try:
+        with strict(proxy) as client:
+            proxy.drop_reply(when=b"PING")
+            assert Proxy.before(server.url) is proxy
+            assert client.ping()
+        proxy.close()
+        anew = Proxy.before(server.url)
+        assert anew is not proxy
+        with strict(anew) as client:
+            assert client.ping()
+    finally:
+        Proxy.before(server.url).close()
+    wait_for(lambda: set(threading.enumerate()) <= before)
+
+
 def test_dead_server_behind_the_proxy_is_a_lost_connection(server: RedisServer) -> None:
     with (
         RedisServer(server.program) as mortal,

@@ -1346,6 +1346,19 @@ def test_stopping_the_server_without_redis(redis_server, says):
     wait_for(lambda: not stopping.is_alive())  # a few leases, not as many as there are answers
 
 
+def test_a_server_of_the_same_name_takes_the_place_of_the_one_before(client, serve):
+    name = f"page-{TOKEN}"
+    first = serve(name=name, token=None)
+    other = serve(token=None)
+    second = serve(name=name, token=None)
+    assert not first._thread.is_alive()
+    assert (second.port, second.token) == (first.port, first.token)
+    assert call(second, "GET", "sources", token=first.token).status == 200
+    assert call(other, "GET", "sources", token=other.token).status == 200  # one without a name goes on
+    second.stop()
+    assert serve(name=name, token=None).link() == first.link()  # after a stop, too: open pages find it again
+
+
 def test_a_port_that_is_taken(client, serve):
     with pytest.raises(NotServed, match="choose another"):
         WebServer(serve().port, client=client)

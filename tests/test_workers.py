@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,7 @@ import redis
 from llmstream_nb.answers import read
 from llmstream_nb.answers.ask import Answer, ask, clear, close_answer
 from llmstream_nb.answers.attempt import Attempt
-from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of, names_of
+from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of, milliseconds, names_of
 from llmstream_nb.answers.read import look, read_answer
 from llmstream_nb.faults import servers
 from llmstream_nb.llm import local
@@ -37,7 +38,7 @@ from llmstream_nb.pool.queue import enqueue, read_question
 from llmstream_nb.pool.worker import MAX_TAKEOVERS, Worker
 from llmstream_nb.protocol.events import Ended, Interrupted, Restarted, Started, text_of
 from llmstream_nb.protocol.round import StillWaiting
-from llmstream_nb.protocol.wire import POOL, AnswerExists, BadAnswerId, BadQuestion, Fenced
+from llmstream_nb.protocol.wire import DAY, POOL, AnswerExists, BadAnswerId, BadQuestion, Fenced
 from llmstream_nb.setup import cli, lab
 from llmstream_nb.setup.environment import ROOT
 
@@ -326,6 +327,7 @@ def test_the_pool_goes_on_when_all_is_cleared(client, pool) -> None:
     assert Answer("b", client=client, timing=FAST).wait(10).text == "yes"
     assert_queue_empty(client)
     assert worker.error is None and look("a", client).status == "missing"
+    assert consumers(client) == [worker.name] and silence(client, worker.name, FAST) < FAST.lease
 
 
 @pytest.mark.parametrize("gone", ["queue", "group"])
@@ -392,9 +394,62 @@ def test_an_idle_worker_leaves_nothing(client, pool) -> None:
     worker = pool()
     put(client).wait(10)
     assert_queue_empty(client)
-    assert consumers(client) == [worker.name]
+    assert consumers(client) == [worker.name] and client.exists(names_of(client).worker(worker.name))
     worker.stop()
     assert consumers(client) == [] and threads_of_the_kit() == [] and worker.error is None
+    assert not client.exists(names_of(client).worker(worker.name))
+
+
+def silence(client, name: str, timing=QUICK) -> float:
+    """Seconds since this worker's last sign of life, of which it has given at least one."""
+    key, lease = names_of(client).worker(name), milliseconds(timing.lease)
+    assert client.get(key) == str(lease)
+    return (lease + 1000 * DAY - client.pttl(key)) / 1000
+
+
+def assert_alive(client, worker: Worker, leases: float = 2.0) -> None:
+    """For so many leases it gives signs of life, as a consumer of the group."""
+    wait_for(lambda: client.exists(names_of(client).worker(worker.name)) and consumers(client) == [worker.name])
+    begun = time.monotonic()
+    while time.monotonic() < begun + leases * QUICK.lease:
+        assert silence(client, worker.name) < QUICK.lease and consumers(client) == [worker.name]
+    assert worker.error is None
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_worker_gives_signs_of_life(client, pool, busy: bool) -> None:
+    """Before it has taken a question, and while all its slots are taken."""
+    models = Models()
+    worker = pool(models, timing=QUICK, slots=1)
+    if busy:
+        put(client)
+        put(client, answer_id="b")
+        models["why?"].say("so ")
+    assert_alive(client, worker)
+
+
+def test_signs_of_life_that_somebody_deletes_come_back(client, pool) -> None:
+    worker = pool(timing=QUICK)
+    assert_alive(client, worker, leases=0)
+    client.xgroup_delconsumer(names_of(client).questions, POOL, worker.name)  # as another worker of this name does
+    client.delete(names_of(client).worker(worker.name))  # when it ends
+    wait_for(lambda: client.exists(names_of(client).worker(worker.name)))
+    assert_alive(client, worker, leases=0.5)
+
+
+def test_a_full_memory_keeps_no_worker_from_showing_that_it_lives() -> None:
+    if "redis-server" not in servers.available():
+        pytest.skip("redis-server is not on PATH")
+    with servers.RedisServer(maxmemory_policy="noeviction") as server:
+        client = connect(server.url, prefix="full")
+        worker = Worker(client=client, timing=QUICK).start()
+        assert_alive(client, worker, leases=0)
+        client.config_set("maxmemory", 1)
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            client.set("full:x", "x")
+        assert_alive(client, worker)
+        worker.stop()
+        client.close()
 
 
 def test_ending_takes_no_lock(client) -> None:
@@ -1165,6 +1220,27 @@ def test_a_worker_in_a_process_of_its_own_ends_with_its_parent(client) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+@posix
+@needs_redis_server
+def test_a_worker_that_is_started_again_takes_the_place_of_the_first(redis_client) -> None:
+    first = start_process("mule", client=redis_client)
+    try:
+        answer = enqueue("?", source="scripted", model="scripted:stall=3", client=redis_client)
+        wait_for(lambda: answer.text)
+        second = start_process("mule", client=redis_client)
+        assert first.poll() == 0, "it was killed, and has not handed back its question"
+        assert answer.status == "interrupted"
+        wait_for(lambda: stream_of(redis_client, answer.id)[-1].id.attempt == 2)
+        second.send_signal(signal.SIGSTOP)
+        third = start_process("mule", client=redis_client)
+        assert second.poll() == -signal.SIGKILL and third.poll() is None
+        assert os.getpgid(0) != os.getpgid(third.pid), "Jupyter interrupts the group of its kernel"
+    finally:
+        for process in (first, second, third):
+            process.kill()
+            process.wait()
 
 
 @needs_redis_server

@@ -114,7 +114,7 @@ def test_drill_kill_a_worker(real_servers, started, tmp_path) -> None:
     started[worker].kill()
     assert started[-1].wait(40) == 0
     assert text.read_text("utf-8").strip().endswith(prepared.reply(question).strip())
-    assert "another attempt took over: the answer begins again" in told.read_text("utf-8")
+    assert f"Attempt 2, by {('two', 'one')[worker]}. The answer begins anew." in told.read_text("utf-8")
     chunks = len(scripted.split(prepared.reply(question)))  # of the attempt that counts
     assert f"[stop: {chunks} chunks," in told.read_text("utf-8")
     assert ": takes over" in said[2 * (1 - worker) + 1].read_text("utf-8")

@@ -262,11 +262,16 @@ class Writer:
         if begin:
             self.begin()
 
-    def begin(self) -> Writer:
-        """The next attempt; the text begins anew."""
+    def begin(self, **about: str) -> Writer:
+        """The next attempt; the text begins anew. `about`: what else its opening tells."""
         self.attempt, self.seq, self.text = self.attempt + 1, 0, ""
         self.client.set(self.keys.lease(self.attempt), "here", px=600_000)
-        return self._add("start", json.dumps({"model": "test", "source": "test", "at": 1}))
+        return self._add("start", json.dumps({"model": "test", "source": "test", "at": 1} | about))
+
+    def fall_silent(self) -> Writer:
+        """Its lease runs out."""
+        self.client.delete(self.keys.lease(self.attempt))
+        return self
 
     def say(self, *texts: str) -> Writer:
         self.text += "".join(texts)

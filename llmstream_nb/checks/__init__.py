@@ -1,7 +1,5 @@
 """What the exercises check, with hints that grow more concrete from try to try."""
 
-from __future__ import annotations
-
 from llmstream_nb.checks.nb00 import count_entries, stopped
 from llmstream_nb.checks.nb01 import collect, get_last_id, pages
 from llmstream_nb.checks.nb02 import produce, rebuild

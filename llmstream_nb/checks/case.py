@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import secrets
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -32,6 +32,12 @@ class Case:
         self._others: set[str] = set()
         self._closed = threading.Event()
         self._writer = threading.Thread()
+
+    def each(self, *cases: Any) -> Iterator[Any]:
+        """One case after another, each with nothing left of the one before."""
+        for case in cases:
+            self.clear()
+            yield case
 
     # ------------------------------------------------------------------------------- the learner's function
 
@@ -66,6 +72,10 @@ class Case:
     def got(self) -> str:
         """What the last call returned, as a sentence that goes on."""
         return f"{self.about}, your function returns {show(self._result)}"
+
+    def require(self, condition: bool, otherwise: str) -> None:
+        """Go on if this is so; else the check ends with this sentence, which says what the learner's function does."""
+        require(condition, f"{self.about}, your function {otherwise}")
 
     def require_form(self, what: str, form: str, kind: type[Iterable[Any]] = str, of: type = object) -> None:
         """Require that the last call returned `what`: something of this kind, each item in it of that one."""

@@ -11,11 +11,7 @@ from llmstream_nb.checks.running import exercise
 from llmstream_nb.checks.verdict import is_whole, require, show
 
 
-@exercise(
-    "The key holds the prefix, the answer's id in braces, and `chunks`; `tables.keys(answer)` lists it.",
-    "XLEN counts entries: not only those with text, but also the start and the end.",
-    "`count = redis.xlen(key)`",
-)
+@exercise
 def count_entries(_: Case, answer: Answer, key: str, count: int) -> str:
     """Exercise of notebook 00: the key of the answer's stream, and how many entries lie there."""
     require(isinstance(answer, Answer), f"the first argument is what `ask` gave you; this is {show(answer)}.")
@@ -32,11 +28,7 @@ def count_entries(_: Case, answer: Answer, key: str, count: int) -> str:
     return f"{count} entries under that key."
 
 
-@exercise(
-    "`ask` returns at once, while the answer is still written: `half.text` grows, and `half.stop()` ends it.",
-    "Give the model time to begin: look at `half.text` again and again, with pauses, until there is something.",
-    "`while len(half.text) < 100: time.sleep(0.05)`, and then `half.stop()`",
-)
+@exercise
 def stopped(_: Case, answer: Answer) -> str:
     """Optional exercise of notebook 00: an answer that was stopped when part of it was there."""
     require(isinstance(answer, Answer), f"the argument is what `ask` gave you; this is {show(answer)}.")

@@ -6,26 +6,19 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import redis
-
 from llmstream_nb.checks.case import Case, Noting
 from llmstream_nb.checks.running import exercise
 from llmstream_nb.checks.verdict import require, show
 
 
-@exercise(
-    "XREVRANGE reads a stream backwards, from `+` to `-`; with COUNT 1 it gives only the newest entry.",
-    "`redis.xrevrange(key, count=1)` is a list: empty, or with one pair of an ID and a dictionary.",
-    '`newest = redis.xrevrange(key, count=1)`, then `return newest[0][0] if newest else "0-0"`',
-)
-def get_last_id(case: Case, function: Callable[[redis.Redis, str], str]) -> str:
+@exercise
+def get_last_id(case: Case, function: Callable[..., str]) -> str:
     """Exercise of notebook 01: `get_last_id(client, stream)`, the newest entry's ID, or "0-0" without one."""
-    for ids, right, about in (
+    for ids, right, about in case.each(
         (["5-0"], "5-0", "of a stream with one entry"),
         (["9-0", "10-0", "10-1"], "10-1", "of a stream with the entries 9-0, 10-0 and 10-1"),
         ([], "0-0", "of a stream that does not exist"),
     ):
-        case.clear()
         case.put((entry_id, {"questionId": "a", "chunkOutput": "Hi"}) for entry_id in ids)
         result = case.call(function, f"asked for the last ID {about}", case.client, case.stream)
         require(not isinstance(result, bytes), f"{case.got}: these are bytes, so decode them.")
@@ -34,14 +27,10 @@ def get_last_id(case: Case, function: Callable[[redis.Redis, str], str]) -> str:
     return "the newest ID, and 0-0 where there is none."
 
 
-@exercise(
-    "XRANGE with `count=size` gives one page. The next one begins after the last ID of this one, not with it.",
-    "A `(` before an ID leaves that entry out: `(1-3` is everything after 1-3. An empty page is the end.",
-    "`while page := redis.xrange(key, after, '+', count=size):` append it, then `after = '(' + page[-1][0]`",
-)
+@exercise
 def pages(case: Case, function: Callable[..., Any]) -> str:
     """Optional exercise of notebook 01: `pages(client, stream, size)`, all entries, in lists of at most `size`."""
-    for count, size, about in (
+    for count, size, about in case.each(
         (7, 3, "of 7 entries, 3 a page"),
         (6, 3, "of 6 entries, 3 a page"),
         (3, 1, "of 3 entries, 1 a page"),
@@ -49,11 +38,10 @@ def pages(case: Case, function: Callable[..., Any]) -> str:
     ):
         ids = [f"{9 + number // 3}-{number % 3}" for number in range(count)]
         lay, noting = [(entry_id, {"word": entry_id}) for entry_id in ids], Noting(case.client)
-        case.clear()
         case.put(lay)
         result = case.call(lambda *args: list(function(*args)), about, noting, case.stream, size)
         most = max((len(reply) for name, _, reply in noting.calls if name != "xread"), default=0)
-        require(most <= size, f"{about}, your function fetches {most} entries at once: ask for {size}.")
+        case.require(most <= size, f"fetches {most} entries at once: ask for {size}.")
         right = [lay[at : at + size] for at in range(0, count, size)]
         got = [[entry[0] for entry in page] for page in result]
         wanted = [[entry_id for entry_id, _ in page] for page in right]
@@ -62,11 +50,7 @@ def pages(case: Case, function: Callable[..., Any]) -> str:
     return "every entry once, a page at a time."
 
 
-@exercise(
-    "Note when it has to be over before the first read: `time.monotonic() + seconds`. Each read has only the rest.",
-    "`block=0` waits for ever: at least 1. And `count` is what is still wanted, so that you never get too many.",
-    "`left = deadline - time.monotonic()`, `block=max(1, int(left * 1000))`; the end is when `left` is 0 or less.",
-)
+@exercise
 def collect(case: Case, function: Callable[..., list[str]]) -> str:
     """Optional exercise of notebook 01: `collect(client, stream, last_id, wanted, seconds)`, a reader that gives up.
 
@@ -78,14 +62,13 @@ def collect(case: Case, function: Callable[..., list[str]]) -> str:
     def write(words: Iterable[str]) -> None:
         case.put((f"1-{alphabet.index(word) + 1}", {"word": word}) for word in words)
 
-    for there, later, last_id, wanted, seconds, least, about in (
+    for there, later, last_id, wanted, seconds, least, about in case.each(
         ("abcde", "", "1-1", 3, 2.0, "bcd", "when more lies there than is wanted"),
         ("a", "bc", "0-0", 3, 5.0, "abc", "when words come while it reads"),
         ("a", "", "0-0", 2, 0.3, "a", "when too few words come"),
         ("", "", "0-0", 2, 0.0, "", "when nothing is there and `seconds` is 0"),
         ("ab", alphabet[2:], "0-0", 99, 0.3, "ab", "when words keep coming, but too few in time"),
     ):
-        case.clear()
         write(there)
         case.trickle(*later, add=write)
         began = time.monotonic()
@@ -94,6 +77,6 @@ def collect(case: Case, function: Callable[..., list[str]]) -> str:
         whole = [*there, *later][int(last_id[2:]) :][:wanted]
         right = isinstance(result, list) and result[: len(least)] == [*least] and result == whole[: len(result)]
         require(right, f"{case.got}, not {[*least]}.")
-        late = f"your function takes {took:.0f} s; `seconds` is {seconds:g}, for all of its reads together."
-        require(took < min(3, seconds + 1.5), f"{about}, {late}")
+        late = f"takes {took:.0f} s; `seconds` is {seconds:g}, for all of its reads together."
+        case.require(took < min(3, seconds + 1.5), late)
     return "what was wanted, or what came in time."

@@ -5,18 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 
-import redis
-
 from llmstream_nb.checks.case import LIFETIME, BrokenModelError, Case
 from llmstream_nb.checks.running import exercise
 from llmstream_nb.checks.verdict import require, show
 
 
-@exercise(
-    "One XADD for each delta, inside the loop; and one more after the loop, for the end.",
-    "Each entry has the fields `questionId` and `chunkOutput`; at the end that is `;END:` plus the id.",
-    "`try:` the loop, `finally:` the end. What stands under `finally` also runs when the loop raises.",
-)
+@exercise
 def produce(case: Case, function: Callable[..., object]) -> str:
     """Exercise of notebook 02: `produce(client, stream, question_id, chunks)`, a loop from chunks to entries.
 
@@ -24,28 +18,32 @@ def produce(case: Case, function: Callable[..., object]) -> str:
     `;END:<question_id>`, also when the chunks break off with an error, which it lets pass. An entry
     `START:<question_id>;` before the first chunk is welcome.
     """
-    for chunks in (["Redis ", "streams ", "keep ", "keep ", "order."], []):
-        _begin(case)
+    for chunks, breaks, about in case.each(
+        (["Redis ", "streams ", "keep ", "keep ", "order."], False, "given 5 chunks"),
+        ([], False, "given no chunks"),
+        (["half "], True, "when the model breaks off in mid-answer"),
+    ):
+        case.put([("1-0", {"questionId": "b", "chunkOutput": "another's"})])
         late: list[str] = []
-
-        def model(chunks: list[str] = chunks, late: list[str] = late) -> Iterator[str]:
-            for number, chunk in enumerate(chunks, 2):
-                yield chunk
-                # The next chunk is wanted: by now this one should be there.
-                if len(case.entries()) < number:
-                    late.append(chunk)
-
-        case.call(function, f"given {len(chunks) or 'no'} chunks", case.client, case.stream, "a", model())
-        _judge_produced(case.entries(), chunks)
+        raised = case.breaks(function, about, case.client, case.stream, "a", _model(case, chunks, late, breaks))
+        entries = case.entries()
+        if breaks:
+            ended = [fields.get("chunkOutput") for _, fields in entries[-2:]] == ["half ", ";END:a"]
+            require(ended, f"{about}, the end must be written all the same: else readers wait for ever.")
+            case.require(raised, "hides the error: let it pass on, after the end.")
+        _judge_produced(entries, chunks)
         require(not late, "your function collects before it writes: add each chunk as soon as it comes.")
-    _judge_break(case, function)
     return "an entry for each chunk, as soon as it comes, and the end after the last."
 
 
-def _begin(case: Case) -> None:
-    """Make a stream that holds another asker's entry; it expires, and so do the entries that are added to it."""
-    case.clear()
-    case.put([("1-0", {"questionId": "b", "chunkOutput": "another's"})])
+def _model(case: Case, chunks: list[str], late: list[str], breaks: bool) -> Iterator[str]:
+    """Give these chunks; `late` gets those that are not in the stream when the next one is wanted."""
+    for number, chunk in enumerate(chunks, 2):
+        yield chunk
+        if len(case.entries()) < number:
+            late.append(chunk)
+    if breaks:
+        raise BrokenModelError
 
 
 def _judge_produced(entries: list[tuple[str, dict[str, str]]], chunks: list[str]) -> None:
@@ -68,36 +66,15 @@ def _judge_produced(entries: list[tuple[str, dict[str, str]]], chunks: list[str]
     require(texts[:-1] == chunks, f"given the chunks {show(chunks)}, the entries hold {show(texts[:-1])}.")
 
 
-def _judge_break(case: Case, function: Callable[..., object]) -> None:
-    """What becomes of an answer whose model breaks off."""
-
-    def model() -> Iterator[str]:
-        yield "half "
-        raise BrokenModelError
-
-    about = "when the model breaks off in mid-answer"
-    _begin(case)
-    passed_on = case.breaks(function, about, case.client, case.stream, "a", model())
-    texts = [fields.get("chunkOutput") for _, fields in case.entries()]
-    ended = texts[-2:] == ["half ", ";END:a"]
-    require(ended, f"{about}, the end must be written all the same: else readers wait for ever.")
-    require(passed_on, f"{about}, your function hides the error: let it pass on, after the end.")
-
-
-@exercise(
-    "GET gives the record as JSON text; `json.loads` makes a dictionary of it, which says where the answer lies.",
-    "XRANGE from the record's start to its end. Others have written in between: look at each `questionId`.",
-    "`redis.xrange(record['streamName'], record['streamStartMessageId'], record['streamEndMessageId'])[1:-1]`",
-)
-def rebuild(case: Case, function: Callable[[redis.Redis, str], str]) -> str:
+@exercise
+def rebuild(case: Case, function: Callable[..., str]) -> str:
     """Optional exercise of notebook 02: `rebuild(client, key)`, an answer's text by the question record under `key`."""
     before, between = [("a", "START:a;"), ("a", "an older try"), ("b", "START:b;")], [("b", "another's")]
-    for pieces, about in (
+    for pieces, about in case.each(
         (["Redis ", "keeps ", "order."], "of an answer of three chunks, with another's between them"),
         (["START:", "b; and ", ";END:b"], "of an answer that speaks of START and END"),
         ([], "of an answer without a chunk"),
     ):
-        case.clear()
         case.add(before)
         start = case.add([("a", "START:a;")])
         for piece in pieces:

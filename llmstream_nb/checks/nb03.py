@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from llmstream_nb.checks.case import Case, Noting
 from llmstream_nb.checks.running import exercise
 from llmstream_nb.checks.verdict import require, show
 
 
-@exercise(
-    "Look at every entry once: go on from the ID of the last one you saw, whoever it belongs to.",
-    "Skip what has another `questionId`; stop at yours whose `chunkOutput` is the end, and nothing else.",
-    "`while True:` XREAD `{key: last_id}`, `block=1000`; at each entry `last_id = entry_id` first.",
-)
+@exercise
 def read(case: Case, function: Callable[..., str]) -> str:
     """Exercise of notebook 03: `read(client, stream, last_id, question_id)`, one answer's text among others.
 
@@ -25,38 +20,27 @@ def read(case: Case, function: Callable[..., str]) -> str:
     mixed = [("b", "START:b;"), *opening, ("b", "blue"), ("a", " you"), ("b", ";END:b"), ("a", " all"), end]
     words = [*opening, ("a", " at END:"), ("a", ";END:b"), ("a", ";END:a is"), ("a", " the end"), end]
     said = "Hi there at END:;END:b;END:a is the end"
-    for before, entries, right, about in (
-        ([], [*opening, end], "Hi there", "when the answer lies there complete"),
-        ([("a", "old"), ("b", "old")], [*opening, end], "Hi there", "when there are entries up to `last_id`"),
-        ([], mixed, "Hi there you all", "when another asker's entries lie between yours"),
-        ([], words, said, "when the answer itself speaks of the end"),
-        ([], [*opening, end, ("a", "after"), ("b", "after")], "Hi there", "when more entries follow the end"),
+    coming = [("b", "blue"), ("a", " you"), ("a", " all")], [("b", "seas"), ("a", " and")], [("a", " me"), end]
+    for before, entries, later, right, about in case.each(
+        ([], [*opening, end], (), "Hi there", "when the answer lies there complete"),
+        ([("a", "old"), ("b", "old")], [*opening, end], (), "Hi there", "when there are entries up to `last_id`"),
+        ([], mixed, (), "Hi there you all", "when another asker's entries lie between yours"),
+        ([], words, (), said, "when the answer itself speaks of the end"),
+        ([], [*opening, end, ("a", "after"), ("b", "after")], (), "Hi there", "when more entries follow the end"),
+        ([], opening, coming, "Hi there you all and me", "when the entries come while it reads"),
     ):
-        case.clear()
         last_id = case.add(before)
         case.add(entries)
-        _judge_read(case, function, last_id, right, about)
-    case.clear()
-    case.add(opening)
-    later = [("b", "blue"), ("a", " you"), ("a", " all")], [("b", "seas"), ("a", " and")], [("a", " me"), end]
-    case.trickle(*later, add=case.add)
-    _judge_read(case, function, "0-0", "Hi there you all and me", "when the entries come while it reads")
+        case.trickle(*later, add=case.add)
+        result = case.call(function, about, case.client, case.stream, last_id, "a")
+        case.require_form("the text that it has read", "the text as one string")
+        marked = "START:a;" in result or result.endswith(";END:a")
+        require(not marked, "your text holds START or END: they only mark where an answer lies; leave them out.")
+        case.require_result(right)
     return "your words, all of them, and nobody else's."
 
 
-def _judge_read(case: Case, function: Any, last_id: str, right: str, about: str) -> None:
-    result = case.call(function, about, case.client, case.stream, last_id, "a")
-    case.require_form("the text that it has read", "the text as one string")
-    marked = "START:a;" in result or result.endswith(";END:a")
-    require(not marked, "your text holds START or END: they only mark where an answer lies; leave them out.")
-    case.require_result(right)
-
-
-@exercise(
-    "XREAD takes a dictionary: for each stream the last ID that you saw there. All of them go into one call.",
-    "Begin with `0-0` for each. The reply names the stream of each list of entries: note the ID under that name.",
-    "`while last_ids: for key, entries in redis.xread(last_ids, block=1000):` and at an end `del last_ids[key]`",
-)
+@exercise
 def read_many(case: Case, function: Callable[..., dict[str, str]]) -> str:
     """Optional exercise of notebook 03: `read_many(client, keys)`, several answers of the kit by one XREAD at a time.
 
@@ -74,8 +58,9 @@ def read_many(case: Case, function: Callable[..., dict[str, str]]) -> str:
     def write(entry: tuple[str, tuple[str, str, str]]) -> None:
         case.write([entry[1]], keys[entry[0]])
 
-    for later, about in ((False, "when three answers lie there"), (True, "when three answers are being written")):
-        case.clear()
+    for later, about in case.each(
+        (False, "when three answers lie there"), (True, "when three answers are being written")
+    ):
         for name in keys:
             write((name, ("1-0", "start", '{"model": "m"}')))
         if later:
@@ -89,5 +74,5 @@ def read_many(case: Case, function: Callable[..., dict[str, str]]) -> str:
         named = {name: result.get(key) for name, key in keys.items()}
         require(named == right, f"{about}, the texts of your function are {show(named)}, not {show(right)}.")
         together = any(name == "xread" and len(streams) == 3 for name, streams, _ in noting.calls)
-        require(together, f"{about}, your function reads one stream at a time: give all of them to one XREAD.")
+        case.require(together, "reads one stream at a time: give all of them to one XREAD.")
     return "all of them, with one read at a time."

@@ -10,11 +10,7 @@ from llmstream_nb.checks.running import exercise
 from llmstream_nb.checks.verdict import require, show
 
 
-@exercise(
-    "XAUTOCLAIM gives `consumer` what is pending in its group; XACK takes an entry off the pending list.",
-    "XAUTOCLAIM claims 100 entries a call: go on from the cursor that it returns, until that is `0-0`.",
-    "Loop: `cursor, entries, *_ = client.xautoclaim(stream, group, consumer, 0, cursor)`, XACK, keep the texts.",
-)
+@exercise
 def claim(case: Case, function: Callable[..., list[str]]) -> str:
     """Exercise of notebook 04: `take_over(client, stream, group, consumer)`, the work that a dead consumer left.
 
@@ -29,20 +25,17 @@ def claim(case: Case, function: Callable[..., list[str]]) -> str:
         _leave_pending(case, pending)
         lay, before = case.entries(), case.groups()
         result = case.call(function, about, case.client, case.stream, "workers", "worker-2")
-        kept = case.entries() == lay
-        require(kept, f"{about}, your function changes the stream: XACK, and leave the entries where they are.")
+        case.require(case.entries() == lay, "changes the stream: XACK, and leave the entries where they are.")
         after = case.groups()
-        require(set(after) == set(before), f"{about}, your function makes or destroys a group: only claim.")
-        same = after["readers"] == before["readers"]
-        require(same, f"{about}, your function changes another group: claim only in `group`.")
+        case.require(set(after) == set(before), "makes or destroys a group: only claim.")
+        case.require(after["readers"] == before["readers"], "changes another group: claim only in `group`.")
         same = after["workers"]["last-delivered-id"] == before["workers"]["last-delivered-id"]
-        require(same, f"{about}, your function takes new entries too: claim, don't read with `>`.")
+        case.require(same, "takes new entries too: claim, don't read with `>`.")
         _judge_claimed(case, result, [f"text {number}" for number in pending])
         left = after["workers"]["pending"]
         require(not left, f"{about}, {left} of them still are after your function: acknowledge each with XACK.")
         owners = [owner["name"] for owner in case.client.xinfo_consumers(case.stream, "workers")]
-        mine = not pending or "worker-2" in owners
-        require(mine, f"{about}, your function claims nothing for the consumer that it is given.")
+        case.require(not pending or "worker-2" in owners, "claims nothing for the consumer that it is given.")
     return "what the dead consumer left, in order, and acknowledged; the rest as it was."
 
 
@@ -66,18 +59,13 @@ def _judge_claimed(case: Case, result: Any, right: list[str]) -> None:
     case.require_form("the list of texts", "a list of the texts alone, `fields['text']` of each entry", list, str)
     require(bool(result) or not right, f"{case.got}: is the minimum idle time 0, and does each text go into the list?")
     require(result == right or sorted(result) != sorted(right), f"{case.got}: return them in the order of their IDs.")
-    some = set(result) < set(right)
-    require(not some, f"{case.about}, your function returns {len(result)} texts: go on until nothing is left.")
+    case.require(not set(result) < set(right), f"returns {len(result)} texts: go on until nothing is left.")
     done = any(text.startswith("done") for text in result)
     require(not done, f"{case.got}: some of these had been acknowledged; take only what is pending.")
     case.require_result(right)
 
 
-@exercise(
-    "Two reads by XREADGROUP: `0` gives what is pending with `consumer`, `>` what nobody was given yet.",
-    "For each entry first `do(fields['text'])`, then XACK: if `do` raises, the XACK is never reached.",
-    "`for begin in ('0', '>'):` and in it `client.xreadgroup(group, consumer, {stream: begin})`.",
-)
+@exercise
 def work(case: Case, function: Callable[..., object]) -> str:
     """Optional exercise of notebook 04: `work(client, stream, group, consumer, do)`, acknowledged after the work.
 
@@ -118,8 +106,7 @@ def _pending(case: Case, consumer: str) -> list[str]:
 
 
 def _judge_work(case: Case, function: Any, right: list[str], about: str, breaks_at: str = "") -> None:
-    did: list[str] = []
-    early: list[str] = []
+    did, early = list[str](), list[str]()
 
     def do(text: str) -> None:
         did.append(text)
@@ -130,11 +117,11 @@ def _judge_work(case: Case, function: Any, right: list[str], about: str, breaks_
 
     raised = case.breaks(function, about, case.client, case.stream, "workers", "worker-1", do)
     foreign = _pending(case, "worker-2") == ["theirs"] and "theirs" not in did
-    require(foreign, f"{about}, your function takes what another consumer is busy with: read, don't claim.")
-    require(did == right, f"{about}, your function does {show(did)}, not {show(right)}.")
+    case.require(foreign, "takes what another consumer is busy with: read, don't claim.")
+    case.require(did == right, f"does {show(did)}, not {show(right)}.")
     require(not early, f"{about}, {show(early[:1])} is acknowledged before `do` has returned: a crash would lose it.")
     left = _pending(case, "worker-1")
     if breaks_at:
         require(breaks_at in left, f"{about}, that entry is acknowledged all the same: it would never be done.")
-        require(raised, f"{about}, your function hides the error: let it pass.")
+        case.require(raised, "hides the error: let it pass.")
     require(not set(left) & set(did) - {breaks_at}, f"{about}, these are done and still pending: {show(left)}.")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-import redis
-
 from llmstream_nb import tables
 from llmstream_nb.answers.ask import ask, clear
 from llmstream_nb.checks.case import Case
@@ -14,11 +12,7 @@ from llmstream_nb.checks.running import TIMEOUT, exercise
 from llmstream_nb.checks.verdict import require, show
 
 
-@exercise(
-    "`question.upper().split()` gives the words; `yield` each of them, one after another.",
-    "A function with `yield` in its body is a generator: it returns at once, and is run piece by piece.",
-    "`for n, word in enumerate(question.upper().split()):` and in it `yield f' {word}' if n else word`.",
-)
+@exercise
 def source(case: Case, function: Callable[..., Iterator[str]]) -> str:
     """Exercise of notebook 05: `shout(question, topic)`, a source that yields the question's words in capitals.
 
@@ -28,8 +22,7 @@ def source(case: Case, function: Callable[..., Iterator[str]]) -> str:
         about, words = f"asked {show(question)}", question.upper().split()
         made = case.call(function, about, question, None)
         require(not isinstance(made, str), "your function returns a whole text: `yield` it word by word.")
-        given = isinstance(made, Iterable)
-        require(given, f"your function returns {show(made)}, and nothing can be taken from that: use `yield`.")
+        require(isinstance(made, Iterable), f"{case.got}, and nothing can be taken from that: use `yield`.")
         pieces = case.call(lambda made=made: list(islice(made, 100)), about)
         got = f"{about}, your function yields {show(pieces)}"
         require(all(isinstance(piece, str) for piece in pieces), f"{got}: only text can be streamed.")
@@ -44,15 +37,11 @@ def source(case: Case, function: Callable[..., Iterator[str]]) -> str:
         clear(answer.id, client=case.client)
 
 
-@exercise(
-    "XRANGE with `(` before the first ID begins after it: `redis.xrange(key, f'({last}')`.",
-    "Only text is added; any other `kind` ends the answer. Where nothing is new, `last` stays as it was.",
-    "`for last, entry in redis.xrange(key, f'({last}'):` add the text or set `over`; return all three.",
-)
-def poll(case: Case, function: Callable[[redis.Redis, str, str], tuple[str, str, bool]]) -> str:
+@exercise
+def poll(case: Case, function: Callable[..., tuple[str, str, bool]]) -> str:
     """Optional exercise of notebook 05: `poll(client, stream, last)`: new text, last ID, and whether it is over."""
     words = [(f"1-{n}", "text", word) for n, word in enumerate(["One", "two", "end", "error"], 1)]
-    for entries, last, right, about in (
+    for entries, last, right, about in case.each(
         ([], "0-0", ("", "0-0", False), "where the stream does not exist yet"),
         (words[:2], "0-0", ("Onetwo", "1-2", False), "at the first look"),
         (words[:2], "1-2", ("", "1-2", False), "where nothing is new"),
@@ -62,7 +51,6 @@ def poll(case: Case, function: Callable[[redis.Redis, str, str], tuple[str, str,
         ([*words, ("1-5", "end", "stop")], "1-5", ("", "1-5", False), "after the end, where nothing is new"),
         ([(f"1-{n}", "text", "x") for n in range(1, 1_201)], "0-0", ("x" * 1_200, "1-1200", False), "far behind"),
     ):
-        case.clear()
         case.write(entries)
         result = case.call(function, about, case.client, case.stream, last)
         require(isinstance(result, (tuple, list)) and len(result) == 3, f"{case.got}: return three things.")

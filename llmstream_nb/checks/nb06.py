@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from llmstream_nb.checks.case import LIFETIME, Case
 from llmstream_nb.checks.running import exercise
 from llmstream_nb.checks.verdict import require, show
 
 
-@exercise(
-    "XREAD gives what comes after an ID: begin with `after`, then go on from the ID of each entry you saw.",
-    "Look at the field `kind`: `text` is added, `start` empties the text, `end` and `error` return it.",
-    "`while True:` XREAD `{key: after}`, `block=1000`; `for after, entry in entries:` and then by `kind`.",
-)
+@exercise
 def resume(case: Case, function: Callable[..., str]) -> str:
     """Exercise of notebook 06: `resume(client, stream, after, text)`, an answer of the kit from a saved ID on.
 
@@ -27,42 +22,31 @@ def resume(case: Case, function: Callable[..., str]) -> str:
     words = [("1-0", "start", "{}"), ("1-1", "text", "say "), ("1-2", "text", "end"), ("1-3", "text", "start")]
     words, dead = [*words, ("1-4", "end", "{}")], [*first, ("2-0", "end", '{"closes": "1-11"}')]
     whole, half = "".join(text for _, _, text in first[1:]), "".join(text for _, _, text in first[1:10])
-    for entries, after, text, right, about in (
-        ([*first, stop], "0-0", "", whole, "when it begins at the beginning"),
-        ([*first, stop], "1-9", half, whole, "when it goes on after 1-9"),
-        ([*first, stop], "1-11", whole, whole, "when only the end is still to come"),
-        ([*first, ("1-12", "error", "{}")], "1-9", half, whole, "when the answer ends in an error"),
-        (words, "1-1", "say ", "say endstart", "when the text speaks of the end"),
-        ([*first, *second, end], "1-9", half, "anew it goes", "when a second attempt begins"),
-        ([*first, *second, end], "2-1", "anew ", "anew it goes", "when it goes on after 2-1"),
-        (dead, "1-9", half, whole, "when the producer dies and someone presses Stop"),
+    coming = first[6:], second[:2], [*second[2:], end]
+    for entries, later, after, text, right, about in case.each(
+        ([*first, stop], (), "0-0", "", whole, "when it begins at the beginning"),
+        ([*first, stop], (), "1-9", half, whole, "when it goes on after 1-9"),
+        ([*first, stop], (), "1-11", whole, whole, "when only the end is still to come"),
+        ([*first, ("1-12", "error", "{}")], (), "1-9", half, whole, "when the answer ends in an error"),
+        (words, (), "1-1", "say ", "say endstart", "when the text speaks of the end"),
+        ([*first, *second, end], (), "1-9", half, "anew it goes", "when a second attempt begins"),
+        ([*first, *second, end], (), "2-1", "anew ", "anew it goes", "when it goes on after 2-1"),
+        (dead, (), "1-9", half, whole, "when the producer dies and someone presses Stop"),
+        (first[:6], coming, "1-3", "1 2 3 ", "anew it goes", "when the entries come while it reads"),
     ):
-        case.clear()
         case.write(entries)
-        _judge_resumed(case, function, after, text, right, about)
-    case.clear()
-    case.write(first[:6])
-    case.trickle(first[6:], second[:2], [*second[2:], end], add=case.write)
-    _judge_resumed(case, function, "1-3", "1 2 3 ", "anew it goes", "when the entries come while it reads")
+        before = case.entries()
+        case.trickle(*later, add=case.write)
+        result = case.call(function, about, case.client, case.stream, after, text)
+        case.require_form("the whole text", "one string")
+        case.require(case.entries()[: len(before)] == before, "changes the stream: reading takes nothing away.")
+        rest = bool(text) and right == text + result
+        require(not rest, f"{case.got}, the rest alone: put it after what the viewer has, {show(text)}.")
+        case.require_result(right)
     return "the whole text, once, wherever it goes on."
 
 
-def _judge_resumed(case: Case, function: Any, after: str, text: str, right: str, about: str) -> None:
-    before = case.entries()
-    result = case.call(function, about, case.client, case.stream, after, text)
-    case.require_form("the whole text", "one string")
-    kept = case.entries()[: len(before)] == before
-    require(kept, f"{about}, your function changes the stream: reading takes nothing away.")
-    rest = bool(text) and right == text + result
-    require(not rest, f"{case.got}, the rest alone: put it after what the viewer has, {show(text)}.")
-    case.require_result(right)
-
-
-@exercise(
-    "Two questions: what kind is the newest entry, and if that is no end, does its attempt still have a lease?",
-    "XREVRANGE with `count=1` gives the newest entry; the attempt is its ID's part before the hyphen.",
-    "`redis.exists(f'{answer}:lease:{attempt}')` is 1 while that attempt's producer lives.",
-)
+@exercise
 def state(case: Case, function: Callable[..., str]) -> str:
     """Optional exercise of notebook 06: `state(client, answer)`, an answer's state from its newest entry and its lease.
 
@@ -71,7 +55,7 @@ def state(case: Case, function: Callable[..., str]) -> str:
     chunks, *leases = [case.other(name) for name in ("chunks", "lease:1", "lease:10")]
     first = [("1-0", "start", "{}"), ("1-1", "text", "the end")]
     anew = [*first, ("10-0", "start", "{}")]
-    for entries, lease, right, about in (
+    for entries, lease, right, about in case.each(
         ([], None, "queued", "without an entry"),
         (first, leases[0], "streaming", "with text, and the lease of attempt 1"),
         (first, None, "interrupted", "with text, and without a lease"),
@@ -81,7 +65,6 @@ def state(case: Case, function: Callable[..., str]) -> str:
         (anew, leases[0], "interrupted", "in its tenth attempt, with the lease of attempt 1 alone"),
         ([*first, ("10-0", "end", "{}")], None, "ended", "that was interrupted, and stopped"),
     ):
-        case.clear()
         case.write(entries, chunks)
         if lease:
             case.client.set(lease, "alive", ex=LIFETIME)
@@ -90,11 +73,7 @@ def state(case: Case, function: Callable[..., str]) -> str:
     return "the newest entry and its attempt's lease tell the state."
 
 
-@exercise(
-    "Go through the IDs, and remember at each which number is due next.",
-    "The two parts are numbers: `attempt, seq = map(int, entry_id.split('-'))`. A new attempt is due at 0.",
-    "Between what is due and `seq`: `gaps += [f'{attempt}-{n}' for n in range(due, seq)]`, then `due = seq + 1`.",
-)
+@exercise
 def missing(case: Case, function: Callable[[list[str]], list[str]]) -> str:
     """Optional exercise of notebook 06: `missing(ids)`, the IDs that are missing between those that a reader saw."""
     for ids, right in (

@@ -9,11 +9,7 @@ from llmstream_nb.checks.running import exercise
 from llmstream_nb.checks.verdict import is_whole, require, show
 
 
-@exercise(
-    "Alive at a time are the answers of one `ttl`; each takes `maxlen` entries and a record.",
-    "Begin with the least that both promises need: what can be kept beyond that depends on the memory.",
-    "`maxlen = behind`, `ttl = back_within`: the least of both. Is there room for more?",
-)
+@exercise
 def budget(
     _: Case,
     maxlen: int | None,
@@ -47,21 +43,16 @@ def budget(
     return f"{need} of {memory / 1e6:,.1f} MB."
 
 
-@exercise(
-    "XINFO GROUPS tells each group's place, its `last-delivered-id`. What comes after it was not given yet.",
-    "A round bracket before an ID leaves that entry out: `(1-3` is everything after 1-3.",
-    "`len(redis.xrange(stream, min=f'({place}'))`, where `place` is the `last-delivered-id` of this group.",
-)
+@exercise
 def lag(case: Case, function: Callable[..., int]) -> str:
     """Optional exercise of notebook 07: `lag(client, stream, group)`, how many entries the group was not given yet."""
-    for length, given, deleted, about in (
+    for length, given, deleted, about in case.each(
         (5, 0, [], "when the group was given nothing of 5 entries"),
         (12, 9, [], "when the group was given 9 of 12 entries"),
         (5, 5, [], "when the group was given all 5 entries"),
         (9, 3, [2, 6], "when entries were deleted, one before the group's place and one after it"),
         (10, 2, [1, 2, 3, 4, 5], "when the stream was trimmed beyond the group's place"),
     ):
-        case.clear()
         case.put((f"1-{number}", {"text": f"text {number}"}) for number in range(1, length + 1))
         for group, count in (("others", 4), ("workers", given)):
             case.client.xgroup_create(case.stream, group, "0")
@@ -73,7 +64,7 @@ def lag(case: Case, function: Callable[..., int]) -> str:
         before = case.groups()
         result = case.call(function, about, case.client, case.stream, "workers")
         same = case.groups()["workers"]["last-delivered-id"] == before["workers"]["last-delivered-id"]
-        require(same, f"{about}, your function reads in the group's name: that moves its place. Only look.")
+        case.require(same, "reads in the group's name: that moves its place. Only look.")
         require(is_whole(result), f"{case.got}: return a whole number.")
         case.require_result(len({*range(given + 1, length + 1)} - {*deleted}))
     return "as many as come after the group's place."

@@ -46,11 +46,7 @@ class Wire:
         return f"{came}, and has seen {self._sent or 'nothing'}."
 
 
-@exercise(
-    "Only `end` and `failed` are the end. When the events stop without one, come back with the last `id` you saw.",
-    "Keep `headers` outside of your loop, and set them anew at each event that has an `id`; some have none.",
-    "`while True:` and in it `for event in get(headers):`, with `headers = {'Last-Event-ID': event['id']}`.",
-)
+@exercise
 def last_event_id(case: Case, function: Callable[..., str]) -> str:
     """Exercise of notebook 08: `watch(get)`, an answer's text over a connection that breaks.
 
@@ -75,7 +71,7 @@ def last_event_id(case: Case, function: Callable[..., str]) -> str:
         try:
             result = case.call(function, about, wire.get)
         finally:  # also when `wire.get` has ended the function
-            require(not wire.wrong, f"{about}, your function {wire.wrong}")
+            case.require(not wire.wrong, wire.wrong)
         case.require_form("the whole text", "one string")
         early = not wire.over and right.startswith(result)
         require(not early, f"{case.got}, and neither `end` nor `failed` has come: the answer goes on.")
@@ -83,11 +79,7 @@ def last_event_id(case: Case, function: Callable[..., str]) -> str:
     return "the whole text, once, however often the connection breaks."
 
 
-@exercise(
-    "Keep what the event so far has: its `event`, its list of `data`. An empty line ends it and begins the next.",
-    "`line.partition(':')` gives name and value; one space before the value is not part of it.",
-    "At an empty line: `if data: events.append({'id': last_id, 'event': event, 'data': '\\n'.join(data)})`.",
-)
+@exercise
 def parse(case: Case, function: Callable[[list[str]], list[dict[str, str]]]) -> str:
     """Optional exercise of notebook 08: `parse(lines)`, the server-sent events in these lines, by the standard.
 

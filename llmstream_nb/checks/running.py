@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import ctypes
 import inspect
+import json
 import textwrap
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import update_wrapper
+from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import redis
@@ -19,6 +22,7 @@ from llmstream_nb.checks.case import Case
 from llmstream_nb.checks.verdict import Verdict, WrongError, right, wrong
 from llmstream_nb.protocol.wire import LLMStreamError
 
+HINTS = json.loads(Path(__file__).with_name("hints.json").read_text("utf-8"))  # by the check's name
 TIMEOUT = 6.0  # seconds that a check waits for the learner's code
 
 
@@ -26,29 +30,28 @@ class Interrupted(SystemExit):
     """Raised inside the learner's function when its time is up; a thread may end with it silently."""
 
 
-def exercise(*hints: str) -> Callable[[Callable[..., str]], Callable[..., Verdict]]:
+def exercise(examine: Callable[..., str]) -> Callable[..., Verdict]:
     """Make a check of a function that examines what the learner gave, and returns what is right about it.
 
     That function takes a `Case` and what the learner gave; it raises WrongError where that is wrong. The check takes
-    what the learner gave and a `client`, by default the current one. Its verdicts give one of the hints after another.
+    what the learner gave and a `client`, by default the current one. Its verdicts give one after another of the hints
+    that stand under its name in hints.json.
     """
+    hints = tuple(HINTS[examine.__name__])
 
-    def make(examine: Callable[..., str]) -> Callable[..., Verdict]:
-        def check(*mine: Any, client: redis.Redis | None = None, **more: Any) -> Verdict:
-            signature.bind(*mine, **more)  # here a wrong call raises TypeError; in the thread it would be the learner's
+    def check(*mine: Any, client: redis.Redis | None = None, **more: Any) -> Verdict:
+        signature.bind(*mine, **more)  # here a wrong call raises TypeError; in the thread it would be the learner's
 
-            if any(map(_untouched, [*mine, *more.values()])):
-                return Verdict(None, "Not started yet: replace the `...`")
-            return _run(examine.__name__, lambda case: examine(case, *mine, **more), hints, client)
+        if any(map(_untouched, [*mine, *more.values()])):
+            return Verdict(None, "Not started yet: replace the `...`")
+        return _run(examine.__name__, lambda case: examine(case, *mine, **more), hints, client)
 
-        whole, own = inspect.signature(examine), inspect.signature(check)
-        shown = [*list(whole.parameters.values())[1:], own.parameters["client"]]  # without the case
-        signature = own.replace(parameters=shown)
-        update_wrapper(check, examine)
-        check.__signature__ = signature  # type: ignore[attr-defined]
-        return check
-
-    return make
+    whole, own = inspect.signature(examine), inspect.signature(check)
+    shown = [*list(whole.parameters.values())[1:], own.parameters["client"]]  # without the case
+    signature = own.replace(parameters=shown)
+    update_wrapper(check, examine)
+    check.__signature__ = signature  # type: ignore[attr-defined]
+    return check
 
 
 def _run(name: str, judge: Callable[[Case], str], hints: tuple[str, ...], client: redis.Redis | None) -> Verdict:
@@ -57,40 +60,41 @@ def _run(name: str, judge: Callable[[Case], str], hints: tuple[str, ...], client
         case = Case(client or current())
     except (LLMStreamError, redis.RedisError, ValueError) as error:
         return Verdict(False, f"this can't be checked now: {error}")
-    verdicts: list[Verdict] = []
+    verdicts: SimpleQueue[Verdict] = SimpleQueue()
 
     def work() -> None:
         try:
-            verdicts.append(right(name, judge(case)))
+            verdicts.put(right(name, judge(case)))
         except WrongError as error:
-            verdicts.append(wrong(name, str(error), hints))
+            verdicts.put(wrong(name, str(error), hints))
         except Interrupted:
             pass
         except (LLMStreamError, redis.RedisError) as error:
-            verdicts.append(Verdict(False, f"this can't be checked now: {error}"))
+            verdicts.put(Verdict(False, f"this can't be checked now: {error}"))
         except BaseException as error:  # noqa: BLE001 - even SystemExit must not pass without a word
-            verdicts.append(wrong(name, f"{case.about}, your code raises {type(error).__name__}.", hints))
+            verdicts.put(wrong(name, f"{case.about}, your code raises {type(error).__name__}.", hints))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(TIMEOUT)
-    if thread.is_alive():
-        verdicts.insert(0, wrong(name, f"{case.about}, your function does not return: does its loop end?", hints))
-        _interrupt(thread, case)
-    with suppress(redis.RedisError):
-        case.close()
-    return verdicts[0]
+    try:
+        return verdicts.get(timeout=TIMEOUT)
+    except Empty:
+        return wrong(name, f"{case.about}, your function does not return: does its loop end?", hints)
+    finally:  # also where the check itself is interrupted
+        _end(thread, case)
+        with suppress(redis.RedisError):
+            case.close()
 
 
-def _interrupt(thread: threading.Thread, case: Case) -> None:
-    """End the learner's loop, which else would go on in the kernel until that is restarted."""
+def _end(thread: threading.Thread, case: Case) -> None:
+    """End the learner's loop, if it still runs: else it would go on in the kernel until that is restarted."""
     stop = ctypes.pythonapi.PyThreadState_SetAsyncExc
     for _ in range(10):
+        thread.join(0.1)
         if thread.is_alive():
             stop(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Interrupted))
             with suppress(redis.RedisError):
                 case.add([("a", ";END:a")])  # wakes a read that blocks without a limit
-            thread.join(0.1)
 
 
 def _untouched(thing: Any) -> bool:

@@ -1,7 +1,5 @@
 """Break things for real: a network that loses what passes through it, and servers to kill, freeze and wipe."""
 
-from __future__ import annotations
-
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.faults.servers import RedisServer, available
 

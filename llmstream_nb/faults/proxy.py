@@ -31,6 +31,7 @@ HANDSHAKE = {b"HELLO", b"AUTH", b"CLIENT", b"SELECT"}
 QUIET = 0.02  # seconds without a byte after which a whole request has no more to come
 PATIENCE = 2.0  # seconds to wait for the rest of half a command, or for the EXEC to a MULTI
 INCOMPLETE = object()
+_before: dict[str, Any] = {}  # the proxies that `Proxy.before` has made, by the URL of their server
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Link:
             sock.close()
 
 
-class Proxy:
+class Proxy(contextlib.AbstractContextManager["Proxy"]):
     """Pass bytes between clients of `url` and the server at `host:port`, until told to misbehave.
 
     A server that speaks something else than Redis' protocol needs `redis=False`; it has no requests to drop or cut.
@@ -84,12 +85,19 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     @classmethod
-    def before(cls, client: Redis) -> Self:
-        """A proxy before the server of this client of the kit's, which its own `connect` reaches by `url`."""
-        server = urlsplit(environment_of(client)["REDIS_URL"])  # the embedded fakeredis has an address too
-        proxy = cls(server.hostname or "127.0.0.1", server.port or 6379)
-        login, at, _ = server.netloc.rpartition("@")
-        proxy.url = server._replace(netloc=f"{login}{at}127.0.0.1:{proxy.port}").geturl()
+    def before(cls, server: Redis | str) -> Self:
+        """The proxy before the server of this client of the kit's, or of an URL; `connect` reaches it by `url`.
+
+        There is one for each server, until it is closed: a cell that runs again gets the same, healed.
+        """
+        url = server if isinstance(server, str) else environment_of(server)["REDIS_URL"]  # fakeredis has one too
+        proxy = _before.get(url)
+        if not proxy or proxy._closed:
+            parts = urlsplit(url)
+            proxy = _before[url] = cls(parts.hostname or "127.0.0.1", parts.port or 6379, redis=parts.scheme != "http")
+            login, at, _ = parts.netloc.rpartition("@")
+            proxy.url = parts._replace(netloc=f"{login}{at}127.0.0.1:{proxy.port}").geturl()
+        proxy.heal()
         return proxy
 
     # Faults on cue
@@ -142,9 +150,6 @@ class Proxy:
         with contextlib.suppress(OSError):  # wakes accept() on every system
             socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
         self.cut()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

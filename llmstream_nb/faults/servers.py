@@ -9,10 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
-import uuid
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 import psutil
@@ -30,7 +29,7 @@ def available() -> list[str]:
     return [program for program in PROGRAMS if shutil.which(program)]
 
 
-class RedisServer:
+class RedisServer(AbstractContextManager["RedisServer"]):
     """A server process on a free port of 127.0.0.1, with a temporary folder of its own.
 
     `options` are those of redis.conf, with underscores for hyphens: `maxmemory="2mb"`,
@@ -46,10 +45,8 @@ class RedisServer:
         self.port = 0
         self.data = self.folder / "data"
         self._log = self.folder / "log.txt"
-        self._mark = f"{uuid.uuid4().hex}.rdb"  # tells this server from another one on the same port
         self._watchdog = watchdog(self.folder)
         self._process: subprocess.Popen[bytes] | None = None
-        self._clients: list[redis.Redis] = []
         try:
             self.start()
         except BaseException:
@@ -63,10 +60,8 @@ class RedisServer:
         return f"redis://{':' + quote(password, safe='') + '@' if password else ''}127.0.0.1:{self.port}/0"
 
     def client(self, **options: Any) -> redis.Redis:
-        """Make a client that returns str; stop() closes it."""
-        client = redis.Redis.from_url(self.url, **{"decode_responses": True} | options)
-        self._clients.append(client)
-        return client
+        """Make a client that returns str."""
+        return redis.Redis.from_url(self.url, **{"decode_responses": True} | options)
 
     def start(self) -> None:
         """Start on the same port with the data of the last time; return when the server answers PING.
@@ -109,19 +104,14 @@ class RedisServer:
 
     def stop(self) -> None:
         """End the server and remove its folder."""
-        for client in self._clients:
-            client.close()
         self.kill()
         self._watchdog.communicate()  # which removes the folder
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _launch(self) -> None:
-        options = self.options | {"port": self.port, "bind": "127.0.0.1", "dbfilename": self._mark}
+        options = self.options | {"port": self.port, "bind": "127.0.0.1"}
         config = self.folder / "redis.conf"
         config.write_text("".join(f"{name} {value}\n" for name, value in options.items()), encoding="utf-8")
         self.data.mkdir(exist_ok=True)
@@ -132,19 +122,18 @@ class RedisServer:
         (self.folder / "pid").write_text(str(self._process.pid))
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline and self._process.poll() is None:
-            if self._answers():
+            if self._answers(self._process.pid):
                 return
             time.sleep(0.01)
         self.kill()
         raise RuntimeError(f"{self.program} did not start:\n{self._log.read_text(errors='replace')}")
 
-    def _answers(self) -> bool:
+    def _answers(self, pid: int) -> bool:
         try:
-            retry = Retry(NoBackoff(), 0)
-            options: Any = {"decode_responses": True, "socket_timeout": START_TIMEOUT, "retry": retry}
-            with redis.Redis.from_url(self.url, **options) as admin:
-                admin.ping()
-                return bool(admin.config_get("dbfilename") == {"dbfilename": self._mark})
+            with redis.Redis.from_url(self.url, socket_timeout=START_TIMEOUT, retry=Retry(NoBackoff(), 0)) as admin:
+                admin.ping()  # an error while it loads its data
+                found: Any = admin.info("server")
+                return bool(found["process_id"] == pid)  # else another server took the port first
         except (redis.ConnectionError, redis.TimeoutError):
             return False  # not there yet, still loading, or another server that has a password
 

@@ -1,7 +1,5 @@
 """The names of the sources, for whoever lists or checks them; standard library only, for the command line."""
 
-from __future__ import annotations
-
 SOURCES = {
     "scripted": "scripted: prepared answers, no model",
     "local": "local: real, small, invents facts",

@@ -7,7 +7,7 @@ import inspect
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 from llmstream_nb.protocol.events import flat_numbers
 
@@ -78,7 +78,7 @@ class OwnSource:
         self._loop = asyncio.new_event_loop()
         steps = self._steps()
         try:
-            while (delta := self._run(anext(steps, NOTHING))) is not NOTHING:
+            while (delta := self._loop.run_until_complete(self._next(steps))) is not NOTHING:
                 yield delta
         except asyncio.CancelledError:
             if not self._closed:
@@ -97,13 +97,11 @@ class OwnSource:
             for delta in _each(given):
                 yield delta
 
-    def _run(self, awaitable: Any) -> Any:
-        async def wait() -> Any:
-            return await awaitable
-
-        loop = cast("asyncio.AbstractEventLoop", self._loop)
-        self._task = loop.create_task(wait())
-        return loop.run_until_complete(self._task)
+    async def _next(self, steps: AsyncIterator[Any]) -> Any:
+        self._task = asyncio.current_task()
+        if self._closed:  # before there was this task to cancel
+            return NOTHING
+        return await anext(steps, NOTHING)
 
 
 def _quietly(close: Callable[[], object]) -> None:

@@ -146,11 +146,8 @@ def _scripted_url() -> str:
 def _local_endpoint(model: str | None) -> Endpoint:
     url = os.environ.get("LLMSTREAM_LOCAL_URL", "").strip()
     if not url and not local.installed():
-        raise ModelError(
-            "LocalModelMissing",
-            "The local model is not installed: run `python3 -m llmstream_nb lab` again with a network, or "
-            "choose the source scripted.",
-        )
+        again = "run `python3 -m llmstream_nb lab` again with a network, or choose the source scripted"
+        raise ModelError("LocalModelMissing", f"The local model is not installed: {again}.")
 
     def start() -> str:
         try:
@@ -178,11 +175,8 @@ def _openai_endpoint(model: str | None) -> Endpoint:
     if not (key.isascii() and key.isprintable()):
         raise ModelError("NoAPIKey", "OPENAI_API_KEY holds characters that no key has: copy it again.")
     if not key and not loopback:
-        raise ModelError(
-            "NoAPIKey",
-            f"{shown} needs a key: put OPENAI_API_KEY into the environment or into a file .env, or choose "
-            "the source scripted or local.",
-        )
+        into = "the environment or into a file .env, or choose the source scripted or local"
+        raise ModelError("NoAPIKey", f"{shown} needs a key: put OPENAI_API_KEY into {into}.")
     password = unquote(parts.password or "")
     basic = base64.b64encode(f"{unquote(parts.username or '')}:{password}".encode()).decode()
     tokens = [value for name, value in parse_qsl(parts.query) if "version" not in name]

@@ -18,7 +18,7 @@ from llmstream_nb.answers.connection import Line, current, milliseconds, names_o
 from llmstream_nb.answers.record import new_record
 from llmstream_nb.llm.sources import check_source, default_source
 from llmstream_nb.pool.groups import NEW, read_group
-from llmstream_nb.protocol.wire import POOL, LLMStreamError, Timing, check_answer_id, check_question, parse_record
+from llmstream_nb.protocol.wire import DAY, POOL, LLMStreamError, Timing, check_answer_id, check_question, parse_record
 
 KEPT_FAILURES = 1_000
 
@@ -93,11 +93,12 @@ class Queue:
 
     def __init__(self, client: redis.Redis, consumer: str, timing: Timing) -> None:
         self.client, self.consumer, self.timing = client, consumer, timing
-        self.key, self.lease = names_of(client).questions, milliseconds(timing.lease)
+        names, self.lease = names_of(client), milliseconds(timing.lease)
+        self.key, self._sign, self._kept = names.questions, names.worker(consumer), self.lease + 1000 * DAY
         self.line: Any = Line(client, self.key)  # its client is `line.redis`
 
     def join(self) -> None:
-        """Create queue and group where they are absent, and forget consumers that are long gone."""
+        """Create queue and group where they are absent, forget consumers that are long gone, and be one that lives."""
         try:
             self.line.redis.xgroup_create(self.key, POOL, "0", mkstream=True)
         except ResponseError as error:
@@ -106,11 +107,14 @@ class Queue:
         for consumer in self.line.redis.xinfo_consumers(self.key, POOL):
             if not consumer["pending"] and consumer["idle"] > milliseconds(self.timing.ttl):
                 self.line.redis.xgroup_delconsumer(self.key, POOL, consumer["name"])
+        self.line.redis.set(self._sign, self.lease, px=self._kept)
+        self.line.redis.xgroup_createconsumer(self.key, POOL, self.consumer)  # a read may not, before an entry comes
 
     def leave(self) -> None:
         """Sign off from the group if nothing is pending."""
         if not self.line.redis.xpending_range(self.key, POOL, "-", "+", 1, consumername=self.consumer):
             self.line.redis.xgroup_delconsumer(self.key, POOL, self.consumer)
+            self.line.redis.delete(self._sign)
 
     def take(self, count: int, seconds: float) -> list[Job]:
         """New entries (XREADGROUP), at most `count`; waits up to so many seconds for the first."""
@@ -118,8 +122,11 @@ class Queue:
         return [Job(entry, fields.get("answer", "")) for entry, fields in raw]
 
     def renew(self, jobs: Iterable[Job]) -> None:
-        """Reset the idle time of what it holds (XCLAIM … JUSTID to itself)."""
-        self.line.redis.xclaim(self.key, POOL, self.consumer, 0, [job.entry for job in jobs], justid=True)
+        """Reset the idle time of these jobs (XCLAIM … JUSTID to itself), and give a sign of life (PEXPIRE)."""
+        if held := [job.entry for job in jobs]:
+            self.line.redis.xclaim(self.key, POOL, self.consumer, 0, held, justid=True)
+        if not self.line.redis.pexpire(self._sign, self._kept):  # not SET, which a full memory refuses
+            self.join()  # somebody has deleted it
 
     def idle(self) -> Iterator[tuple[Job, str]]:
         """What has been idle for a lease (XPENDING … IDLE), as it will be once it is claimed, and its holder."""

@@ -51,6 +51,8 @@ class Worker:
     with XCLAIM … JUSTID to itself. What is idle for a lease has lost its holder: whoever comes first claims it
     (XPENDING … IDLE, then XCLAIM, which counts the delivery) and opens a new attempt. Two at once can't both
     succeed, and a holder that wakes up is shut out: the stream refuses them (see `attempt.Attempt`).
+    A worker that holds nothing gives a sign of life each tick as well, so that nobody who looks takes a dead one
+    for one that waits.
     """
 
     def __init__(
@@ -158,8 +160,7 @@ class Worker:
         if now >= self._tick_at:
             awake = now - self._tick_at < self.timing.lease  # else its entries may be another's by now
             self._tick_at = now + self.timing.tick
-            if self._jobs and awake:
-                self._queue.renew(self._jobs)
+            self._queue.renew(self._jobs if awake else ())
         if self._free and now >= self._judge_from:  # before new questions: somebody watches it stand still
             self._take_over()
         pause = max(0.0, self._tick_at - time.monotonic())

@@ -145,8 +145,13 @@ class Names:
         """List: the questions that the pool gave up, newest first, each a small JSON object."""
         return f"{self.prefix}:failures"
 
+    def worker(self, name: str) -> str:
+        """String: the sign of life of one worker of the pool, its lease in milliseconds; on the queue's node."""
+        return f"{self.prefix}:{{{self.questions}}}:worker:{name}"
+
 
 POOL = "llm-workers"  # the consumer group on the queue
+DAY = 86_400  # seconds by which a worker's sign of life outlives its lease, to tell the dead from strangers
 
 # ----------------------------------------------------------------------------------------------- entries
 

@@ -26,13 +26,9 @@ from llmstream_nb.setup.restore import restore
 
 EPILOG = """\
 examples:
-  python3 -m llmstream_nb lab                          open the notebooks
-  python3 -m llmstream_nb lab --no-browser --port 9000 only print the address
+  python3 -m llmstream_nb lab --no-browser --port 9000
   python3 -m llmstream_nb ask "Why streams, not Pub/Sub?"
-  python3 -m llmstream_nb watch 7f3a                   join an answer, from any terminal, at any time
-  python3 -m llmstream_nb worker                       answer the questions of the pool's queue
-  python3 -m llmstream_nb web                          ask and watch in a web page, without Jupyter
-  python3 -m llmstream_nb doctor                       what works here, and what to do about the rest
+  python3 -m llmstream_nb watch 7f3a
 
 The first command sets the kit up in .venv (about 800 MB); later ones start at once. To set up without a
 network, fill a folder where there is one, and take it along:
@@ -89,6 +85,13 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--no-model", action="store_true", help="leave out the local model (about 200 MB)")
     group.add_argument("--wheels", type=Path, metavar="DIR", help="set up from a folder of wheels, no network")
 
+    silence = argparse.ArgumentParser(add_help=False)
+    seconds: dict[str, Any] = {"type": _positive(float), "metavar": "SECONDS"}
+    text = "how long a model may be silent in mid-answer (LLMSTREAM_TIMEOUT, 30)"
+    silence.add_argument("--timeout", help=text, **seconds)
+    text = "the same before its first word (LLMSTREAM_FIRST_TIMEOUT, 120)"
+    silence.add_argument("--first-timeout", help=text, **seconds)
+
     top = argparse.ArgumentParser(
         prog="python3 -m llmstream_nb",
         description="Stream an LLM's output through Redis Streams, and learn how it is done.",
@@ -97,8 +100,9 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        one = commands.add_parser(name, parents=[common], help=text, description=text[0].upper() + text[1:] + ".")
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, *more: Any) -> argparse.ArgumentParser:
+        whole = text[0].upper() + text[1:] + "."
+        one = commands.add_parser(name, parents=[common, *more], help=text, description=whole)
         one.set_defaults(run=run)
         return one
 
@@ -111,12 +115,11 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("-k", metavar="EXPRESSION", help="only the tests that match, as in pytest")
     one.add_argument("--suite", choices=["core", "notebooks", "browser"], help="only this part")
 
-    one = command("ask", _ask, "ask a question and print the answer as it streams")
+    one = command("ask", _ask, "ask a question and print the answer as it streams", silence)
     one.add_argument("question")
     one.add_argument("--topic", help="what the model shall be an expert in")
     one.add_argument("--source", choices=SOURCES, help="who answers")
     one.add_argument("--model", help="the model's name at that source")
-    _add_timeouts(one)
     how = one.add_mutually_exclusive_group()
     how.add_argument("--no-stream", action="store_true", help="print the answer once it is whole")
     how.add_argument("--pool", action="store_true", help="put it into the queue, for a worker to answer")
@@ -124,21 +127,20 @@ def parser() -> argparse.ArgumentParser:
     one = command("watch", _watch, "show an answer from its first chunk on, and follow it to its end")
     one.add_argument("id", help="what `ask` printed, or the notebook shows")
 
-    one = command("worker", _worker, "answer the questions of the pool's queue, until Ctrl-C or SIGTERM")
+    one = command("worker", _worker, "answer the questions of the pool's queue, until Ctrl-C or SIGTERM", silence)
     one.add_argument("--slots", type=_positive(int), default=4, help="how many answers at the same time (4)")
     one.add_argument("--name", help="its name in the consumer group (host, process id and a random part)")
     lease = "a worker silent for so long counts as dead; the same for all of a pool (5)"
     one.add_argument("--lease", type=_positive(float), default=5.0, metavar="SECONDS", help=lease)
     within = "how long it may finish its answers when told to end; the rest goes back to the pool (30)"
     one.add_argument("--within", type=float, default=30.0, metavar="SECONDS", help=within)
-    _add_timeouts(one)
     one.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
 
-    one = command("web", _web, "serve a web page in which to ask and to watch answers, until Ctrl-C or SIGTERM")
+    text = "serve a web page in which to ask and to watch answers, until Ctrl-C or SIGTERM"
+    one = command("web", _web, text, silence)
     one.add_argument("--port", type=int, default=8700, help="on 127.0.0.1 (8700; 0: any free one)")
     one.add_argument("--no-browser", action="store_true", help="print the link instead of opening it")
     one.add_argument("--pool", action="store_true", help="leave the answers to workers, as enqueue does")
-    _add_timeouts(one)
 
     one = command("wheels", _wheels, "fill a folder with all that lab --wheels needs, for other machines too")
     one.add_argument("folder", type=Path, metavar="DIR")
@@ -154,23 +156,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--all", action="store_true", help="all answers under LLMSTREAM_PREFIX")
     one.add_argument("--yes", action="store_true", help="do not ask first")
 
-    one = command(
-        "restore", lambda args: restore(args.name), "bring changed notebooks back as they came, after a backup"
-    )
+    one = command("restore", lambda args: restore(args.name), "bring notebooks back as they came, after a backup")
     one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
 
     one = command("save-outputs", _save_outputs, "for maintainers: run notebooks and save their outputs")
     one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
     return top
-
-
-def _add_timeouts(one: argparse.ArgumentParser) -> None:
-    seconds: dict[str, Any] = {"type": _positive(float), "metavar": "SECONDS"}
-    one.add_argument(
-        "--timeout", help="how long a model may be silent in mid-answer (LLMSTREAM_TIMEOUT, 30)", **seconds
-    )
-    first = "the same before its first word (LLMSTREAM_FIRST_TIMEOUT, 120)"
-    one.add_argument("--first-timeout", help=first, **seconds)
 
 
 def _timeouts(args: argparse.Namespace) -> dict[str, Any]:
@@ -281,20 +272,24 @@ def _follow(answer_id: str) -> int:
     """Print an answer as it comes: its text on standard output, all else on standard error."""
     from llmstream_nb import read_answer
     from llmstream_nb.protocol import events
+    from llmstream_nb.viewing.transcript import Transcript
 
+    transcript = Transcript(answer_id)  # for its words alone
     began, first, chunks = time.monotonic(), None, 0
     for event in read_answer(answer_id):
         match event:
             case events.Text(text=text):
                 first, chunks = first or time.monotonic(), chunks + 1
                 print(printable(text), end="", flush=True)
-            case events.Restarted():
-                chunks = 0
-                say("\n[another attempt took over: the answer begins again]")
+            case events.Started() | events.Restarted():
+                transcript.take([event])
+                if isinstance(event, events.Restarted):
+                    chunks = 0
+                    say(f"\n[{transcript.takeover or 'Another attempt.'} The answer begins anew.]")
             case events.Gap(missing=missing):
                 say(f"\n[{missing} entries are missing here]")
             case events.Interrupted():
-                say("\n[its producer died; waiting for another to take over]")
+                say(f"\n[Interrupted. {transcript.silent}]")
             case events.Ended(reason=reason):
                 print(flush=True)
                 now = time.monotonic()

@@ -7,7 +7,6 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from llmstream_nb.llm.names import SOURCES
 from llmstream_nb.protocol.wire import LLMStreamError
@@ -18,21 +17,16 @@ from llmstream_nb.setup.lab import StartError, find_redis, running_redis
 OK, NOTE, PROBLEM = "OK", "note", "PROBLEM"
 
 
-class Check(NamedTuple):
-    """One line of the table."""
-
-    verdict: str
-    subject: str
-    text: str
+Check = tuple[str, str, str]  # a line of the table: verdict, subject, and what there is to say
 
 
 def doctor() -> int:
     """Print the table of checks; return 1 if one of them is a problem."""
     checks = [check for look in CHECKS for check in look()]
-    width = max(len(check.subject) for check in checks)
-    for check in checks:
-        print(f"{check.verdict:8} {check.subject:{width}}  {check.text}")
-    problems = sum(check.verdict == PROBLEM for check in checks)
+    width = max(len(subject) for _, subject, _ in checks)
+    for verdict, subject, text in checks:
+        print(f"{verdict:8} {subject:{width}}  {text}")
+    problems = sum(verdict == PROBLEM for verdict, _, _ in checks)
     print(f"\n{problems} problem{'s' * (problems != 1)}." if problems else "\nAll that is needed works.")
     return 1 if problems else 0
 
@@ -40,87 +34,83 @@ def doctor() -> int:
 def _python() -> Iterator[Check]:
     shown = f"{platform.python_version()}, {platform.system()} {platform.machine()}"
     if sys.maxsize < 2**32:
-        yield Check(PROBLEM, "Python", f"{shown}, 32 bits: the packages need a 64-bit Python")
+        yield PROBLEM, "Python", f"{shown}, 32 bits: the packages need a 64-bit Python"
     else:
-        yield Check(OK, "Python", shown)
+        yield OK, "Python", shown
     if os.environ.get("PYTHONPATH", str(ROOT)) != str(ROOT):  # which is what lab sets
-        yield Check(NOTE, "PYTHONPATH", "is set: if imports fail strangely, unset it")
+        yield NOTE, "PYTHONPATH", "is set: if imports fail strangely, unset it"
     if os.name == "nt" and len(str(ROOT)) > 90:
-        yield Check(NOTE, "folder", f"{ROOT} is a long path for Windows: move it nearer to the drive's root")
+        yield NOTE, "folder", f"{ROOT} is a long path for Windows: move it nearer to the drive's root"
 
 
 def _packages() -> Iterator[Check]:
     path = None
     if os.environ.get("LLMSTREAM_NO_VENV"):
-        yield Check(OK, "set-up", "LLMSTREAM_NO_VENV is set: this Python is used as it is")
+        yield OK, "set-up", "LLMSTREAM_NO_VENV is set: this Python is used as it is"
     elif environment.is_set_up():
-        yield Check(OK, "set-up", "done, in .venv")
+        yield OK, "set-up", "done, in .venv"
         path = [str(found) for found in VENV.glob("[Ll]ib/**/site-packages")]
     elif VENV.exists():
-        yield Check(PROBLEM, "set-up", "not complete: run python3 -m llmstream_nb lab, which goes on with it")
+        yield PROBLEM, "set-up", "not complete: run python3 -m llmstream_nb lab, which goes on with it"
         return
     elif environment.differences(LOCKED):
-        yield Check(NOTE, "set-up", "not done yet: python3 -m llmstream_nb lab does it")
+        yield NOTE, "set-up", "not done yet: python3 -m llmstream_nb lab does it"
         return
     else:
-        yield Check(OK, "set-up", "this Python has everything")
+        yield OK, "set-up", "this Python has everything"
     if wrong := environment.differences(LOCKED, path=path):
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         advice = "delete .venv and run python3 -m llmstream_nb lab"
-        yield Check(PROBLEM, "packages", f"{'; '.join(wrong[:3])}{more}: {advice}")
+        yield PROBLEM, "packages", f"{'; '.join(wrong[:3])}{more}: {advice}"
     else:
-        yield Check(OK, "packages", f"as locked, with JupyterLab {min(environment.pins(LOCKED)['jupyterlab'])}")
+        yield OK, "packages", f"as locked, with JupyterLab {min(environment.pins(LOCKED)['jupyterlab'])}"
     if any("is missing" in line for line in environment.differences(LOCKED_MODEL, path=path)):
-        yield Check(NOTE, "local model", "not installed; lab tries again unless told --no-model")
+        yield NOTE, "local model", "not installed; lab tries again unless told --no-model"
     else:
-        yield Check(OK, "local model", "installed")
+        yield OK, "local model", "installed"
 
 
 def _redis() -> Iterator[Check]:
     try:
-        yield Check(OK, "redis-server", f"{find_redis()[1]}: lab starts it")
+        yield OK, "redis-server", f"{find_redis()[1]}: lab starts it"
     except StartError as reason:
         hints = {"Darwin": "brew install redis", "Linux": "sudo apt install redis-server"}
         hint = hints.get(platform.system(), "there is none for Windows; WSL or Docker have one")
-        yield Check(NOTE, "redis-server", f"{reason}: the stand-in fakeredis is used ({hint})")
+        yield NOTE, "redis-server", f"{reason}: the stand-in fakeredis is used ({hint})"
     if running := running_redis():
-        yield Check(OK, "lab", f"runs, with its Redis at {running}")
+        yield OK, "lab", f"runs, with its Redis at {running}"
     if url := os.environ.get("REDIS_URL", "").strip():
-        yield _given_redis(url)
+        try:
+            from llmstream_nb.answers.connection import connect, masked
 
-
-def _given_redis(url: str) -> Check:
-    try:
-        from llmstream_nb.answers.connection import connect, masked
-
-        connect(url)
-    except ImportError:
-        return Check(NOTE, "REDIS_URL", "is set; it can be tried once the kit is set up")
-    except LLMStreamError as error:
-        return Check(PROBLEM, "REDIS_URL", str(error))
-    return Check(OK, "REDIS_URL", f"{masked(url)} answers")
+            connect(url)
+            yield OK, "REDIS_URL", f"{masked(url)} answers"
+        except ImportError:
+            yield NOTE, "REDIS_URL", "is set; it can be tried once the kit is set up"
+        except LLMStreamError as error:
+            yield PROBLEM, "REDIS_URL", str(error)
 
 
 def _models() -> Iterator[Check]:
     chosen = os.environ.get("LLMSTREAM_LLM", "").strip()
     if chosen and chosen not in SOURCES:
-        yield Check(PROBLEM, "LLMSTREAM_LLM", f"{chosen!r} is none of {', '.join(SOURCES)}")
+        yield PROBLEM, "LLMSTREAM_LLM", f"{chosen!r} is none of {', '.join(SOURCES)}"
     elif chosen:
-        yield Check(OK, "LLMSTREAM_LLM", chosen)
+        yield OK, "LLMSTREAM_LLM", chosen
     if os.environ.get("OPENAI_API_KEY"):
-        yield Check(OK, "OPENAI_API_KEY", "is set; it is used only when you choose openai")
+        yield OK, "OPENAI_API_KEY", "is set; it is used only when you choose openai"
     else:
         verdict = NOTE if chosen == "openai" else OK
-        yield Check(verdict, "OPENAI_API_KEY", "is not in the environment (a file .env may have it)")
+        yield verdict, "OPENAI_API_KEY", "is not in the environment (a file .env may have it)"
 
 
 def _binder() -> Iterator[Check]:
     if notice := os.environ.get("LLMSTREAM_NOTICE"):
-        yield Check(NOTE, "start", notice)
+        yield NOTE, "start", notice
     if os.environ.get("BINDER_LAUNCH_HOST"):
         limit = os.environ.get("MEM_LIMIT", "")
         memory = f"has {int(limit) / 1e9:.1f} GB of memory at most, and " if limit.isdigit() else ""
-        yield Check(NOTE, "Binder", f"{memory}ends after ten idle minutes: download your work; enter no keys here")
+        yield NOTE, "Binder", f"{memory}ends after ten idle minutes: download your work; enter no keys here"
 
 
 def _machine() -> Iterator[Check]:
@@ -128,9 +118,9 @@ def _machine() -> Iterator[Check]:
     installed = environment.is_set_up() or os.environ.get("LLMSTREAM_NO_VENV")
     need = 100_000_000 if installed else environment.SPACE
     verdict, advice = (OK, "") if free > need else (PROBLEM, f"; {need / 1e9:.1f} GB are needed: make room")
-    yield Check(verdict, "disk", f"{free / 1e9:.1f} GB free{advice}")
+    yield verdict, "disk", f"{free / 1e9:.1f} GB free{advice}"
     if not os.access(ROOT, os.W_OK):
-        yield Check(PROBLEM, "folder", f"{ROOT} can't be written: copy it to a place of your own")
+        yield PROBLEM, "folder", f"{ROOT} can't be written: copy it to a place of your own"
 
 
 CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (_python, _packages, _redis, _models, _binder, _machine)

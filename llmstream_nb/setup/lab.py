@@ -145,19 +145,16 @@ def _choose_redis(stack: contextlib.ExitStack) -> str | None:
 
 def _say_given(url: str) -> None:
     """Say that REDIS_URL is used, never its password, and whether anything answers there."""
-    host = None
+    said = "as REDIS_URL says."
     with contextlib.suppress(ValueError):
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port or 6379
-    if not host:
-        say("Redis: as REDIS_URL says.")
-    elif answers(host, port):
-        say(f"Redis: as REDIS_URL says, at {host}:{port}.")
-    else:
-        say(
-            f"Redis: REDIS_URL is set, but nothing answers at {host}:{port}; the notebooks will say so too. "
-            "Start that server, or unset REDIS_URL and start again."
-        )
+        if host := parts.hostname:
+            port = parts.port or 6379
+            said = f"as REDIS_URL says, at {host}:{port}."
+            if not answers(host, port):
+                said = f"REDIS_URL is set, but nothing answers at {host}:{port}; the notebooks will say so too. "
+                said += "Start that server, or unset REDIS_URL and start again."
+    say(f"Redis: {said}")
 
 
 # ---------------------------------------------------------------------------------------------------- lab
@@ -223,12 +220,9 @@ def _jupyter_command(port: int | None, base_url: str | None, browser: bool) -> l
         "ServerApp.tornado_settings": {"ws_ping_interval": 0},
         "ServerApp.allow_root": hasattr(os, "geteuid") and os.geteuid() == 0,
         "LabApp.default_url": start,
-        "LabApp.news_url": "None",
-        "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
     }
-    return [sys.executable, "-m", "jupyterlab"] + [
-        f"--{name}={value}" for name, value in settings.items() if value is not None
-    ]
+    options = [f"--{name}={value}" for name, value in settings.items() if value is not None]
+    return [sys.executable, "-m", "jupyterlab", *options]
 
 
 def start_model(stack: contextlib.ExitStack) -> str | None:
@@ -236,12 +230,7 @@ def start_model(stack: contextlib.ExitStack) -> str | None:
     if not installed():
         say("Model: the local one is not installed; the scripted answers and your own endpoint work.")
         return None
-    try:
-        output = (STATE / "model.log").open("wb")
-    except OSError:
-        output = open(os.devnull, "wb")  # noqa: SIM115 - closed just below
-    with output:
-        process, port = launch(stdout=output, stderr=subprocess.STDOUT)
+    process, port = launch(stdout=subprocess.DEVNULL)  # what it has to complain of stands in this terminal
     stack.callback(end, process)
     say(f"Model: SmolLM2-135M (real, small, invents facts) at http://127.0.0.1:{port}/v1.")
     return f"http://127.0.0.1:{port}/v1"

@@ -8,7 +8,7 @@ from typing import Any
 
 from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Restarted, Started, Text
 from llmstream_nb.protocol.follow import Follower
-from llmstream_nb.protocol.wire import AnswerNotFound, Timing
+from llmstream_nb.protocol.wire import AnswerNotFound, Timing, printable
 
 LABELS = {
     "waiting": "Waiting",
@@ -21,7 +21,9 @@ LABELS = {
 }
 NOTES = {
     "queued": "Nobody has begun to answer yet.",
-    "interrupted": "Its producer died. The text so far stands, and goes on if another producer takes over.",
+    "interrupted": "Its producer died; the text so far stands.",
+    "silent": "Its worker {} is silent; another may take over.",
+    "takeover": "Attempt {}, by {}.",
     "away": "Redis is away, trying again.",
     "stopped": "The text so far is kept.",
     "length": "Cut off: the answer reached the model's limit on length.",
@@ -38,11 +40,15 @@ class Transcript:
         self.gaps: list[tuple[int, int]] = []  # where entries are missing: (characters before, how many)
         self.chunks = 0
         self.first_ms: int | None = None  # from the attempt's start to its first text
+        self.attempts = 1  # at this question, as far as was seen
+        self.worker = ""  # who writes this one, if the pool does
+        self.takeover = ""  # the same in words, where another worker began before
         self.away = False  # Redis can't be reached at the moment
         self.settled = False  # nothing will change any more
         self._past = past  # times are those of the entries, not of now
         self._since = time.time()
         self._ms = 0
+        self._job: Any = None  # the entry in the pool's queue for which this attempt is written
         self._closing: Ended | Failed | None = None
         self._error: Exception | None = None
 
@@ -51,12 +57,10 @@ class Transcript:
         text = [self.text]
         for event in events:
             match event:
-                case Started(data=data):
-                    self._since = data.get("at") or self._since
-                case Restarted(data=data):
+                case Started() | Restarted():
                     text.clear()
-                    self.version, self.gaps, self.chunks, self.first_ms = self.version + 1, [], 0, None
-                    self._ms, self._since = 0, data.get("at") or time.time()
+                    self.version += isinstance(event, Restarted)
+                    self._begin(event)
                 case Text(text=delta, ms=ms):
                     text.append(delta)
                     self._ms, self.chunks = ms, self.chunks + 1
@@ -70,6 +74,16 @@ class Transcript:
                     self._ms = data.get("total_ms", self._ms)
                     self.settled = not self.gaps
         self.text = "".join(text)
+
+    def _begin(self, opening: Started | Restarted) -> None:
+        """Note who writes this attempt. Numbers alone tell no takeover: they count on where an id is used again."""
+        data, job = opening.data, opening.data.get("job")
+        self.attempts = self.attempts + 1 if job and job == self._job else 1
+        self._job, self.worker = job, printable(str(data.get("worker") or ""))
+        words = NOTES["takeover"].format(opening.id.attempt, self.worker or "another worker")
+        self.takeover = words if self.attempts > 1 else ""
+        self.gaps, self.chunks, self.first_ms = [], 0, None
+        self._ms, self._since = 0, data.get("at") or time.time()
 
     def mend(self, record: Mapping[str, Any] | None, leased: bool) -> None:
         """After the end, fill gaps from the record, which holds the whole text once its producer is done.
@@ -101,6 +115,11 @@ class Transcript:
         return self.state in ("waiting", "streaming")
 
     @property
+    def silent(self) -> str:
+        """Whose silence an interruption is, and what may follow: only the pool has others who take over."""
+        return NOTES["silent"].format(self.worker) if self.worker else NOTES["interrupted"]
+
+    @property
     def note(self) -> str:
         """What the state alone does not tell, in a sentence; often empty."""
         if self._error:
@@ -114,7 +133,11 @@ class Transcript:
         if self.state == "ended" and self._closing:
             reason = self._closing.reason
             return "" if reason == "stop" else NOTES.get(reason, f"The model gave the reason: {reason}.")
-        return NOTES.get("queued" if self.follower.state == "queued" else self.state, "")
+        if self.follower.state == "queued":
+            return NOTES["queued"]
+        if self.live:
+            return self.takeover
+        return self.silent if self.state == "interrupted" else NOTES.get(self.state, "")
 
     @property
     def ms(self) -> int:
@@ -127,9 +150,10 @@ class Transcript:
         """Chunks, time to first token, time so far, as text; empty before there is any."""
         if self.first_ms is None:
             return ""
+        attempts = f"{self.attempts} attempts · " if self.settled and self.attempts > 1 else ""
         chunks = f"{self.chunks:,} chunk{'' if self.chunks == 1 else 's'}"
         total = "total " if self.settled else ""
-        return f"{chunks} · first token {self.first_ms / 1000:.2f} s · {total}{self.ms / 1000:.1f} s"
+        return f"{attempts}{chunks} · first token {self.first_ms / 1000:.2f} s · {total}{self.ms / 1000:.1f} s"
 
     @property
     def pieces(self) -> list[tuple[str, str]]:

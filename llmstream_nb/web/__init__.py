@@ -1,7 +1,5 @@
 """The web page that streams, resumes and stops answers, and its server."""
 
-from __future__ import annotations
-
 from llmstream_nb.web.app import Limits, create_app
 from llmstream_nb.web.server import NotServed, WebServer
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
-from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -54,16 +53,6 @@ class Admission:
                 MutableHeaders(scope=message).update(self.headers)
             await send(message)
 
-        taken = 0
-
-        async def limited() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self.body:  # it did not say so in advance
-                raise HTTPException(413, f"a request may have {self.body:,} bytes")
-            return message
-
         headers = Headers(scope=scope)
         if refusal := self._refusal(scope, headers):
             visit = refusal[0] == 401 and scope["path"] == "/" and "text/html" in headers.get("accept", "")
@@ -71,7 +60,7 @@ class Admission:
             await answer(scope, receive, reply)
             return
         try:
-            await self.app(scope, limited, reply)
+            await self.app(scope, receive, reply)
         except Exception as error:
             if begun:
                 raise

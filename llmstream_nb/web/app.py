@@ -26,6 +26,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
@@ -222,12 +223,10 @@ def create_app(
             await desk.leave()
 
     problems: Any = {code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)}
+    refusals: Any = {LLMStreamError: _refused, RequestValidationError: _invalid, HTTPException: _http_error}
     about: Any = {"title": "llmstream-nb", "version": "1", "docs_url": None, "redoc_url": None}
-    app = FastAPI(lifespan=lifespan, responses=problems, **about)
+    app = FastAPI(lifespan=lifespan, responses=problems, exception_handlers=refusals, **about)
     app.add_middleware(Admission, token=token, body=limits.body, frame_ancestors=frame_ancestors)
-    app.add_exception_handler(LLMStreamError, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http_error)
 
     _add_answers(app, desk, limits, models or {})
     _add_events(app, limits)
@@ -236,7 +235,9 @@ def create_app(
 
 
 def _add_answers(app: FastAPI, desk: Desk, limits: Limits, models: Models) -> None:
-    @app.post("/answers", status_code=201, response_model=dict[str, str], responses={200: {"model": Shown}})
+    reply: Any = {"status_code": 201, "response_model": dict[str, str], "responses": {200: {"model": Shown}}}
+
+    @app.post("/answers", max_body_size=limits.body, **reply)
     async def ask(question: Question, request: Request) -> Any:
         """Ask. The answer is written into its stream from now on, whether anybody watches or not.
 
@@ -335,6 +336,7 @@ async def _invalid(_: Request, error: Any) -> JSONResponse:
     return problem(422, "Invalid", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
 
 
-async def _http_error(_: Request, error: Any) -> JSONResponse:
-    name = "TooLarge" if error.status_code == 413 else "HTTP"
-    return problem(error.status_code, name, str(error.detail), error.headers)
+async def _http_error(request: Request, error: Any) -> JSONResponse:
+    if error.status_code == 413:  # of a body that did not say its size in advance
+        return problem(413, "TooLarge", f"a request may have {request.scope[MAX_BODY_SIZE_SCOPE_KEY]:,} bytes")
+    return problem(error.status_code, "HTTP", str(error.detail), error.headers)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 START = 20.0  # seconds that starting may take
 GRACE = 5  # seconds in which open requests may end when the server is stopped
+_named: dict[str, Any] = {}  # the servers of this process that have a name
 
 
 class NotServed(LLMStreamError):
@@ -45,6 +46,8 @@ class WebServer:
 
     Args:
         port: where it listens; a free one if 0.
+        name: a server of this name in this process is stopped, and this one has its port and its token. So a cell can
+            run again, and pages that are open come back by themselves.
         client: of `connect`; else that of the last `connect()`.
         token: what the link holds; else a random one.
         pool: leave the answers to workers elsewhere, as `enqueue` does.
@@ -62,6 +65,7 @@ class WebServer:
         self,
         port: int = 0,
         *,
+        name: str = "",
         client: redis.Redis | None = None,
         token: str | None = None,
         pool: bool = False,
@@ -71,6 +75,9 @@ class WebServer:
         timeout: float | None = None,
         first_timeout: float | None = None,
     ) -> None:
+        if old := _named.get(name):
+            old.stop()
+            port, token = port or old.port, old.token if token is None else token
         self.token = secrets.token_urlsafe(16) if token is None else token
         given: dict[str, Any] = {"models": models, "timeout": timeout, "first_timeout": first_timeout}
         app = create_app(client or current(), token=self.token, pool=pool, limits=limits, timing=timing, **given)
@@ -85,6 +92,8 @@ class WebServer:
         )
         self._server = _Server(config)
         self._thread: threading.Thread | None = None
+        if name:
+            _named[name] = self
 
     def __repr__(self) -> str:
         """Constant, and without the token: saved notebooks hold it."""

@@ -51,7 +51,7 @@ def describe(event: Event) -> tuple[str, dict[str, Any]]:
         case Text(text=text, ms=ms):
             return "text", {"text": text, "ms": ms}
         case Started(id=entry_id, data=data) | Restarted(id=entry_id, data=data):
-            shown = {name: data[name] for name in ("model", "source", "at") if name in data}
+            shown = {name: data[name] for name in ("model", "source", "at", "worker", "job") if name in data}
             return "start", {"attempt": entry_id.attempt} | shown
         case Gap(missing=missing):
             return "gap", {"missing": missing}

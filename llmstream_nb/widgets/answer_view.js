@@ -44,7 +44,7 @@ function render({ model, el }) {
   const body = make(el, "div", { class: "llmstream-body", role: "region", "aria-label": "Answer", tabindex: 0 });
   const paper = new Paper(body, stay);
 
-  let shown = {}; // version, text, gaps and html that the body shows
+  let shown = {}; // what the body shows
   let heard = 0; // when the last message came
   let asText = false; // the reader wants no Markdown
   let live = false; // text was seen while it grew: stay at its end, unless the reader has scrolled up
@@ -56,14 +56,15 @@ function render({ model, el }) {
   }
 
   function update() {
-    const next = Object.fromEntries(["version", "text", "gaps", "html"].map((name) => [name, model.get(name)]));
+    const next = Object.fromEntries(["version", "text", "gaps", "html", "attempts", "worker"].map((name) => [name, model.get(name)]));
     const running = isRunning(model);
     raw.hidden = !next.html;
     raw.textContent = asText ? "as Markdown" : "as text";
     if (asText) next.html = "";
     live ||= running && Boolean(next.text);
     const same = next.version === shown.version && next.html === shown.html && next.gaps.length === shown.gaps.length;
-    if (!same || !next.text.startsWith(shown.text)) paper.show(partsOf(next), next.html);
+    if (next.attempts > shown.attempts) paper.strike(shown.worker, partsOf(next), next.html);
+    else if (!same || !next.text.startsWith(shown.text)) paper.show(partsOf(next), next.html);
     else if (next.text !== shown.text) paper.add(next.text.slice(shown.text.length));
     if (!running) paper.draw(); // a hidden page has no frames
     shown = next;
@@ -77,9 +78,9 @@ function render({ model, el }) {
   }
 
   function count() {
-    const [chunks, first, ms] = ["chunks", "first_ms", "ms"].map((name) => model.get(name));
+    const [chunks, first, ms, attempts] = ["chunks", "first_ms", "ms", "attempts"].map((name) => model.get(name));
     const now = isRunning(model) ? ms + performance.now() - heard : ms;
-    known.textContent = figures({ chunks, first, ms: now, over: isSettled(model) }).join(" · ");
+    known.textContent = figures({ chunks, first, attempts, ms: now, over: isSettled(model) }).join(" · ");
   }
 
   raw.addEventListener("click", () => {

@@ -50,6 +50,8 @@ class AnswerView(Watched, anywidget.AnyWidget):
     state = t.Enum(list(LABELS), "waiting").tag(sync=True)
     label = t.Unicode(LABELS["waiting"], help="The state as people call it.").tag(sync=True)
     note = t.Unicode(help="A sentence on the state, where it needs one.").tag(sync=True)
+    attempts = t.Int(1, help="How many workers began an answer to the question, as far as was seen.").tag(sync=True)
+    worker = t.Unicode(help="Who writes the last of them, if the pool does.").tag(sync=True)
     html = t.Unicode(help="Once complete: the text as Markdown, sanitised.").tag(sync=True)
     chunks = t.Int(help="How many text entries have come.").tag(sync=True)
     first_ms = t.Int(None, allow_none=True, help="Milliseconds to the first of them.").tag(sync=True)
@@ -75,7 +77,8 @@ class AnswerView(Watched, anywidget.AnyWidget):
         now, transcript, old = time.monotonic(), self.transcript, self._trait_values
         figures = {name: getattr(transcript, name) for name in ("version", "chunks", "first_ms", "ms")}
         state = {"state": transcript.state, "label": LABELS[transcript.state], "note": transcript.note}
-        new = figures | state | {"text": transcript.text, "gaps": _offsets(transcript)}
+        who = {"attempts": transcript.attempts, "worker": transcript.worker}
+        new = figures | state | who | {"text": transcript.text, "gaps": _offsets(transcript)}
         if transcript.settled and not transcript.gaps:  # Markdown with a hole in it would mean something else
             new["html"] = self.html or to_html(transcript.text)
         seen = self.text

@@ -7,6 +7,8 @@ const COLUMNS = {
   answer: ["Answer", "Question", "State", "Worker", "Chunks", "Rate", "Age"],
 };
 const UNKNOWN = "–";
+const NAMED = 3; // workers in the summary
+const LATE = { silent: "Silent", gone: "Gone", quiet: "Quiet" }; // states that last for so long already
 
 function figure(node, number, one, many = one) {
   say(node.firstChild, number === null ? "?" : number.toLocaleString("en"));
@@ -17,6 +19,13 @@ function span(seconds) {
   if (seconds < 100) return `${Math.floor(seconds)} s`;
   if (seconds < 6000) return `${Math.floor(seconds / 60)} min`;
   return seconds < 172800 ? `${Math.floor(seconds / 3600)} h` : `${Math.floor(seconds / 86400)} d`;
+}
+
+// What is to be said of the workers of one state: "w1, w2 are gone".
+function missed(workers, state) {
+  const names = workers.filter((worker) => worker.state === state).map((worker) => worker.name);
+  const more = names.length > NAMED ? ` and ${names.length - NAMED} more` : "";
+  return names.length ? `${names.slice(0, NAMED).join(", ")}${more} ${names.length === 1 ? "is" : "are"} ${state}` : "";
 }
 
 function table(parent, kind) {
@@ -73,6 +82,7 @@ function render({ model, el }) {
     make(node, "span");
     return node;
   });
+  const missing = make(status, "span", { class: "llmstream-missing", dir: "auto" });
   const note = make(status, "span", { class: "llmstream-trouble" });
   const workers = table(el, "worker");
   const answers = table(el, "answer");
@@ -82,9 +92,11 @@ function render({ model, el }) {
     figure(waiting, model.get("waiting"), "question waiting", "questions waiting");
     figure(answering, model.get("answering"), "being answered");
     figure(failures, model.get("failures"), "given up");
-    figure(pool, model.get("consumers").length, "worker", "workers");
+    const all = model.get("consumers");
+    figure(pool, all.filter((worker) => worker.state !== "gone").length, "worker", "workers");
+    say(missing, [missed(all, "silent"), missed(all, "gone")].filter(Boolean).join("; "));
     say(note, model.get("note"));
-    workers.frame.hidden = !model.get("consumers").length;
+    workers.frame.hidden = !all.length;
     tick();
   }
 
@@ -92,10 +104,10 @@ function render({ model, el }) {
     // Before the kernel was heard, time stands still: this may be a saved notebook.
     const now = ahead === null ? model.get("now") : (Date.now() - ahead) / 1000;
     const age = (since) => span(Math.max(0, now - since));
-    workers.fill(model.get("consumers"), "Workers; an idle one waits for questions, or is gone", (row, worker) => {
-      const { name, pending, quiet } = worker;
-      row.dataset.state = quiet ? "quiet" : pending ? "busy" : "idle";
-      fillRow(row, [name, String(pending), quiet ? `Quiet for ${age(quiet)}` : pending ? "At work" : "Idle"]);
+    workers.fill(model.get("consumers"), "Workers; an idle one waits for questions", (row, worker) => {
+      const { name, pending, state, since } = worker;
+      row.dataset.state = state;
+      fillRow(row, [name, String(pending), LATE[state] ? `${LATE[state]} for ${age(since)}` : pending ? "At work" : "Idle"]);
     });
     const prefix = model.get("prefix");
     const items = model.get("answers");

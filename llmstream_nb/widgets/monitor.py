@@ -64,7 +64,7 @@ class Monitor(Live, anywidget.AnyWidget):
     waiting = t.Int(None, allow_none=True, help="Questions in the queue that no worker has taken.").tag(sync=True)
     answering = t.Int(None, allow_none=True, help="Those that a worker holds.").tag(sync=True)
     failures = t.Int(None, allow_none=True, help="Questions given up.").tag(sync=True)
-    consumers: t.List[Any] = t.List(help="The group's: name, pending, since when quiet (Unix time).").tag(sync=True)
+    consumers: t.List[Any] = t.List(help="The group's; see `Workers.judge`.").tag(sync=True)
     answers: t.List[Any] = t.List(help="The newest first; see `Item.row`.").tag(sync=True)
     note = t.Unicode(help="What keeps the rest from being the whole truth.").tag(sync=True)
     now = t.Float(help="Unix time in the kernel when this was sent: a browser's clock may differ.").tag(sync=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import redis
@@ -13,11 +14,14 @@ from llmstream_nb.answers.connection import names_of, said, unusable
 from llmstream_nb.answers.read import passing_raised, send_all
 from llmstream_nb.protocol.events import Ended, Failed
 from llmstream_nb.protocol.round import Command, Round
-from llmstream_nb.protocol.wire import POOL, AnswerNotFound, EntryID, LLMStreamError, clean, parse_entries
+from llmstream_nb.protocol.wire import DAY, POOL, AnswerNotFound, EntryID, LLMStreamError, clean, parse_entries
 from llmstream_nb.viewing.broken import Broken, explained
 from llmstream_nb.viewing.transcript import LABELS, Transcript
 
-QUIET = 3.0  # seconds after which a worker that holds questions, and renews them each tick, counts as quiet
+SILENT = 1.5  # seconds, but at most half its lease, without a sign of life after which a worker counts as silent
+QUIET = 3.0  # the same for a consumer that never gives one: since it last spoke to Redis
+LISTED = 60.0  # seconds for which a worker is shown that is gone, and holds nothing
+STALL = 2.0  # seconds between two samples after which Redis, or this process, must have stood still
 WINDOW = 2.0  # seconds over which the rate is measured
 MOST = 50  # workers shown
 WORDS = LABELS | {"unreadable": "Unreadable"}
@@ -30,12 +34,13 @@ class Survey:
     def __init__(self, client: redis.Redis) -> None:
         self._client, self._names = client, names_of(client)
         self._items: dict[str, Item] = {}
-        self._quiet: dict[str, float] = {}  # consumer -> Unix time since which it has been quiet
+        self._workers = Workers()
 
     def sample(self, line: redis.Redis, limit: int, lost: bool = False) -> dict[str, Any]:
         """Ask in two pipelined round trips, and return what a Monitor shows of it.
 
-        The cost: five small commands, and five for each answer among the `limit` newest that has not ended.
+        The cost: five small commands, two for each worker, and five for each answer among the `limit` newest that
+        has not ended.
 
         Args:
             lost: Redis was away since the last sample. All is judged anew then, since it may have lost data.
@@ -47,12 +52,17 @@ class Survey:
             pipe.xlen(names.questions)
             pipe.xinfo_groups(names.questions)
             pipe.xinfo_consumers(names.questions, POOL)
-            index, failures, *queue = passing_raised(pipe.execute(raise_on_error=False))
+            index, failures, *queue, consumers = passing_raised(pipe.execute(raise_on_error=False))
+        known = [] if isinstance(consumers, Exception) else consumers  # an error: there is no such group
         self._list(self._readable(index, names.answers, notes) or [], lost)
         items = [item for item in self._items.values() if not item.done]
-        for item, replies in zip(items, send_all(line, [item.ask() for item in items]), strict=True):
-            item.look(replies)
-        return self._queue(queue, notes) | {
+        keys = [names.worker(consumer["name"]) for consumer in known]
+        signs = [[("GET", key), ("PTTL", key)] for key in keys]
+        replies = send_all(line, [*signs, *(item.ask() for item in items)])
+        for item, reply in zip(items, replies[len(signs) :], strict=True):
+            item.look(reply)
+        workers = self._workers.judge(zip(known, replies, strict=False), lost)
+        return self._queue(queue, workers, notes) | {
             "failures": self._readable(failures, names.failures, notes),
             "answers": [item.row() for item in self._items.values()],
             "note": " ".join(notes),
@@ -67,31 +77,21 @@ class Survey:
                 item = Item(self._client, answer_id, asked, lost)
             self._items[answer_id] = item
 
-    def _queue(self, replies: list[Any], notes: list[str]) -> dict[str, Any]:
-        length, groups, consumers = replies
+    def _queue(self, replies: list[Any], workers: list[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
+        length, groups = replies
         if length == 0 and isinstance(groups, Exception):
             groups = []  # there is no key, which XINFO calls an error
         length, groups = (self._readable(reply, self._names.questions, notes) for reply in (length, groups))
         if length is None or groups is None:
             return {"waiting": None, "answering": None, "consumers": []}
         taken = sum(group["pending"] for group in groups if group["name"] == POOL)
-        known = [] if isinstance(consumers, Exception) else consumers  # an error: there is no such group
-        now, quiet, rows = time.time(), self._quiet, list[dict[str, Any]]()
-        self._quiet = {}
-        for consumer in known:
-            idle, name = consumer["idle"] / 1000, consumer["name"]
-            if consumer["pending"] and idle > QUIET:
-                # The same number at every sample, as long as it means the same: else an idle pool would be news.
-                before = quiet.get(name, 0.0)
-                self._quiet[name] = before if abs(now - idle - before) < 1 else round(now - idle, 1)
-            rows.append({"name": _fit(name), "pending": consumer["pending"], "quiet": self._quiet.get(name)})
-        if len(rows) > MOST:
-            notes.append(f"{len(rows) - MOST:,} more workers are not shown.")
-        holders_first = sorted(rows, key=lambda row: not row["pending"])[:MOST]
+        if len(workers) > MOST:
+            notes.append(f"{len(workers) - MOST:,} more workers are not shown.")
+        first = sorted(workers, key=lambda row: (row["state"] == "gone", not row["pending"]))[:MOST]
         return {
             "waiting": max(0, length - taken),
             "answering": taken,
-            "consumers": sorted(holders_first, key=lambda row: row["name"]),
+            "consumers": sorted(first, key=lambda row: row["name"]),
         }
 
     def _readable(self, reply: Any, key: str, notes: list[str]) -> Any:
@@ -101,6 +101,48 @@ class Survey:
         if (why := _why(reply, key, self._client)) not in notes:
             notes.append(why)
         return None
+
+
+class Workers:
+    """The pool's workers, judged by their signs of life; a consumer that never gave one, by its idle time."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}  # consumer -> Unix time of its last sign of life, once that is long ago
+        self._sampled, self._away = 0.0, (0.0, 0.0)  # Unix times: of the last sample; from and to when Redis was away
+
+    def judge(self, replies: Iterable[tuple[dict[str, Any], list[Any]]], lost: bool) -> list[dict[str, Any]]:
+        """The rows of all that are shown, from what Redis says of each consumer, and of its sign of life.
+
+        In a row `state` is `idle` or `busy`; or, with the Unix time `since` when it gave none, `silent` until its lease
+        is over, then `gone`. `quiet` is a stranger that has not spoken to Redis since then: it may wait, or be gone.
+        """
+        now = time.time()
+        if lost or now - (self._sampled or now) > STALL:
+            self._away = self._sampled, now
+        known, self._sampled, self._since = self._since, now, {}
+        rows = (self._row(consumer, sign, now, known) for consumer, sign in replies)
+        return [row for row in rows if row]
+
+    def _row(self, consumer: dict[str, Any], sign: list[Any], now: float, known: dict[str, float]) -> dict[str, Any]:
+        """What is shown of one; empty for one that is long gone, and holds nothing."""
+        name, pending, (lease, left) = consumer["name"], consumer["pending"], sign
+        limits, listed, last = {"quiet": QUIET}, float(DAY), now - consumer["idle"] / 1000
+        if isinstance(lease, str) and lease.isdecimal() and len(lease) < 16 and isinstance(left, int) and left > 0:
+            span = int(lease) / 1000
+            limits, listed = {"silent": min(SILENT, span / 2), "gone": span}, span + LISTED
+            last = now - (span + DAY - left / 1000)
+        before, back = self._away
+        if last < back:  # nobody could give a sign of life then: that time does not count
+            last = back - max(0.0, before - last)
+        silence = now - last
+        if silence > listed and not pending:
+            return {}
+        state, since = "busy" if pending else "idle", None
+        if words := [word for word, limit in limits.items() if silence > limit]:
+            # The same number at every sample, as long as it means the same: else an idle pool would be news.
+            state, since = words[-1], known.get(name, 0.0)
+            self._since[name] = since = since if abs(last - since) < 1 else round(last, 1)
+        return {"name": _fit(name), "pending": pending, "state": state, "since": since}
 
 
 class Item:

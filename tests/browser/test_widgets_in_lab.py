@@ -297,6 +297,14 @@ def test_gaps_are_marked_and_the_end_is_drawn_at_once(browser) -> None:
     page.close()
 
 
+WATCH_STATUS = """() => {
+  const node = document.querySelector(".llmstream-missing");
+  const told = [node.textContent];
+  const status = node.closest("[role=status]");
+  const note = () => told.at(-1) === node.textContent || told.push(node.textContent);
+  new MutationObserver(note).observe(status, { childList: true, characterData: true, subtree: true });
+  return told;
+}"""
 POOL = """
 from llmstream_nb import Monitor, Worker, clear, enqueue
 from llmstream_nb.answers.connection import names_of
@@ -372,6 +380,30 @@ def test_monitor(browser, lab) -> None:
     notebook.run(4)
     expect(monitor.locator("caption").last).to_contain_text("No answers under")
     page.context.close()
+
+
+MORTAL = """
+from llmstream_nb import Monitor, clear, start_process
+clear()
+worker = start_process("mortal", lease=2)
+Monitor()"""
+
+
+def test_monitor_tells_a_dead_worker_from_an_idle_one(browser, lab) -> None:
+    notebook = lab.open(browser, lab.notebook(IMPORTS, MORTAL, "worker.kill(); worker.wait()"))
+    notebook.run(0)
+    notebook.run(1)
+    monitor = notebook.output(1).locator(".llmstream-monitor")
+    status, state = monitor.get_by_role("status"), monitor.locator(".llmstream-workers .llmstream-label")
+    expect(state).to_have_text("Idle")
+    expect(status).to_contain_text("1 worker")
+    told = notebook.page.evaluate_handle(WATCH_STATUS)
+    notebook.run(2)
+    expect(state).to_have_text(re.compile(r"^Gone for \d+ s$"))
+    expect(status).to_contain_text("0 workers")
+    expect(state).not_to_have_text(state.text_content())  # it grows, though nothing is sent
+    assert told.json_value() == ["", "mortal is silent", "mortal is gone"]  # and is not read aloud every second
+    notebook.page.context.close()
 
 
 SHARED = """

@@ -4,7 +4,9 @@ export const LIVE = { waiting: "Waiting", streaming: "Streaming", interrupted: "
 export const LABELS = { ...LIVE, ended: "Complete", stopped: "Stopped", failed: "Failed", missing: "Not found" };
 const NOTES = {
   queued: "Nobody has begun to answer yet.",
-  interrupted: "Its producer died. The text so far stands, and goes on if another producer takes over.",
+  interrupted: "Its producer died; the text so far stands.",
+  silent: "Its worker {} is silent; another may take over.",
+  takeover: "Attempt {}, by {}.",
   away: "Redis is away, trying again.",
   stopped: "The text so far is kept.",
   length: "Cut off: the answer reached the model's limit on length.",
@@ -18,6 +20,7 @@ export const OVER = ["ended", "failed"]; // an answer of this status does not go
 const LONGEST = 30; // seconds between two tries
 
 const areMissing = (count) => `${count.toLocaleString("en")} ${count === 1 ? "entry is" : "entries are"} missing`;
+const fill = (words, ...values) => words.replace(/{}/g, () => values.shift());
 
 // ---------------------------------------------------------------------------------------------- the server
 
@@ -62,6 +65,11 @@ function compare(id, other) {
 export class Answer {
   state = "waiting"; // one of LABELS
   note = ""; // a sentence on it
+  attempts = 1; // at this question, as far as was seen
+  worker = ""; // who writes this one, if the pool does
+  job = ""; // the entry in the pool's queue for which it is written
+  takeover = ""; // words on it, where another worker began before
+  current = false; // all that there was has come, so that what comes now is seen as it happens
   message = ""; // what went wrong
   html = ""; // the whole text as Markdown
   lost = false; // no connection at the moment
@@ -152,7 +160,7 @@ export class Answer {
   }
 
   restart() {
-    Object.assign(this, { seen: "", anew: true, gapAfter: null });
+    Object.assign(this, { seen: "", anew: true, gapAfter: null, job: "", takeover: "", current: false });
     this.paper.show([]);
     this.watch();
   }
@@ -163,10 +171,10 @@ export class Answer {
     const known = { start: news < 0, text: news <= 0 && !this.anew, gap: this.gapAfter === this.seen };
     if (known[kind]) return;
     Object.assign(this, { message: "", lost: false, again: false, tries: 0, heard: performance.now() });
-    if (kind !== "state") this.note = "";
+    if (kind === "start") this.begin(data);
+    if (kind !== "state") this.note = this.takeover;
     if (kind === "start") {
       Object.assign(this, { state: "waiting", anew: true, gapAfter: null, chunks: 0, first: null, ms: 0 });
-      this.paper.show([]);
     } else if (kind === "text") {
       this.chunks += 1;
       Object.assign(this, { state: "streaming", anew: false, first: this.first ?? data.ms, ms: data.ms });
@@ -175,7 +183,9 @@ export class Answer {
       this.gapAfter = this.seen;
       this.paper.add({ gap: `[… ${areMissing(data.missing)} here]` });
     } else if (kind === "state") {
-      this.note = NOTES[data.state] ?? "";
+      this.note = NOTES[data.state] ?? this.takeover;
+      if (data.state === "interrupted" && this.worker) this.note = fill(NOTES.silent, this.worker);
+      if (data.state !== "away") this.current = true;
       if (data.state === "interrupted") this.state = data.state;
       else if (data.state !== "away") this.state = this.chunks ? "streaming" : "waiting";
     } else if (data.error === "Ahead") {
@@ -189,6 +199,15 @@ export class Answer {
     }
     if (news > 0) this.seen = id;
     this.changed();
+  }
+
+  // An attempt. Its number alone tells no takeover: numbers count on where an id is used again.
+  begin({ attempt, worker = "", job = "" }) {
+    const over = job && job === this.job;
+    if (over && this.current) this.paper.strike(this.worker);
+    else this.paper.show([]);
+    const takeover = over ? fill(NOTES.takeover, attempt, worker || "another worker") : "";
+    Object.assign(this, { worker, job, takeover, attempts: over ? this.attempts + 1 : 1 });
   }
 
   // The end, as its event or its record tells it.
