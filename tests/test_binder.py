@@ -283,6 +283,7 @@ def test_a_notebook_runs_on_binder_and_terminals_share_its_redis_and_its_model(i
         wait_until(lambda: "smollm2-135m" in str(models()), 60)
         binder.end(signal.SIGTERM)
         assert len(binder.processes) >= 6  # Redis, the model, a guard for each, what started them, and a kernel
+        assert "without encryption" not in binder.output  # as kernels warn, each at its start, unless it is set
         assert not answers("127.0.0.1", int(redis_url.rpartition(":")[2].partition("/")[0]))
     assert not (image.home / ".venv").exists()
 
