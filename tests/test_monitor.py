@@ -232,7 +232,7 @@ def test_every_state_in_the_words_of_the_answer_view(client) -> None:
     settled(view)
     assert found["ended"]["label"] == view.label == "Complete"
     assert found["queued"] | {"asked": 0} == {
-        "id": "queued", "question": "When?", "state": "waiting", "label": "Waiting", "note": "", "attempt": 1,
+        "id": "queued", "question": "When?", "state": "waiting", "label": "Waiting", "note": "", "attempt": 1, "first": 1,
         "worker": "", "chunks": 0, "rate": None, "asked": 0,
     }  # fmt: skip
     columns = ("state", "attempt", "worker", "chunks")
@@ -284,6 +284,7 @@ def test_asked_again_under_the_same_id(client) -> None:
     producer = start(client, Model("one", "two"), FAST, question="second?")
     wait_for(lambda: states(watching) == {"a": "streaming"})
     assert rows(watching)["a"]["question"] == "second?"
+    assert rows(watching)["a"]["attempt"] == rows(watching)["a"]["first"] == 2, "that is no takeover"
     producer.stop()
     wait_for(lambda: states(watching) == {"a": "stopped"})
     clear("a", client=client)

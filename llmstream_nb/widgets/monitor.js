@@ -112,12 +112,12 @@ function render({ model, el }) {
     const prefix = model.get("prefix");
     const items = model.get("answers");
     answers.fill(items, items.length ? `Answers under “${prefix}”, newest first` : `No answers under “${prefix}”`, (row, item) => {
-      const { id, question, state, label, worker, chunks, rate, asked, note, attempt } = item;
+      const { id, question, state, label, worker, chunks, rate, asked, note, attempt, first } = item;
       row.dataset.state = state;
       const counted = chunks === null ? UNKNOWN : chunks.toLocaleString("en");
       const pace = rate === null ? UNKNOWN : `${rate}/s`;
       const old = asked === null ? UNKNOWN : age(asked);
-      const again = attempt > 1 ? `attempt ${attempt}` : "";
+      const again = attempt > first ? `attempt ${attempt}` : "";
       fillRow(row, [id, question, label, worker || UNKNOWN, counted, pace, old], [1, note], [2, again]);
     });
   }

@@ -14,7 +14,16 @@ from llmstream_nb.answers.connection import names_of, said, unusable
 from llmstream_nb.answers.read import passing_raised, send_all
 from llmstream_nb.protocol.events import Ended, Failed
 from llmstream_nb.protocol.round import Command, Round
-from llmstream_nb.protocol.wire import DAY, POOL, AnswerNotFound, EntryID, LLMStreamError, clean, parse_entries
+from llmstream_nb.protocol.wire import (
+    DAY,
+    POOL,
+    AnswerNotFound,
+    EntryID,
+    LLMStreamError,
+    clean,
+    first_attempt,
+    parse_entries,
+)
 from llmstream_nb.viewing.broken import Broken, explained
 from llmstream_nb.viewing.transcript import LABELS, Transcript
 
@@ -154,7 +163,7 @@ class Item:
         self._client = client
         self._transcript = Transcript(answer_id)
         self._question = self._worker = ""
-        self._attempt = 1
+        self._first = self._attempt = 1
         self._problem = ("", "")  # instead of the transcript's state: missing or unreadable, and why
         self._heard: deque[tuple[float, int]] = deque()  # (monotonic time, chunks), of little more than WINDOW
         if lost:
@@ -199,6 +208,7 @@ class Item:
         if signs.top and signs.top.final and not follower.done:
             events = follower.glance(signs, time.monotonic())  # the first has only moved on to the end
         self._question = str((signs.record or {}).get("question") or "")
+        self._first = first_attempt(signs.record or {})
         ended = next((event for event in events if isinstance(event, (Ended, Failed))), None)
         last = _last_text(ended) if ended else signs.top.id if signs.top else EntryID(1, 0)
         attempt, chunks = max(1, last.attempt), max(0, last.seq)
@@ -222,6 +232,7 @@ class Item:
             "label": WORDS[state],
             "note": _fit(self._problem[1] or (transcript.note if state in ("ended", "failed") else ""), LONGEST),
             "attempt": self._attempt,
+            "first": self._first,
             "worker": _fit(self._worker),
             "chunks": transcript.chunks if isinstance(transcript.chunks, int) and not problem else None,
             "rate": self._rate() if state == "streaming" else None,
