@@ -1,6 +1,7 @@
 // The form of an AskPanel. The kernel decides what happens; here is only what people see and press.
 
 import { make, say } from "../viewing/browser/elements.js";
+import { watchKernel } from "./kernel.js";
 
 function field(parent, name, label, tag, attributes = {}) {
   const box = make(parent, "label", { class: `llmstream-field llmstream-${name}` });
@@ -10,7 +11,8 @@ function field(parent, name, label, tag, attributes = {}) {
 
 function render({ model, el }) {
   el.classList.add("llmstream-form");
-  el.dataset.lmSuppressShortcuts = "true"; // JupyterLab must not take keys that are typed here
+  el.tabIndex = -1; // so that it can have the keyboard while no button can
+  const kernel = watchKernel(model, make(el, "p", { class: "llmstream-lost", role: "status" }), () => update());
   const question = field(el, "question", "Question", "textarea", { rows: 2, spellcheck: "false" });
   const topic = field(el, "topic", "Topic (optional)", "input", { type: "text", placeholder: "such as Redis Streams" });
   const source = field(el, "source", "Model", "select");
@@ -42,12 +44,16 @@ function render({ model, el }) {
     source.value = model.get("source");
     choose();
     const focused = document.activeElement;
-    ask.disabled = busy || pending.has("ask");
-    stop.disabled = !busy || pending.has("stop");
-    if (focused === ask && ask.disabled && busy) stop.focus(); // a disabled button loses the keyboard
-    if (focused === stop && stop.disabled && !busy) ask.focus();
+    for (const control of el.querySelectorAll("textarea, input, select")) control.disabled = Boolean(kernel.lost);
+    ask.disabled = busy || pending.has("ask") || kernel.lost;
+    stop.disabled = !busy || pending.has("stop") || kernel.lost;
+    if (focused === el || (el.contains(focused) && focused.disabled)) moveFocus(); // what is disabled loses the keyboard
     stop.textContent = busy && pending.has("stop") ? "Stopping…" : "Stop";
     say(message, model.get("message"));
+  }
+
+  function moveFocus() {
+    ([stop, ask].find((button) => !button.disabled) ?? el).focus({ preventScroll: true });
   }
 
   function choose() {
@@ -67,6 +73,7 @@ function render({ model, el }) {
     pending.add(what);
     model.set(values());
     model.send({ do: what, form: values() });
+    el.focus({ preventScroll: true }); // and from there to the other button, once it can be pressed
     update();
   }
 
@@ -83,18 +90,27 @@ function render({ model, el }) {
     keep();
     choose();
   });
+  const asks = (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey);
   el.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-      event.preventDefault();
-      press("ask");
-    }
+    if (asks(event)) press("ask");
+    if (asks(event) || (event.repeat && event.target.matches("button"))) event.preventDefault(); // held down, Enter would stop what it asked
   });
+  // JupyterLab must not take what is typed here, nor a letter that was meant to be; it may have the rest, such as
+  // Shift+Enter and the arrows, from a button. It asks for this attribute before the key gets here.
+  const guard = (event) => {
+    if (!el.contains(event.target)) return;
+    const typed = event.target.matches("textarea, input, select") || (event.key.length === 1 && !event.ctrlKey && !event.metaKey);
+    el.toggleAttribute("data-lm-suppress-shortcuts", typed || asks(event));
+  };
+  window.addEventListener("keydown", guard, true);
   ask.addEventListener("click", () => press("ask"));
   stop.addEventListener("click", () => press("stop"));
   model.on("change", update);
   model.on("msg:custom", handled);
   update();
   return () => {
+    kernel.close();
+    window.removeEventListener("keydown", guard, true);
     model.off("change", update);
     model.off("msg:custom", handled);
   };

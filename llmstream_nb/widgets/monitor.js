@@ -1,6 +1,7 @@
 // Shows what the kernel has sampled; rows are updated in place.
 
 import { make, say } from "../viewing/browser/elements.js";
+import { watchKernel } from "./kernel.js";
 
 const COLUMNS = {
   worker: ["Worker", "Holds", "State"],
@@ -74,6 +75,7 @@ function render({ model, el }) {
     return node;
   });
   const note = make(status, "span", { class: "llmstream-trouble" });
+  const kernel = watchKernel(model, status);
   const workers = table(el, "worker");
   const answers = table(el, "answer");
   let ahead = null; // milliseconds by which this browser's clock is ahead of the kernel's
@@ -115,9 +117,10 @@ function render({ model, el }) {
   model.on("change", update);
   update();
   model.send({ want: "all" }); // and so the time
-  const clock = setInterval(tick, 1000);
+  const clock = setInterval(() => kernel.lost || tick(), 1000);
   return () => {
     clearInterval(clock);
+    kernel.close();
     model.off("change:now", heard);
     model.off("change", update);
   };
