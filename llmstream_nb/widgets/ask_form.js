@@ -99,8 +99,8 @@ function render({ model, el }) {
   // Shift+Enter and the arrows, from a button. It asks for this attribute before the key gets here.
   const guard = (event) => {
     if (!el.contains(event.target)) return;
-    const typed = event.target.matches("textarea, input, select") || (event.key.length === 1 && !event.ctrlKey && !event.metaKey);
-    el.toggleAttribute("data-lm-suppress-shortcuts", typed || asks(event));
+    const typed = event.target.matches("textarea, select, [type=text]") || (event.key.length === 1 && !event.ctrlKey && !event.metaKey);
+    event.target.toggleAttribute("data-lm-suppress-shortcuts", typed || asks(event));
   };
   window.addEventListener("keydown", guard, true);
   ask.addEventListener("click", () => press("ask"));
