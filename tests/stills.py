@@ -7,6 +7,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -17,15 +18,15 @@ WIDTH = 900  # pixels
 CAPTION = "A saved picture: run the cell, and it is live."
 FINGERPRINT = "Fingerprint"  # the PNG's text that tells what it shows
 
-# Draws one widget with the kit's own scripts over models that hold its saved state. The page's text comes back for the
-# alternative text, and what tells two states apart: without what differs from run to run, times and ages.
+# Draws one widget with the kit's own scripts over models that hold its saved state. What comes back tells two pictures
+# apart; it leaves out what differs from run to run, such as times and ages.
 DRAW = """async ([models, root, caption]) => {
   const find = (reference) => models[reference.replace("IPY_MODEL_", "")];
   async function draw(parent, { state }) {
     const el = parent.appendChild(document.createElement("div"));
     if (state._anywidget_id?.endsWith("WebFrame")) {
       el.className = "frame";
-      el.textContent = "The kit's web page, in a frame";
+      el.textContent = "The kit's web page stands here, once the cell has run.";
     } else if (state._esm) {
       document.head.appendChild(document.createElement("style")).textContent = state._css;
       const script = URL.createObjectURL(new Blob([state._esm], { type: "text/javascript" }));
@@ -57,7 +58,12 @@ DRAW = """async ([models, root, caption]) => {
   copy.querySelectorAll(".html").forEach((node) => (node.innerHTML = ""));
   const styles = [...document.querySelectorAll("style")].map((node) => node.textContent);
   if (alive) document.body.appendChild(Object.assign(document.createElement("p"), { className: "caption", textContent: caption }));
-  return [document.body.innerText, [copy.innerHTML, [...boxes].sort().join(""), ...styles].join("\\n")];
+  return [copy.innerHTML, [...boxes].sort().join(""), ...styles].join("\\n");
+}"""
+TEXT = """() => {
+  document.querySelectorAll(".llmstream-figures, .caption").forEach((node) => node.remove());
+  document.querySelectorAll(".llmstream-label").forEach((node) => node.append(". "));
+  return document.body.innerText;
 }"""
 PAGE = """<!doctype html><meta charset="utf-8"><style>
 body { margin: 0; padding: 10px; box-sizing: border-box; width: 900px; background: #fff; color: #000; font: 14px/1.5 sans-serif; }
@@ -90,9 +96,12 @@ def add_stills(page: Any, notebook: Any, before: Any) -> list[str]:
         root = output.data[WIDGET_VIEW]["model_id"]
         page.goto("about:blank")
         page.set_content(PAGE)
-        text, tells = page.evaluate(DRAW, [models, root, CAPTION])
-        told = hashlib.sha256(tells.encode()).hexdigest()
-        picture, alt = old.get(told) or (_png(page.locator("body").screenshot(), told), _alternative(text))
+        tells = page.evaluate(DRAW, [models, root, CAPTION])
+        told = hashlib.sha256(tells.encode() + Path(__file__).read_bytes()).hexdigest()
+        if told not in old:
+            shot = page.locator("body").screenshot()
+            old[told] = _png(shot, told), _alternative(page.evaluate(TEXT))
+        picture, alt = old[told]
         if len(picture) > LIMIT:
             bad.append(f"the picture of {output.data['text/plain']} has {len(picture):,} bytes")
         output.data[PNG] = base64.b64encode(picture).decode()
@@ -148,6 +157,6 @@ def _png(shot: bytes, told: str) -> bytes:
 
 
 def _alternative(text: str) -> str:
-    """What the picture says, in one line, without the times."""
-    line = " ".join(re.sub(r"(?m)^[\d,]+ chunks?( · .*)?$", "", text).replace(CAPTION, "").split())
+    """What the picture says, in one line."""
+    line = " ".join(text.split())
     return line if len(line) <= 300 else line[:299] + "…"
