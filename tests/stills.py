@@ -150,7 +150,9 @@ def _png(shot: bytes, told: str) -> bytes:
 
     told_in = PngImagePlugin.PngInfo()
     told_in.add_text(FINGERPRINT, told)
-    small = Image.open(io.BytesIO(shot)).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    small = (
+        Image.open(io.BytesIO(shot)).convert("RGB").quantize(64, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    )
     out = io.BytesIO()
     small.save(out, "PNG", optimize=True, pnginfo=told_in)
     return out.getvalue()

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+from playwright.sync_api import expect
+
 from llmstream_nb.setup.restore import pristine
 
 from .lab import ROOT, Lab, lab
@@ -32,6 +36,7 @@ STATE_OF_CELLS = """() => window.jupyterapp.shell.currentWidget.content.widgets
 def running() -> Iterator[Lab]:
     with lab(LLMSTREAM_LLM="scripted") as started:
         shutil.copy(ROOT / "notebooks" / "recipe.py", started.folder)  # which notebook 05 has beside it
+        shutil.copytree(ROOT / "notebooks" / "images", started.folder / "images")
         yield started
 
 
@@ -50,7 +55,9 @@ def test_run_all(browser, running: Lab, path: Path) -> None:
         views.nth(at).filter(has_text=SETTLED).wait_for()
     assert notebook.page.get_by_text("Not started yet").count() >= 1  # the exercise waits for the learner
     assert not [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))]
-    notebook.page.context.close()
+    notebook.save()
+    notebook.close()
+    assert not notebook.errors
 
 
 def test_a_view_in_a_notebook_that_came_with_outputs_is_there_after_a_reload(browser, running: Lab) -> None:
@@ -58,10 +65,16 @@ def test_a_view_in_a_notebook_that_came_with_outputs_is_there_after_a_reload(bro
     copy = running.folder / "reloaded.ipynb"
     copy.write_bytes(pristine()["00-ask.ipynb"])
     notebook = running.open(browser, copy.relative_to(ROOT).as_posix())
+    asked_first = notebook.page.get_by_role("status").filter(has_text="Run the cell above first.")
+    form = notebook.page.locator(".llmstream-form")
+    expect(asked_first).to_be_visible()
+    for control in form.locator("button, input, textarea, select").all():
+        expect(control).to_be_disabled()
     notebook.run(1)
+    expect(asked_first).to_have_count(0)
     view = notebook.page.get_by_role("button", name="Ask", exact=True)
-    view.wait_for()
+    expect(view).to_be_enabled()
     notebook.save()
     notebook.reload()
-    view.wait_for()
+    expect(view).to_be_enabled()
     notebook.page.context.close()
