@@ -90,19 +90,15 @@ function render({ model, el }) {
     keep();
     choose();
   });
-  const asks = (event) => event.key === "Enter" && (event.ctrlKey || event.metaKey);
   el.addEventListener("keydown", (event) => {
-    if (asks(event)) press("ask");
-    if (asks(event) || (event.repeat && event.target.matches("button"))) event.preventDefault(); // held down, Enter would stop what it asked
+    const plain = !event.ctrlKey && !event.metaKey;
+    const asks = event.key === "Enter" && !plain;
+    if (asks) press("ask");
+    if (asks || (event.repeat && event.target.matches("button"))) event.preventDefault(); // held down, Enter would stop what it asked
+    // JupyterLab must not take what is typed here, nor a letter that was meant to be. From a button it may have the
+    // rest, such as Shift+Enter and the arrows.
+    if (asks || event.target.matches("textarea, select, [type=text]") || (plain && event.key.length === 1)) event.stopPropagation();
   });
-  // JupyterLab must not take what is typed here, nor a letter that was meant to be; it may have the rest, such as
-  // Shift+Enter and the arrows, from a button. It asks for this attribute before the key gets here.
-  const guard = (event) => {
-    if (!el.contains(event.target)) return;
-    const typed = event.target.matches("textarea, select, [type=text]") || (event.key.length === 1 && !event.ctrlKey && !event.metaKey);
-    event.target.toggleAttribute("data-lm-suppress-shortcuts", typed || asks(event));
-  };
-  window.addEventListener("keydown", guard, true);
   ask.addEventListener("click", () => press("ask"));
   stop.addEventListener("click", () => press("stop"));
   model.on("change", update);
@@ -110,7 +106,6 @@ function render({ model, el }) {
   update();
   return () => {
     kernel.close();
-    window.removeEventListener("keydown", guard, true);
     model.off("change", update);
     model.off("msg:custom", handled);
   };
