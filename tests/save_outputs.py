@@ -14,9 +14,9 @@ from llmstream_nb.setup.environment import ROOT, say
 from llmstream_nb.setup.lab import child_environment
 from llmstream_nb.setup.restore import NOTEBOOKS, named
 
+from .stills import WIDGET_STATE, WIDTH, add_stills
 from .suites import ENVIRONMENT
 
-WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 # Cells return at once; this one returns when the views of answers have shown the ends of these.
 SETTLE = """
 import time
@@ -25,16 +25,17 @@ until = time.monotonic() + 60
 while time.monotonic() < until and any(hasattr(view, "transcript") for view in list(hub._views)):
     time.sleep(0.05)
 """
-WIDGET_LIMIT = 200_000  # characters of saved widget state: more would drown the notebook's own changes
 # What differs from run to run or from machine to machine, and so has no place in a committed notebook.
 UNSTABLE = re.compile(rf"\bat 0x[0-9a-f]{{6,}}|{re.escape(str(ROOT))}|/ipykernel_\d+/|{re.escape(str(Path.home()))}/")
 
 
 def save_outputs(names: Sequence[str]) -> int:
-    """Run the named notebooks as the tests do, on embedded fakeredis, and save them with their outputs."""
+    """Run the named notebooks as the tests do, on embedded fakeredis, and save them with their outputs and stills."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
+
+    from .browser.lab import chromium
 
     wanted = child_environment(**ENVIRONMENT)
     os.environ.clear()
@@ -53,8 +54,14 @@ def save_outputs(names: Sequence[str]) -> int:
             bad += 1
             continue
         notebook.cells.pop()
+        with chromium() as browser:
+            found = add_stills(
+                browser.new_page(viewport={"width": WIDTH, "height": 720}),
+                notebook,
+                nbformat.read(NOTEBOOKS / name, as_version=4),
+            )
         notebook = normalise(notebook)
-        found = unstable(notebook)
+        found += unstable(notebook)
         if found:
             say(f"{name}: not saved: " + "; ".join(found))
             bad += 1
@@ -92,7 +99,7 @@ def normalise(notebook: Any) -> Any:
 
 
 def _number_widgets(notebook: Any) -> Any:
-    """Number the widgets' random ids in order, and keep their saved state only where it is small."""
+    """Number the widgets' random ids in order."""
     import nbformat
 
     state = notebook.metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
@@ -101,7 +108,7 @@ def _number_widgets(notebook: Any) -> Any:
     for number, old in enumerate(ids, 1):
         text = text.replace(old, f"{number:032x}")
     numbered = nbformat.from_dict(json.loads(text))
-    if len(json.dumps(state)) > WIDGET_LIMIT or not state:
+    if not state:
         numbered.metadata.pop("widgets", None)
     return numbered
 

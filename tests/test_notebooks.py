@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
+import io
 import re
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -10,10 +12,13 @@ from xml.etree import ElementTree as ET
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from PIL import Image
 
 import llmstream_nb
 from llmstream_nb import tables
 from llmstream_nb.setup.lab import child_environment
+
+from . import stills
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
@@ -303,6 +308,23 @@ def test_a_picture_can_be_read_in_a_light_and_in_a_dark_notebook(path: Path) -> 
     for text in picture.iter(f"{SVG}text"):
         assert float(text.get("font-size") or picture.get("font-size")) >= 11, text.text
         assert min(contrast(text.get("fill"), each) for each in grounds) >= 4.5, text.text
+
+
+@every_notebook
+def test_a_widget_leaves_a_still_picture(path: Path) -> None:
+    """For GitHub, for nbconvert and for a JupyterLab before the cell is run: there is no widget without its kernel."""
+    data = [output.data for cell in code_cells(path) for output in cell.outputs if "data" in output]
+    widget = re.compile(r"<\w+.*: run the cell to |HTML\(|\w*Box\(")
+    for each in data:
+        assert bool(widget.match(each["text/plain"])) or stills.WIDGET_VIEW not in each, each["text/plain"]
+    for each in [each for each in data if widget.match(each["text/plain"])]:
+        picture = base64.b64decode(each["image/png"])
+        assert len(picture) <= stills.LIMIT
+        assert not each.keys() & {"text/html", "image/svg+xml"}
+        image = Image.open(io.BytesIO(picture)).convert("RGBA")
+        assert image.width == stills.WIDTH and image.getpixel((0, 0)) == (255, 255, 255, 255), "a ground of its own"
+        panel = each["text/plain"].startswith("<AskPanel")
+        assert panel == (stills.WIDGET_VIEW in each), "the panel alone says in JupyterLab what to do"
 
 
 @every_notebook

@@ -148,7 +148,11 @@ def lease(client, seconds: float = 60, attempt: int = 1, answer_id: str = "a") -
 
 @pytest.mark.parametrize(
     "files",
-    [("elements.js", "paper.js", "answer_view.js"), ("elements.js", "ask_form.js"), ("elements.js", "monitor.js")],
+    [
+        ("elements.js", "paper.js", "kernel.js", "answer_view.js"),
+        ("elements.js", "kernel.js", "ask_form.js"),
+        ("elements.js", "kernel.js", "monitor.js"),
+    ],
 )
 def test_a_widgets_script_is_one_module_with_all_that_its_parts_import(files) -> None:
     wanted, script = set(), bundle(*files)

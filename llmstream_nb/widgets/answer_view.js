@@ -2,6 +2,8 @@
 
 import { make, say } from "../viewing/browser/elements.js";
 import { Paper, figures } from "../viewing/browser/paper.js";
+import { watchKernel } from "./kernel.js";
+import { bringIntoSight } from "./sight.js";
 
 const isRunning = (model) => ["waiting", "streaming"].includes(model.get("state"));
 const isSettled = (model) => !isRunning(model) && model.get("state") !== "interrupted";
@@ -34,10 +36,12 @@ function partsOf({ text, gaps }) {
 
 function render({ model, el }) {
   el.classList.add("llmstream-answer");
+  bringIntoSight(el);
   const head = make(el, "div", { class: "llmstream-head" });
   const status = make(head, "span", { class: "llmstream-status", role: "status" }); // read aloud when it changes, unlike each token
   const label = make(status, "strong", { class: "llmstream-label" });
   const note = make(status, "span");
+  const kernel = watchKernel(model, status, () => update());
   const known = make(head, "span", { class: "llmstream-figures" });
   const raw = make(head, "button", { class: "llmstream-raw", type: "button", title: "Show the text exactly as the model wrote it" });
   const bar = make(el, "div", { class: "llmstream-bar", role: "progressbar", "aria-label": "Waiting for the first token" });
@@ -57,7 +61,7 @@ function render({ model, el }) {
 
   function update() {
     const next = Object.fromEntries(["version", "text", "gaps", "html", "attempts", "worker"].map((name) => [name, model.get(name)]));
-    const running = isRunning(model);
+    const running = isRunning(model) && !kernel.lost;
     raw.hidden = !next.html;
     raw.textContent = asText ? "as Markdown" : "as text";
     if (asText) next.html = "";
@@ -68,10 +72,11 @@ function render({ model, el }) {
     else if (next.text !== shown.text) paper.add(next.text.slice(shown.text.length));
     if (!running) paper.draw(); // a hidden page has no frames
     shown = next;
-    el.dataset.state = model.get("state");
-    say(label, model.get("label"));
+    const cut = kernel.lost && !isSettled(model); // how it went on is not known here
+    el.dataset.state = cut ? "lost" : model.get("state");
+    say(label, cut ? "Not live" : model.get("label"));
     say(note, model.get("note"));
-    bar.hidden = model.get("state") !== "waiting";
+    bar.hidden = model.get("state") !== "waiting" || kernel.lost;
     body.setAttribute("aria-busy", running);
     heard = performance.now();
     count();
@@ -79,7 +84,7 @@ function render({ model, el }) {
 
   function count() {
     const [chunks, first, ms, attempts] = ["chunks", "first_ms", "ms", "attempts"].map((name) => model.get(name));
-    const now = isRunning(model) ? ms + performance.now() - heard : ms;
+    const now = isRunning(model) && !kernel.lost ? ms + performance.now() - heard : ms;
     known.textContent = figures({ chunks, first, attempts, ms: now, over: isSettled(model) }).join(" · ");
   }
 
@@ -91,6 +96,7 @@ function render({ model, el }) {
   model.on("change", update);
   const clock = setInterval(() => isRunning(model) && count(), 100);
   return () => {
+    kernel.close();
     clearInterval(clock);
     model.off("change", update);
   };

@@ -41,8 +41,8 @@ class AnswerView(Watched, anywidget.AnyWidget):
     """
 
     # Their text, not their paths: those make anywidget keep every widget alive for ever.
-    _esm = bundle("elements.js", "paper.js", "answer_view.js")
-    _css = bundle("states.css", "text.css", "answer_view.css")
+    _esm = bundle("elements.js", "paper.js", "kernel.js", "sight.js", "answer_view.js")
+    _css = bundle("states.css", "text.css", "kernel.css", "answer_view.css")
 
     text = t.Unicode(help="The text so far.").tag(sync=True)
     version = t.Int(help="Grows when the text begins anew.").tag(sync=True)

@@ -1,6 +1,8 @@
 // The form of an AskPanel. The kernel decides what happens; here is only what people see and press.
 
 import { make, say } from "../viewing/browser/elements.js";
+import { watchKernel } from "./kernel.js";
+import { bringIntoSight } from "./sight.js";
 
 function field(parent, name, label, tag, attributes = {}) {
   const box = make(parent, "label", { class: `llmstream-field llmstream-${name}` });
@@ -10,7 +12,9 @@ function field(parent, name, label, tag, attributes = {}) {
 
 function render({ model, el }) {
   el.classList.add("llmstream-form");
-  el.dataset.lmSuppressShortcuts = "true"; // JupyterLab must not take keys that are typed here
+  bringIntoSight(el);
+  el.tabIndex = -1; // so that it can have the keyboard while no button can
+  const kernel = watchKernel(model, make(el, "p", { class: "llmstream-lost", role: "status" }), () => update());
   const question = field(el, "question", "Question", "textarea", { rows: 2, spellcheck: "false" });
   const topic = field(el, "topic", "Topic (optional)", "input", { type: "text", placeholder: "such as Redis Streams" });
   const source = field(el, "source", "Model", "select");
@@ -42,12 +46,16 @@ function render({ model, el }) {
     source.value = model.get("source");
     choose();
     const focused = document.activeElement;
-    ask.disabled = busy || pending.has("ask");
-    stop.disabled = !busy || pending.has("stop");
-    if (focused === ask && ask.disabled && busy) stop.focus(); // a disabled button loses the keyboard
-    if (focused === stop && stop.disabled && !busy) ask.focus();
+    for (const control of el.querySelectorAll("textarea, input, select")) control.disabled = Boolean(kernel.lost);
+    ask.disabled = busy || pending.has("ask") || kernel.lost;
+    stop.disabled = !busy || pending.has("stop") || kernel.lost;
+    if (focused === el || (el.contains(focused) && focused.disabled)) moveFocus(); // what is disabled loses the keyboard
     stop.textContent = busy && pending.has("stop") ? "Stopping…" : "Stop";
     say(message, model.get("message"));
+  }
+
+  function moveFocus() {
+    ([stop, ask].find((button) => !button.disabled) ?? el).focus({ preventScroll: true });
   }
 
   function choose() {
@@ -67,6 +75,7 @@ function render({ model, el }) {
     pending.add(what);
     model.set(values());
     model.send({ do: what, form: values() });
+    el.focus({ preventScroll: true }); // and from there to the other button, once it can be pressed
     update();
   }
 
@@ -84,10 +93,13 @@ function render({ model, el }) {
     choose();
   });
   el.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
-      event.preventDefault();
-      press("ask");
-    }
+    const plain = !event.ctrlKey && !event.metaKey;
+    const asks = event.key === "Enter" && !plain;
+    if (asks) press("ask");
+    if (asks || (event.repeat && event.target.matches("button"))) event.preventDefault(); // held down, Enter would stop what it asked
+    // JupyterLab must not take what is typed here, nor a letter that was meant to be. From a button it may have the
+    // rest, such as Shift+Enter and the arrows.
+    if (asks || event.target.matches("textarea, select, [type=text]") || (plain && event.key.length === 1)) event.stopPropagation();
   });
   ask.addEventListener("click", () => press("ask"));
   stop.addEventListener("click", () => press("stop"));
@@ -95,6 +107,7 @@ function render({ model, el }) {
   model.on("msg:custom", handled);
   update();
   return () => {
+    kernel.close();
     model.off("change", update);
     model.off("msg:custom", handled);
   };

@@ -21,8 +21,8 @@ from llmstream_nb.widgets.bundle import bundle
 class AskForm(anywidget.AnyWidget):
     """The form alone: what is filled in, and what the panel has to say about it."""
 
-    _esm = bundle("elements.js", "ask_form.js")
-    _css = bundle("ask_form.css")
+    _esm = bundle("elements.js", "kernel.js", "sight.js", "ask_form.js")
+    _css = bundle("kernel.css", "ask_form.css")
 
     question = t.Unicode().tag(sync=True)
     topic = t.Unicode().tag(sync=True)

@@ -1,6 +1,8 @@
 // Shows what the kernel has sampled; rows are updated in place.
 
 import { make, say } from "../viewing/browser/elements.js";
+import { watchKernel } from "./kernel.js";
+import { bringIntoSight } from "./sight.js";
 
 const COLUMNS = {
   worker: ["Worker", "Holds", "State"],
@@ -74,6 +76,7 @@ function show(node, text) {
 
 function render({ model, el }) {
   el.classList.add("llmstream-monitor");
+  bringIntoSight(el);
   const status = make(el, "p", { class: "llmstream-summary", role: "status" }); // read aloud when it changes, unlike the rows
   const [waiting, answering, failures, pool] = [1, 2, 3, 4].map(() => {
     const node = make(status, "span", { class: "llmstream-figure" });
@@ -84,6 +87,7 @@ function render({ model, el }) {
   });
   const missing = make(status, "span", { class: "llmstream-missing", dir: "auto" });
   const note = make(status, "span", { class: "llmstream-trouble" });
+  const kernel = watchKernel(model, status);
   const workers = table(el, "worker");
   const answers = table(el, "answer");
   let ahead = null; // milliseconds by which this browser's clock is ahead of the kernel's
@@ -127,9 +131,10 @@ function render({ model, el }) {
   model.on("change", update);
   update();
   model.send({ want: "all" }); // and so the time
-  const clock = setInterval(tick, 1000);
+  const clock = setInterval(() => kernel.lost || tick(), 1000);
   return () => {
     clearInterval(clock);
+    kernel.close();
     model.off("change:now", heard);
     model.off("change", update);
   };

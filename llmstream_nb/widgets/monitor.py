@@ -56,8 +56,8 @@ class Monitor(Live, anywidget.AnyWidget):
         RedisUnusable: `client` is not given, and connecting fails.
     """
 
-    _esm = bundle("elements.js", "monitor.js")
-    _css = bundle("states.css", "monitor.css")
+    _esm = bundle("elements.js", "kernel.js", "sight.js", "monitor.js")
+    _css = bundle("states.css", "kernel.css", "monitor.css")
     reader = Sampler
 
     prefix = t.Unicode(help="First part of every key.").tag(sync=True)

@@ -86,16 +86,21 @@ class Lab:
     def open(self, browser: Browser, path: str, **context: Any) -> Notebook:
         """Open a notebook in a page of its own; `context` is for Playwright, e.g. viewport or color_scheme."""
         page = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | context).new_page()
+        notebook = Notebook(page)
         page.goto(f"{self.base}lab/tree/{path}?reset&token={self.token}")
         page.wait_for_function(READY, timeout=PATIENCE)
-        return Notebook(page)
+        return notebook
 
 
 class Notebook:
-    """An open notebook. `page` is Playwright's."""
+    """An open notebook. `page` is Playwright's, `errors` what the browser had to complain about."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
+        self.errors: list[str] = []
+        page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("response", lambda got: self.errors.append(f"{got.status} {got.url}") if got.status >= 400 else None)
         page.set_default_timeout(PATIENCE)
         expect.set_options(timeout=PATIENCE)
 
@@ -141,6 +146,13 @@ class Notebook:
         """Restart the kernel, and wait until it is idle."""
         self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
         self.page.wait_for_function(READY)
+
+    def close(self) -> None:
+        """Close the notebook and shut its kernel down, as File > Close and Shut Down does; then close the page."""
+        self.page.evaluate("() => void window.jupyterapp.commands.execute('filemenu:close-and-cleanup')")
+        self.page.locator(".jp-Dialog .jp-mod-accept").click()
+        self.page.wait_for_function("() => !document.querySelector('.jp-NotebookPanel')")
+        self.page.context.close()
 
     def theme(self, name: str) -> None:
         """Switch JupyterLab's theme: `JupyterLab Dark`, `JupyterLab Light`."""

@@ -10,6 +10,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+from playwright.sync_api import expect
+
 from llmstream_nb.setup.restore import pristine
 
 from .lab import CELL, ROOT, Lab, Notebook, lab
@@ -77,7 +81,9 @@ def test_every_cell_runs_and_no_answer_shows_before_it_is_opened(browser, runnin
         views.nth(at).filter(has_text=SETTLED).wait_for()
     assert notebook.page.get_by_text("Not started yet").count() >= 1  # the exercise waits for the learner
     assert not [url for url in asked if not url.startswith(("http://127.0.0.1:", "data:", "blob:"))]
-    notebook.page.context.close()
+    notebook.save()
+    notebook.close()
+    assert not notebook.errors
 
 
 def next_text(sources: list[nbformat.NotebookNode], start: int) -> int:
@@ -99,12 +105,18 @@ def test_a_view_in_a_notebook_that_came_with_outputs_is_there_after_a_reload(bro
     copy = running.folder / "reloaded.ipynb"
     copy.write_bytes(pristine()["00-ask.ipynb"])
     notebook = running.open(browser, copy.relative_to(ROOT).as_posix())
+    asked_first = notebook.page.get_by_role("status").filter(has_text="Run the cell above first.")
+    form = notebook.page.locator(".llmstream-form")
+    expect(asked_first).to_be_visible()
+    for control in form.locator("button, input, textarea, select").all():
+        expect(control).to_be_disabled()
     notebook.run(1)
+    expect(asked_first).to_have_count(0)
     view = notebook.page.get_by_role("button", name="Ask", exact=True)
-    view.wait_for()
+    expect(view).to_be_enabled()
     notebook.save()
     notebook.reload()
-    view.wait_for()
+    expect(view).to_be_enabled()
     notebook.page.context.close()
 
 

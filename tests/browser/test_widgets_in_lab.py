@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import urllib.request
 
 import pytest
 
@@ -14,6 +15,7 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 from playwright.sync_api import expect
 
+from .lab import READY
 from .lab import lab as start_lab
 
 IMPORTS = "from llmstream_nb import AnswerView, AskPanel, ask, connect\nclient = connect()"
@@ -439,3 +441,110 @@ def test_two_consumers_of_a_group_share_the_words_and_a_group_of_its_own_feeds_a
     notebook.run(4)  # the group has nothing left to give, and the text is whole
     assert text_at_end(notebook, 4) == words
     notebook.page.context.close()
+
+
+RESTARTED, GONE = (
+    "The kernel was restarted: run the cell again.",
+    "The kernel is gone: start one, and run the cell again.",
+)
+CONTEXT = "window.jupyterapp.shell.currentWidget.sessionContext"
+CLOCKS = (
+    "() => [...document.querySelectorAll('.llmstream-figures, .llmstream-cell-age')].map((node) => node.textContent)"
+)
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (f"{CONTEXT}.session.kernel.restart()", RESTARTED),
+        (f"{CONTEXT}.session.kernel.requestExecute({{code: 'os.kill(os.getpid(), 9)'}})", RESTARTED),
+        (f"{CONTEXT}.shutdown()", GONE),
+        ("", GONE),  # by the server, as another page would
+    ],
+    ids=["restarted", "killed", "shut down", "deleted"],
+)
+def test_views_say_so_when_their_kernel_is_lost(browser, lab, end: str, said: str) -> None:
+    panel = f"panel = AskPanel('count', model={SLOW.replace('240', '9999')!r}); panel"
+    notebook = lab.open(
+        browser, lab.notebook(f"import os\n{IMPORTS}", panel, "from llmstream_nb import Monitor; Monitor()")
+    )
+    for index in range(3):
+        notebook.run(index)
+    page = notebook.page
+    button(notebook, "Ask").click()
+    expect(view(notebook, 1).locator(".llmstream-body")).to_contain_text("0 1 2")
+    if end:
+        page.evaluate(f"() => void {end}")
+    else:
+        kernel = page.evaluate(f"() => {CONTEXT}.session.kernel.id")
+        url = f"{lab.base}api/kernels/{kernel}?token={lab.token}"
+        urllib.request.urlopen(urllib.request.Request(url, method="DELETE")).close()
+    for part in (notebook.output(1).locator(".llmstream-form"), view(notebook, 1), notebook.output(2)):
+        expect(part.get_by_role("status").filter(has_text=said)).to_be_visible()
+    expect(label(notebook, 1)).to_have_text("Not live")
+    for name in ("Ask", "Stop"):
+        expect(button(notebook, name)).to_be_disabled()
+        button(notebook, name).dispatch_event("click")  # as somebody who was quicker
+    page.get_by_role("textbox", name="Question").dispatch_event("keydown", {"key": "Enter", "ctrlKey": True})
+    clocks = page.evaluate(CLOCKS)
+    page.wait_for_timeout(2100)  # the monitor's clock goes once a second
+    assert page.evaluate(CLOCKS) == clocks
+    assert not notebook.errors
+    if end:  # with a kernel that is there again, the cell brings it all back
+        if "kill" in end:  # JupyterLab says it, too
+            page.locator(".jp-Dialog .jp-mod-accept").click()
+        if said == GONE:
+            page.evaluate(f"() => {CONTEXT}.startKernel()")
+        page.wait_for_function(READY)
+        for index in range(2):
+            notebook.run(index)
+        expect(button(notebook, "Ask")).to_be_enabled()
+        expect(notebook.output(1).get_by_text(said)).to_have_count(0)
+    page.context.close()
+
+
+ACTIVE = "() => window.jupyterapp.shell.currentWidget.content.activeCellIndex"
+
+
+def test_the_keyboard_works_on_after_ask_and_stop_and_a_click_in_a_view(browser, lab) -> None:
+    panel = f"panel = AskPanel('count', model={SLOW!r}); panel"
+    notebook = lab.open(browser, lab.notebook(IMPORTS, panel, "2", "3", "4"))
+    for index in range(2):
+        notebook.run(index)
+    page, ask, stop = notebook.page, button(notebook, "Ask"), button(notebook, "Stop")
+    cells = page.locator(".jp-CodeCell")
+
+    def press(key: str, active: int) -> None:
+        page.keyboard.press(key)
+        page.wait_for_function(f"(index) => ({ACTIVE})() === index", arg=active)
+
+    ask.click()
+    expect(stop).to_be_focused()
+    press("ArrowDown", 2)
+    press("Shift+Enter", 3)
+    expect(notebook.output(2)).to_contain_text("2")
+    view(notebook, 1).locator(".llmstream-body").click()
+    press("ArrowUp", 0)
+    stop.focus()
+    page.keyboard.press("Enter")
+    expect(label(notebook, 1)).to_have_text("Stopped")
+    expect(ask).to_be_focused()
+    page.keyboard.type("xddaabb")  # as commands they would cut, delete and insert cells
+    expect(cells).to_have_count(5)
+    question = page.get_by_role("textbox", name="Question")
+    question.fill("")
+    question.press_sequentially("xdd a b")
+    question.press("Shift+Enter")
+    expect(question).to_have_value("xdd a b\n")
+    expect(cells).to_have_count(5)
+    assert page.evaluate(ACTIVE) == 1
+    question.press("Control+Enter")
+    expect(stop).to_be_focused()
+    expect(label(notebook, 1)).to_have_text("Complete")
+    expect(ask).to_be_focused()
+    press("ArrowDown", 2)
+    ask.focus()
+    press("Shift+Enter", 2)
+    expect(notebook.output(1).locator(".llmstream-answer")).to_have_count(0)  # a new panel
+    assert not notebook.errors
+    page.context.close()
