@@ -23,16 +23,14 @@ function initialize({ model }) {
     if (!asked) model.send({ want: "all" });
     asked = true;
   };
-  model.on("msg:custom", ({ version, added, gone, marks, less }) => {
+  model.on("msg:custom", ({ version, added, gone, marks }) => {
     const known = model.get("version");
     if (version <= known) return;
     if (version > known + 1) return ask();
     const old = new Set([...gone, ...added.map(([id]) => id)]);
     const entries = [...model.get("entries").filter(([id]) => !old.has(id)), ...added];
     entries.sort(([one], [other]) => compare(one, other));
-    const all = { ...model.get("marks"), ...marks };
-    for (const name of less) delete all[name];
-    model.set({ entries, marks: all, version });
+    model.set({ entries, marks: { ...model.get("marks"), ...marks }, version });
   });
   model.on("change:version", () => (asked = false));
   ask(); // for what was sent while this page was being loaded
@@ -80,6 +78,11 @@ function spell(node, text) {
     const signs = part.replace(/[\0-\x20\x7f]/g, (sign) => SIGNS[sign] ?? (sign === "\x7f" ? "␡" : String.fromCharCode(0x2400 + sign.charCodeAt(0))));
     make(node, signs === part ? "span" : "i", {}, signs);
   }
+}
+
+// A name in so much room; its end is what tells worker-1 from worker-2.
+function squeeze(name, room) {
+  return name.length <= room ? name : `${name.slice(0, Math.max(1, room - 4))}…${name.slice(-2)}`;
 }
 
 // ------------------------------------------------------------------------------------------------------- the view
@@ -202,6 +205,7 @@ function render({ model, el }) {
     const alive = spots.filter(({ gone, kind }) => !gone && kind !== "missing");
     const hidden = alive.filter(({ left }) => left < sight.scrollLeft - 2).length;
     const before = length - alive.length + hidden;
+    track.dataset.lanes = readers.length + groups.length > 0;
     say(earlier, before > 0 ? `◂ ${before.toLocaleString("en")} earlier` : "");
     frame.dataset.clipped = before > 0;
 
@@ -261,8 +265,9 @@ function render({ model, el }) {
     const [read, mark] = node.children;
     const passed = spots.filter(({ id, gone }) => !gone && compare(id, at) <= 0);
     const edge = passed.length ? passed.at(-1).right + 3 : (spots[0]?.left ?? 12) - 3; // the gap behind it
-    const x = Math.max(edge, sight.scrollLeft + (frame.dataset.clipped === "true" ? earlier.offsetWidth : 0) + 9);
+    const x = Math.max(edge, sight.scrollLeft + (frame.dataset.clipped === "true" ? earlier.offsetWidth : 0) + 14);
     mark.style.transform = `translateX(${x}px)`;
+    mark.style.maxWidth = `${track.clientWidth - x}px`;
     read.style.width = `${Math.max(0, x - 8)}px`;
     say(mark.children[0], who);
     say(mark.children[1], more);
@@ -279,7 +284,7 @@ function render({ model, el }) {
       const chip = node.parts.get(part) ?? make(node, "span", { class: "llmstream-lane-part", "data-kind": what, "data-hue": tint ?? "" });
       node.parts.set(part, chip);
       Object.assign(chip.style, { left: `${left}px`, width: `${right - left}px` });
-      say(chip, text);
+      say(chip, squeeze(text, (right - left - 12) / 7));
       chip.title = title;
     }
     return key;
@@ -289,7 +294,7 @@ function render({ model, el }) {
   function tell(entries, { length = 0, last: newest, gone, readers = [], groups = [] }) {
     const words = [count(length, "entry", "entries")];
     if (gone) words.push(`${gone.toLocaleString("en")} trimmed or deleted`);
-    if (newest && newest !== "0-0" && newest !== entries.at(-1)?.[0]) words.push(`last ID ${newest}`);
+    if (newest && compare(newest, entries.at(-1)?.[0] ?? "0-0") > 0) words.push(`last ID ${newest}`);
     say(figures, words.join(" · "));
     const all = [`Stream ${model.get("key")}: ${words.join(", ")}`];
     if (entries.length) all.push(`newest ${entries.at(-1)[0]}: ${entries.at(-1)[2].slice(0, 80)}`);
