@@ -208,6 +208,7 @@ function render({ model, el }) {
     track.dataset.lanes = readers.length + groups.length > 0;
     say(earlier, before > 0 ? `◂ ${before.toLocaleString("en")} earlier` : "");
     frame.dataset.clipped = before > 0;
+    frame.style.setProperty("--cap", `${earlier.offsetWidth}px`);
 
     const used = new Set();
     for (const [who, at, skipped] of readers) {
@@ -265,12 +266,13 @@ function render({ model, el }) {
     const [read, mark] = node.children;
     const passed = spots.filter(({ id, gone }) => !gone && compare(id, at) <= 0);
     const edge = passed.length ? passed.at(-1).right + 3 : (spots[0]?.left ?? 12) - 3; // the gap behind it
-    const x = Math.max(edge, sight.scrollLeft + (frame.dataset.clipped === "true" ? earlier.offsetWidth : 0) + 14);
+    const x = Math.max(edge, sight.scrollLeft + earlier.offsetWidth + 14);
     mark.style.transform = `translateX(${x}px)`;
     mark.style.maxWidth = `${track.clientWidth - x}px`;
     read.style.width = `${Math.max(0, x - 8)}px`;
     say(mark.children[0], who);
-    say(mark.children[1], more);
+    const far = passed.length || at === "0-0" ? "" : `after ${brief(at)}`; // out of sight
+    say(mark.children[1], [far, more].filter(Boolean).join(" · "));
     mark.title = `${kind} ${who}: ${kind === "group" ? "was given" : "has read"} up to ${at}`;
     const seen = parts.filter(({ left }) => left !== undefined);
     const keys = new Set(seen.map((part) => part.key));
