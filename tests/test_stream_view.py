@@ -218,8 +218,10 @@ def test_a_reader_says_where_it_is(client, key) -> None:
     tell(client, key, "white", 5)
     client.xdel(key, "1-5")
     assert view.cursor("loop", "$") == "1-5"  # as XREAD takes it: the ID, not the entry
+    assert view.cursor("loop\ud800", "0") == "0-0"
     assert view.cursor("loop", "0") == "0-0"
     wait_for(lambda: view.marks["readers"][0] == ["loop", "0-0", []])  # it has begun again
+    assert [name for name, *_ in view.marks["readers"]] == ["loop", "other", "loop\ufffd"]
     for wrong in ("", "+", "1-x", ">", "-1"):
         with pytest.raises(BadEntryID):
             view.cursor("loop", wrong)
@@ -272,6 +274,8 @@ def test_a_page_sees_what_the_kernel_sees_whatever_happens(client, key) -> None:
         client.xadd(key, {"n": number}, id=f"1-{number}", maxlen=10, approximate=False)
         if not number % 7:
             client.xdel(key, f"1-{number - 2}")
+            there = [entry_id for entry_id, _ in client.xrange(key)]
+            wait_for(lambda there=there: [entry[0] for entry in view.entries] == there[-6:])
             still(view)
             assert Page(view).shown == view.entries
             assert Page(view).marks == view.marks
