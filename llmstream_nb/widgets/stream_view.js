@@ -207,8 +207,6 @@ function render({ model, el }) {
     const before = length - alive.length + hidden;
     track.dataset.lanes = readers.length + groups.length > 0;
     say(earlier, before > 0 ? `◂ ${before.toLocaleString("en")} earlier` : "");
-    frame.dataset.clipped = before > 0;
-    frame.style.setProperty("--cap", `${earlier.offsetWidth}px`);
 
     const used = new Set();
     for (const [who, at, skipped] of readers) {
@@ -266,7 +264,7 @@ function render({ model, el }) {
     const [read, mark] = node.children;
     const passed = spots.filter(({ id, gone }) => !gone && compare(id, at) <= 0);
     const edge = passed.length ? passed.at(-1).right + 3 : (spots[0]?.left ?? 12) - 3; // the gap behind it
-    const x = Math.max(edge, sight.scrollLeft + earlier.offsetWidth + 14);
+    const x = Math.max(edge, sight.scrollLeft + 14);
     mark.style.transform = `translateX(${x}px)`;
     mark.style.maxWidth = `${track.clientWidth - x}px`;
     read.style.width = `${Math.max(0, x - 8)}px`;
@@ -286,7 +284,7 @@ function render({ model, el }) {
       const chip = node.parts.get(part) ?? make(node, "span", { class: "llmstream-lane-part", "data-kind": what, "data-hue": tint ?? "" });
       node.parts.set(part, chip);
       Object.assign(chip.style, { left: `${left}px`, width: `${right - left}px` });
-      say(chip, squeeze(text, (right - left - 12) / 7));
+      say(chip, squeeze(text, (right - left - 10) / 8));
       chip.title = title;
     }
     return key;
