@@ -106,6 +106,7 @@ function render({ model, el }) {
   const hues = new Map(); // consumer, or value of the field that colours -> number of the colour
   let drawn = []; // the cells of the last drawing, those of entries that are gone among them
   let last = "0-0"; // the stream's last ID then
+  let known = false; // something was drawn before, if only that there is nothing
   let due = 0; // the frame in which the next drawing is
   let later = 0; // the timer that ends a ghost
 
@@ -141,7 +142,7 @@ function render({ model, el }) {
     spell(box.children[1], label);
     say(box.children[2], by.slice(0, 8));
     Object.assign(box.dataset, { kind: kind || "text", gone: gone ?? "", voided: Boolean(voided), hue: by ? hue(by) : "" });
-    box.title = [until ?? id, kind, by, text].filter(Boolean).join("\n");
+    box.title = [...new Set([until ?? id, kind, by, text])].filter(Boolean).join("\n");
   }
 
   function draw() {
@@ -157,7 +158,7 @@ function render({ model, el }) {
     const before = anchor?.getBoundingClientRect().left;
     const atEnd = sight.scrollLeft + sight.clientWidth > sight.scrollWidth - 20;
     const fresh = cells.filter(({ id }) => !boxes.has(id)).length;
-    const moves = drawn.length > 0 && fresh <= FEW && !calm.matches;
+    const moves = known && fresh <= FEW && !calm.matches;
     const wanted = new Set(cells.map(({ id }) => id));
     for (const [id, box] of boxes) {
       if (!wanted.has(id)) {
@@ -179,6 +180,9 @@ function render({ model, el }) {
       else row.insertBefore(box, next);
     }
     drawn = cells;
+    track.dataset.more = marks.length > entries.length;
+    track.dataset.lanes = Boolean(marks.readers?.length || marks.groups?.length);
+    known = "length" in marks;
     if (atEnd) sight.scrollLeft = sight.scrollWidth;
     if (moves && anchor?.isConnected) {
       const by = before - anchor.getBoundingClientRect().left;
@@ -205,7 +209,6 @@ function render({ model, el }) {
     const alive = spots.filter(({ gone, kind }) => !gone && kind !== "missing");
     const hidden = alive.filter(({ left }) => left < sight.scrollLeft - 2).length;
     const before = length - alive.length + hidden;
-    track.dataset.lanes = readers.length + groups.length > 0;
     say(earlier, before > 0 ? `◂ ${before.toLocaleString("en")} earlier` : "");
 
     const used = new Set();
@@ -233,6 +236,7 @@ function render({ model, el }) {
   function runs(held, spots) {
     const by = new Map(held.map(([id, consumer, times]) => [id, { consumer, times }]));
     const parts = [];
+    const before = new Map(); // what was the same so often: a run keeps its part while it moves
     let open = null;
     for (const spot of spots) {
       const with_ = by.get(spot.id);
@@ -241,8 +245,10 @@ function render({ model, el }) {
       else {
         const { consumer, times } = with_;
         const often = times > 1 ? ` ×${times}` : "";
+        const same = consumer + often;
+        before.set(same, (before.get(same) ?? 0) + 1);
         const title = `pending with ${consumer}, delivered ${count(times, "time", "times")}`;
-        parts.push((open = { ...with_, ...span([spot]), key: `${spot.id} ${times} ${consumer}`, text: consumer + often, title, kind: "held", hue: hue(consumer) }));
+        parts.push((open = { ...with_, ...span([spot]), key: `${before.get(same)} ${same}`, text: same, title, kind: "held", hue: hue(consumer) }));
       }
     }
     return parts;
