@@ -240,6 +240,8 @@ def test_an_answer_view_is_a_reader(client) -> None:
     model.end()
     settled(reading)
     wait_for(lambda: view.marks["readers"] == [["early", "1-3", []]])
+    with pytest.raises(TypeError, match="cursor"):
+        StreamView("x", readers={"early": "1-3"})  # type: ignore[dict-item]
 
 
 # ------------------------------------------------------------------------------------------ how much it sends

@@ -58,7 +58,7 @@ class StreamView(Live, anywidget.AnyWidget):
         client: the Redis where the key is to be found; else that of the last `connect()`.
 
     Raises:
-        ValueError: `newest` is out of its range.
+        ValueError, TypeError: `newest` is out of its range; a reader is no AnswerView.
         RedisUnusable: `client` is not given, and connecting fails.
     """
 
@@ -82,6 +82,8 @@ class StreamView(Live, anywidget.AnyWidget):
     ) -> None:
         if not 1 <= newest <= MOST:
             raise ValueError(f"a stream's view draws 1 to {MOST} entries, not {newest}")
+        if wrong := [name for name, view in (readers or {}).items() if not isinstance(view, Watched)]:
+            raise TypeError(f"of these readers views are wanted: {wrong}; any other tells its place with cursor()")
         client = of.client if isinstance(of, Answer) else client or current()
         self.newest, self.colour, self._views = newest, colour, dict(readers or {})
         self._cursors: dict[str, tuple[EntryID, list[list[str]]]] = {}  # of readers: last ID, and what `$` passed over

@@ -67,7 +67,7 @@ def test_entries_readers_and_groups(browser, lab) -> None:
         "view.cursor('loop', '1-2')",
         "tell('there was', 5); view.cursor('loop', '$')",
         "redis.xgroup_create(key, 'g', id='0'); redis.xreadgroup('g', 'c1', {key: '>'}, count=3)",
-        "redis.xclaim(key, 'g', 'c2', 0, ['1-2'])",
+        "redis.xclaim(key, 'g', 'c2', 0, ['1-2'], justid=True); redis.xclaim(key, 'g', 'c2', 0, ['1-3'])",
         "redis.xack(key, 'g', '1-1', '1-2', '1-3')",
         "redis.xdel(key, '1-4')",
         "redis.xtrim(key, maxlen=3, approximate=False)",
@@ -99,7 +99,7 @@ def test_entries_readers_and_groups(browser, lab) -> None:
     expect(view.locator(".llmstream-lane-part[data-kind=held]")).to_have_text(["c1"])
     expect(view.locator(".llmstream-lane-mark").last).to_have_text("g3 pending")
     notebook.run(6)
-    expect(view.locator(".llmstream-lane-part[data-kind=held]")).to_have_text(["c1", "c2 ×2", "c1"])
+    expect(view.locator(".llmstream-lane-part[data-kind=held]")).to_have_text(["c1", "c2", "c2 ×2"])
     expect(view.get_by_role("img")).to_have_attribute(
         "aria-label", re.compile("6 entries; newest 1-6: was; .*g after 1-3")
     )
