@@ -34,6 +34,7 @@ WATCH = """(view) => {
 # Where a reader's arrow is: the number of boxes to its left.
 LEFT_OF = """(view, name) => {
   const mark = [...view.querySelectorAll(".llmstream-lane-mark")].find((node) => node.textContent.startsWith(name));
+  if (!mark) return -1; // not yet
   const x = mark.getBoundingClientRect().left + 6;
   return [...view.querySelectorAll(".llmstream-box")].filter((box) => box.getBoundingClientRect().right < x).length;
 }"""
