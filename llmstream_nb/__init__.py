@@ -25,6 +25,7 @@ _HOMES = {
     "widgets.answer_view": "AnswerView",
     "widgets.ask_panel": "AskPanel",
     "widgets.monitor": "Monitor",
+    "widgets.stream_view": "StreamView",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME)

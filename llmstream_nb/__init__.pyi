@@ -37,5 +37,6 @@ from llmstream_nb.web.server import WebServer as WebServer
 from llmstream_nb.widgets.answer_view import AnswerView as AnswerView
 from llmstream_nb.widgets.ask_panel import AskPanel as AskPanel
 from llmstream_nb.widgets.monitor import Monitor as Monitor
+from llmstream_nb.widgets.stream_view import StreamView as StreamView
 
 __version__: str

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from llmstream_nb import tables
-from llmstream_nb.answers.ask import ask, clear, stop_answer
+from llmstream_nb.answers.ask import Answer, ask, clear, stop_answer
 from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of, names_of
 from llmstream_nb.answers.read import read_answer
 from llmstream_nb.faults import servers
@@ -21,7 +21,7 @@ from llmstream_nb.pool.groups import read_answer_group
 from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.pool.worker import Worker
 from llmstream_nb.protocol.events import Interrupted, Restarted, text_of
-from llmstream_nb.widgets import AnswerView, Monitor
+from llmstream_nb.widgets import AnswerView, Monitor, StreamView
 
 from .conftest import FAST
 from .model import Model, assert_whole, start, text_in, wait_for
@@ -138,6 +138,20 @@ def test_views_and_monitor(cluster) -> None:
     wait_for(lambda: {view.state for view in [*views, grouped]} == {"ended"} and grouped.text == "a1 end")
     wait_for(lambda: {row["state"] for row in monitor.answers} == {"ended"} and not monitor.note)
     monitor.close()
+
+
+def test_streams_of_all_nodes_are_drawn(cluster) -> None:
+    for answer_id in ANSWERS:
+        ask("one", source=say(answer_id), id=answer_id, timing=FAST).wait(20)
+        cluster.xgroup_create(names_of(cluster).answer(answer_id).chunks, "g", id="$")
+    views = [StreamView(Answer(answer_id)) for answer_id in ANSWERS]
+    wait_for(
+        lambda: (
+            [[text for _, kind, text, _ in view.entries if kind == "text"] for view in views] == [[a] for a in ANSWERS]
+        )
+    )
+    assert {view.cursor("me", "$") for view in views} == {"1-2"}
+    wait_for(lambda: all(view.marks["groups"] and view.marks["readers"] == [["me", "1-2", []]] for view in views))
 
 
 def test_a_node_that_restarts_in_the_middle_of_an_answer(cluster, nodes) -> None:
