@@ -149,9 +149,10 @@ def lease(client, seconds: float = 60, attempt: int = 1, answer_id: str = "a") -
 @pytest.mark.parametrize(
     "files",
     [
-        ("elements.js", "paper.js", "kernel.js", "answer_view.js"),
-        ("elements.js", "kernel.js", "ask_form.js"),
-        ("elements.js", "kernel.js", "monitor.js"),
+        ("elements.js", "paper.js", "kernel.js", "sight.js", "answer_view.js"),
+        ("elements.js", "kernel.js", "sight.js", "ask_form.js"),
+        ("elements.js", "kernel.js", "sight.js", "monitor.js"),
+        ("elements.js", "kernel.js", "sight.js", "stream_view.js"),
     ],
 )
 def test_a_widgets_script_is_one_module_with_all_that_its_parts_import(files) -> None:

@@ -92,7 +92,7 @@ function squeeze(name, room) {
 function render({ model, el }) {
   el.classList.add("llmstream-stream");
   bringIntoSight(el);
-  const kernel = watchKernel(model, make(el, "p", { role: "status" }));
+  const kernel = watchKernel(model, make(el, "p", { class: "llmstream-lost", role: "status" }));
   const head = make(el, "div", { class: "llmstream-stream-head" });
   const name = make(head, "code");
   const figures = make(head, "span", { class: "llmstream-stream-figures" });
