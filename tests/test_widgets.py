@@ -165,7 +165,7 @@ def test_a_widgets_script_is_one_module_with_all_that_its_parts_import(files) ->
     defined = re.findall(r"^(?:const|let|function|class) (\w+)", script, re.MULTILINE)
     assert wanted and wanted <= set(defined) and len(defined) == len(set(defined))
     assert re.findall(r"^(?:import|export) .*", script, re.MULTILINE)[0].startswith("export default")
-    assert any(widget._esm == script for widget in (AnswerView, AskForm, Monitor))
+    assert any(widget._esm == script for widget in (AnswerView, AskForm, Monitor, StreamView))
 
 
 # ------------------------------------------------------------------------------------------ the exact text
