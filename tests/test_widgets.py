@@ -27,7 +27,7 @@ from llmstream_nb.protocol.round import LOOK
 from llmstream_nb.protocol.wire import BadAnswerId, Joiner
 from llmstream_nb.viewing import broken
 from llmstream_nb.viewing.markdown import LONGEST, to_html
-from llmstream_nb.widgets import AnswerView, AskPanel, Monitor
+from llmstream_nb.widgets import AnswerView, AskPanel, Monitor, StreamView
 from llmstream_nb.widgets.ask_panel import AskForm
 from llmstream_nb.widgets.bundle import FOLDERS, bundle
 from llmstream_nb.widgets.live import hub
