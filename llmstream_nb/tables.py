@@ -361,7 +361,7 @@ def _check_answer(client: redis.Redis, keys: wire.AnswerKeys) -> None:
 
 
 def _no_answer(keys: wire.AnswerKeys) -> str:
-    return f"there is no {keys.chunks!r}: never asked, cleared, or expired; answers() lists what is there"
+    return f"there is no {keys.chunks!r}: never asked, cleared, or expired; tables.answers() lists what is there"
 
 
 @contextmanager

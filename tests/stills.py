@@ -43,6 +43,9 @@ DRAW = """async ([models, root, caption]) => {
         if (layout[name]) el.style[name.replaceAll(/_(.)/g, (_, letter) => letter.toUpperCase())] = layout[name];
       }
       for (const child of state.children) await draw(el, find(child));
+    } else if (state.description) {
+      el.className = "button";
+      el.textContent = state.description;
     } else {
       el.className = "html";
       el.innerHTML = state.value;
@@ -67,6 +70,7 @@ TEXT = """() => {
 }"""
 PAGE = """<!doctype html><meta charset="utf-8"><style>
 body { margin: 0; padding: 10px; box-sizing: border-box; width: 900px; background: #fff; color: #000; font: 14px/1.5 sans-serif; }
+.button { display: inline-block; padding: 4px 16px; border-radius: 2px; background: #d32f2f; color: #fff; font-size: 13px; }
 .frame { padding: 24px; border: 1px solid #bbb; border-radius: 4px; }
 .caption { margin: 6px 2px 0; color: #555; font-size: 13px; }
 .llmstream-raw { display: none; }

@@ -153,7 +153,8 @@ class Transcript:
         attempts = f"{self.attempts} attempts · " if self.settled and self.attempts > 1 else ""
         chunks = f"{self.chunks:,} chunk{'' if self.chunks == 1 else 's'}"
         total = "total " if self.settled else ""
-        return f"{attempts}{chunks} · first token {self.first_ms / 1000:.2f} s · {total}{self.ms / 1000:.1f} s"
+        first = f"{self.first_ms / 1000:.{2 if self.first_ms < 1000 else 1}f}"
+        return f"{attempts}{chunks} · first token {first} s · {total}{self.ms / 1000:.1f} s"
 
     @property
     def pieces(self) -> list[tuple[str, str]]:

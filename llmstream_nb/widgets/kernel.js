@@ -3,8 +3,8 @@
 import { make, say } from "../viewing/browser/elements.js";
 
 const BEFORE = "Run the cell above first.";
-const RESTARTED = "The kernel was restarted: run the cell again.";
-const GONE = "The kernel is gone: start one, and run the cell again.";
+const RESTARTED = "The kernel was restarted: run the cells from the first one on again.";
+const GONE = "The kernel is gone: start one, and run the cells from the first one on again.";
 const AWAY = "The kernel can't be reached at the moment.";
 
 // Says in `status` what keeps the kernel away, and calls `heard` when that changes; `lost` of what it returns is these

@@ -444,8 +444,8 @@ def test_two_consumers_of_a_group_share_the_words_and_a_group_of_its_own_feeds_a
 
 
 RESTARTED, GONE = (
-    "The kernel was restarted: run the cell again.",
-    "The kernel is gone: start one, and run the cell again.",
+    "The kernel was restarted: run the cells from the first one on again.",
+    "The kernel is gone: start one, and run the cells from the first one on again.",
 )
 CONTEXT = "window.jupyterapp.shell.currentWidget.sessionContext"
 CLOCKS = (

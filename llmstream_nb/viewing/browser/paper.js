@@ -6,7 +6,7 @@ import { make } from "./elements.js";
 export function figures({ chunks, first, ms, over, attempts }) {
   const seconds = (time, digits) => `${(time / 1000).toFixed(digits)} s`;
   const known = over && attempts > 1 ? [`${attempts} attempts`] : [];
-  if (first !== null) known.push(`${chunks.toLocaleString("en")} chunk${chunks === 1 ? "" : "s"}`, `first token ${seconds(first, 2)}`);
+  if (first !== null) known.push(`${chunks.toLocaleString("en")} chunk${chunks === 1 ? "" : "s"}`, `first token ${seconds(first, first < 1000 ? 2 : 1)}`);
   if (ms) known.push(`${over ? "total " : ""}${seconds(ms, 1)}`);
   return known;
 }
