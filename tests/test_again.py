@@ -12,9 +12,9 @@ from nbclient import NotebookClient
 
 from llmstream_nb.setup.lab import child_environment
 
-from .test_notebooks import FOLDER, NOTEBOOKS, REFERENCE, code_cells
+from .test_notebooks import FOLDER, NOTEBOOKS, OPTIONAL, REFERENCE, code_cells
 
-every_notebook = pytest.mark.parametrize("path", [*NOTEBOOKS, REFERENCE], ids=lambda path: path.stem)
+every_notebook = pytest.mark.parametrize("path", [*NOTEBOOKS, OPTIONAL, REFERENCE], ids=lambda path: path.stem)
 
 # Interrupts, as the stop button does, what runs longer than this, but each cell only once. The kernel does it to
 # itself: from outside, it could meet a cell that has just ended. An import of numpy that was interrupted can't be

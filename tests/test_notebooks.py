@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]-*.ipynb"))
 GLOSSARY, REFERENCE = FOLDER / "glossary.ipynb", FOLDER / "reference.ipynb"
+OPTIONAL = FOLDER / "04b-redis-8.ipynb"
 TEMPLATE = ROOT / "tests" / "template.ipynb"
 SVG = "{http://www.w3.org/2000/svg}"
 WIDTH = 100  # characters of code: more are cut off, or scroll, where the letters are large
@@ -86,7 +87,7 @@ def test_all_notebooks_are_known() -> None:
     assert [path.stem for path in NOTEBOOKS] == list(MAY_DIFFER)
 
 
-@pytest.mark.parametrize("path", [*NOTEBOOKS, REFERENCE], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, OPTIONAL, REFERENCE], ids=lambda path: path.stem)
 def test_every_code_cell_is_saved_executed_and_without_error(path: Path) -> None:
     counts = [cell.execution_count for cell in code_cells(path)]
     assert counts == list(range(1, len(counts) + 1))
@@ -102,7 +103,7 @@ def test_only_the_counted_cells_may_differ_and_none_is_skipped(path: Path) -> No
         assert not any(word in cell.source or word in tags(cell) for word in SKIPPING), cell.source
 
 
-@every_notebook
+@pytest.mark.parametrize("path", [*NOTEBOOKS, OPTIONAL], ids=lambda path: path.stem)
 def test_a_line_of_code_fits_a_projector(path: Path) -> None:
     assert [line for cell in code_cells(path) for line in cell.source.splitlines() if len(line) > WIDTH] == []
 
@@ -126,7 +127,9 @@ def test_neighbours_link_to_each_other(path: Path) -> None:
         assert neighbour.name in targets, f"no link to {neighbour.name}"
 
 
-@pytest.mark.parametrize("path", [*NOTEBOOKS, GLOSSARY, REFERENCE, ROOT / "README.md"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [*NOTEBOOKS, OPTIONAL, GLOSSARY, REFERENCE, ROOT / "README.md"], ids=lambda path: path.stem
+)
 def test_links_and_pictures_lead_somewhere(path: Path) -> None:
     text = text_of(path)
     found = LINK.findall(text)
@@ -256,7 +259,7 @@ def words_of(text: str) -> str:
     return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
 
 
-@every_notebook
+@pytest.mark.parametrize("path", [*NOTEBOOKS, OPTIONAL], ids=lambda path: path.stem)
 def test_a_term_is_linked_to_the_glossary_where_it_first_appears(path: Path) -> None:
     texts = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
     late = {}
@@ -310,7 +313,7 @@ def test_a_picture_can_be_read_in_a_light_and_in_a_dark_notebook(path: Path) -> 
         assert min(contrast(text.get("fill"), each) for each in grounds) >= 4.5, text.text
 
 
-@every_notebook
+@pytest.mark.parametrize("path", [*NOTEBOOKS, OPTIONAL], ids=lambda path: path.stem)
 def test_a_widget_leaves_a_still_picture(path: Path) -> None:
     """For GitHub, for nbconvert and for a JupyterLab before the cell is run: there is no widget without its kernel."""
     data = [output.data for cell in code_cells(path) for output in cell.outputs if "data" in output]
