@@ -1073,7 +1073,7 @@ def test_the_placeholder(client, answer):
         assert verdict.passed is None
         assert not verdict
         assert repr(verdict) == "○ Not started yet: replace the `...`"
-        assert "○ Not started yet: replace the `...`" in verdict._repr_html_()
+        assert "○ Not started yet: replace the <code>...</code>" in verdict._repr_html_()
     assert checks.get_last_id(annotated)
     assert not checks.verdict.tries
 
@@ -1100,6 +1100,14 @@ def test_hints_begin_anew_after_success(client):
     checks.get_last_id(lambda *_: None)
     assert checks.get_last_id(right_get_last_id).hint == ""
     assert hint_of(checks.get_last_id(lambda *_: None)) == "Hint 1 of 3:"
+
+
+def test_code_in_a_verdict_is_shown_as_code_and_nothing_else_becomes_markup(client):
+    verdict = checks.verdict.Verdict(False, "`<b>` is not `x`, nor ` alone", "Hint 1 of 3: `a < b`\n`c")
+    assert "`<b>` is not `x`, nor ` alone\n  Hint 1 of 3: `a < b`\n  `c" in repr(verdict)
+    shown = verdict._repr_html_()
+    assert "<code>&lt;b&gt;</code> is not <code>x</code>, nor ` alone<br>" in shown
+    assert "Hint 1 of 3: <code>a &lt; b</code><br>  `c</p>" in shown  # no code across lines
 
 
 def test_what_is_not_started_costs_no_hint(client):
@@ -1295,6 +1303,18 @@ def blocked(client, stream, *args):
     client.xread({stream: "$"}, block=0)
     while True:
         pass
+
+
+async def shouts_asynchronously(*args):
+    yield args[0]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("function", [asynchronous, shouts_asynchronously, lambda *_: asynchronous()])
+def test_an_asynchronous_function_is_told_from_a_wrong_one(client, function):
+    for check in (checks.source, checks.poll):
+        checks.verdict.tries.clear()
+        assert explained(check(function), "your function is asynchronous: write `def`, not `async def`.")
 
 
 @pytest.mark.parametrize("function", [stubborn, blocked])

@@ -57,7 +57,8 @@ class Case:
                 for key in (self.stream, *self._others):
                     self.client.expire(key, LIFETIME)
         if inspect.iscoroutine(self._result):
-            self._result.close()
+            self._result.close()  # else Python warns that nobody awaited it
+        if inspect.iscoroutine(self._result) or inspect.isasyncgen(self._result):
             raise WrongError("your function is asynchronous: write `def`, not `async def`.")
         return self._result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Callable
@@ -31,7 +32,8 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         lines = "<br>".join(html.escape(line) for line in repr(self).splitlines())
-        return f'<p class="tex2jax_ignore mathjax_ignore">{lines}</p>'  # $…$ is not to be typeset
+        shown = re.sub("`([^`<]+)`", r"<code>\1</code>", lines)
+        return f'<p class="tex2jax_ignore mathjax_ignore">{shown}</p>'  # $…$ is not to be typeset
 
 
 def right(name: str, text: str) -> Verdict:

@@ -160,7 +160,8 @@ function render({ model, el }) {
 
     const anchor = boxes.get(drawn.at(-1)?.id);
     const before = anchor?.getBoundingClientRect().left;
-    const atEnd = sight.scrollLeft + sight.clientWidth > sight.scrollWidth - 20;
+    // Not scrollWidth: that grows while a movement is under way.
+    const atEnd = sight.scrollLeft + sight.clientWidth > track.offsetWidth - 20;
     const fresh = cells.filter(({ id }) => !boxes.has(id)).length;
     const moves = known && fresh <= FEW && !calm.matches;
     const wanted = new Set(cells.map(({ id }) => id));
