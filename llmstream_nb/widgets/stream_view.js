@@ -160,7 +160,7 @@ function render({ model, el }) {
 
     const anchor = boxes.get(drawn.at(-1)?.id);
     const before = anchor?.getBoundingClientRect().left;
-    const atEnd = sight.scrollLeft + sight.clientWidth > sight.scrollWidth - 20;
+    const atEnd = sight.scrollLeft + sight.clientWidth > track.offsetWidth - 20; // scrollWidth counts what moves, too
     const fresh = cells.filter(({ id }) => !boxes.has(id)).length;
     const moves = known && fresh <= FEW && !calm.matches;
     const wanted = new Set(cells.map(({ id }) => id));
@@ -187,7 +187,7 @@ function render({ model, el }) {
     track.dataset.more = marks.length > entries.length;
     track.dataset.lanes = Boolean(marks.readers?.length || marks.groups?.length);
     known = "length" in marks;
-    if (atEnd) sight.scrollLeft = sight.scrollWidth;
+    if (atEnd) sight.scrollLeft = track.offsetWidth - sight.clientWidth;
     if (moves && anchor?.isConnected) {
       const by = before - anchor.getBoundingClientRect().left;
       if (by) track.animate([{ transform: `translateX(${by}px)` }, { transform: "none" }], { duration: 200, easing: "ease-out" });
@@ -294,7 +294,7 @@ function render({ model, el }) {
       const chip = node.parts.get(part) ?? make(node, "span", { class: "llmstream-lane-part", "data-kind": what, "data-hue": tint ?? "" });
       node.parts.set(part, chip);
       Object.assign(chip.style, { left: `${left}px`, width: `${right - left}px` });
-      say(chip, squeeze(text, (right - left - 10) / 8));
+      say(chip, what === "held" ? squeeze(text, (right - left - 10) / 8) : text); // the narrowest box has room for `skipped`
       chip.title = title;
     }
     return key;
