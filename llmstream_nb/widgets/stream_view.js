@@ -113,6 +113,8 @@ function render({ model, el }) {
   let known = false; // something was drawn before, if only that there is nothing
   let due = 0; // the frame in which the next drawing is
   let later = 0; // the timer that ends a ghost
+  let follows = true; // it stays at the end, unless the reader has scrolled away
+  let placed = 0; // how far it was scrolled by the last drawing
 
   const hue = (value) => hues.get(value) ?? hues.set(value, hues.size % HUES).get(value);
   const soon = () => (due ||= requestAnimationFrame(draw));
@@ -160,7 +162,6 @@ function render({ model, el }) {
 
     const anchor = boxes.get(drawn.at(-1)?.id);
     const before = anchor?.getBoundingClientRect().left;
-    const atEnd = sight.scrollLeft + sight.clientWidth > track.offsetWidth - 20; // scrollWidth counts what moves, too
     const fresh = cells.filter(({ id }) => !boxes.has(id)).length;
     const moves = known && fresh <= FEW && !calm.matches;
     const wanted = new Set(cells.map(({ id }) => id));
@@ -187,7 +188,8 @@ function render({ model, el }) {
     track.dataset.more = marks.length > entries.length;
     track.dataset.lanes = Boolean(marks.readers?.length || marks.groups?.length);
     known = "length" in marks;
-    if (atEnd) sight.scrollLeft = track.offsetWidth - sight.clientWidth;
+    if (follows) sight.scrollLeft = track.offsetWidth - sight.clientWidth; // scrollWidth counts what moves, too
+    placed = sight.scrollLeft;
     if (moves && anchor?.isConnected) {
       const by = before - anchor.getBoundingClientRect().left;
       if (by) track.animate([{ transform: `translateX(${by}px)` }, { transform: "none" }], { duration: 200, easing: "ease-out" });
@@ -315,7 +317,10 @@ function render({ model, el }) {
 
   draw();
   model.on("change", soon);
-  sight.addEventListener("scroll", place);
+  sight.addEventListener("scroll", () => {
+    if (Math.abs(sight.scrollLeft - placed) > 1) follows = sight.scrollLeft + sight.clientWidth > track.offsetWidth - 20;
+    place();
+  });
   const resized = new ResizeObserver(soon);
   resized.observe(sight);
   return () => {
