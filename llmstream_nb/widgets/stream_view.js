@@ -113,6 +113,8 @@ function render({ model, el }) {
   let known = false; // something was drawn before, if only that there is nothing
   let due = 0; // the frame in which the next drawing is
   let later = 0; // the timer that ends a ghost
+  let follows = true; // it stays at the end, unless the reader has scrolled away
+  let placed = 0; // how far it was scrolled by the last drawing
 
   const hue = (value) => hues.get(value) ?? hues.set(value, hues.size % HUES).get(value);
   const soon = () => (due ||= requestAnimationFrame(draw));
@@ -160,8 +162,6 @@ function render({ model, el }) {
 
     const anchor = boxes.get(drawn.at(-1)?.id);
     const before = anchor?.getBoundingClientRect().left;
-    // Not scrollWidth: that grows while a movement is under way.
-    const atEnd = sight.scrollLeft + sight.clientWidth > track.offsetWidth - 20;
     const fresh = cells.filter(({ id }) => !boxes.has(id)).length;
     const moves = known && fresh <= FEW && !calm.matches;
     const wanted = new Set(cells.map(({ id }) => id));
@@ -188,7 +188,8 @@ function render({ model, el }) {
     track.dataset.more = marks.length > entries.length;
     track.dataset.lanes = Boolean(marks.readers?.length || marks.groups?.length);
     known = "length" in marks;
-    if (atEnd) sight.scrollLeft = sight.scrollWidth;
+    if (follows) sight.scrollLeft = track.offsetWidth - sight.clientWidth; // scrollWidth counts what moves, too
+    placed = sight.scrollLeft;
     if (moves && anchor?.isConnected) {
       const by = before - anchor.getBoundingClientRect().left;
       if (by) track.animate([{ transform: `translateX(${by}px)` }, { transform: "none" }], { duration: 200, easing: "ease-out" });
@@ -295,7 +296,7 @@ function render({ model, el }) {
       const chip = node.parts.get(part) ?? make(node, "span", { class: "llmstream-lane-part", "data-kind": what, "data-hue": tint ?? "" });
       node.parts.set(part, chip);
       Object.assign(chip.style, { left: `${left}px`, width: `${right - left}px` });
-      say(chip, squeeze(text, (right - left - 10) / 8));
+      say(chip, what === "held" ? squeeze(text, (right - left - 10) / 8) : text); // the narrowest box has room for `skipped`
       chip.title = title;
     }
     return key;
@@ -316,7 +317,10 @@ function render({ model, el }) {
 
   draw();
   model.on("change", soon);
-  sight.addEventListener("scroll", place);
+  sight.addEventListener("scroll", () => {
+    if (Math.abs(sight.scrollLeft - placed) > 1) follows = sight.scrollLeft + sight.clientWidth > track.offsetWidth - 20;
+    place();
+  });
   const resized = new ResizeObserver(soon);
   resized.observe(sight);
   return () => {

@@ -20,6 +20,7 @@ key = names_of(redis).prefix + ":story"
 def tell(text, start=1):
     for number, word in enumerate(text.split(), start):
         redis.xadd(key, {"word": word}, id=f"1-{number}")"""
+AT_END = "(node) => node.scrollLeft + node.clientWidth >= node.scrollWidth - 1"
 CALM = "() => !document.querySelector('.llmstream-stream').getAnimations({subtree: true}).length"
 # Keeps in `window.gone` what was drawn as gone, if only for a moment.
 WATCH = """(view) => {
@@ -212,5 +213,34 @@ def test_many_entries_go_by_and_a_late_reader_follows(browser, lab) -> None:
     notebook.page.wait_for_function(CALM)
     stands(notebook, view, "late", 20)
     sight = view.locator(".llmstream-stream-sight")
-    assert sight.evaluate("(node) => node.scrollLeft + node.clientWidth >= node.scrollWidth - 1")  # at its end
+    assert sight.evaluate(AT_END)
+    notebook.page.context.close()
+
+
+def test_a_view_stays_at_its_end_until_its_reader_scrolls_away(browser, lab) -> None:
+    """Also while entries move in, and where it is shown a second time."""
+    cells = (
+        IMPORTS,
+        "words = ask('count', source='scripted', model='scripted:long=60,pace=25', id='slow', replace=True)",
+        "view = StreamView(words); view",
+        "words.wait().status",
+        "view",
+        "for number in range(5): redis.xadd(view.key, {'kind': 'note', 'text': ''}, id=f'9-{number}')",
+    )
+    notebook = lab.open(browser, lab.notebook(*cells))
+    for index in range(5):
+        notebook.run(index)
+    views = [notebook.output(index).locator(".llmstream-stream") for index in (2, 4)]
+    for view in views:
+        expect(boxes(view).last).to_contain_text("end")
+    notebook.page.wait_for_function(CALM)
+    first, again = (view.locator(".llmstream-stream-sight") for view in views)
+    assert first.evaluate(AT_END) and again.evaluate(AT_END)
+    first.evaluate("(node) => new Promise((done) => { node.onscroll = done; node.scrollLeft = 50; })")
+    notebook.run(5)
+    for view in views:
+        expect(boxes(view).last).to_contain_text("note")
+    notebook.page.wait_for_function(CALM)
+    assert first.evaluate("(node) => node.scrollLeft") == 50
+    assert again.evaluate(AT_END)
     notebook.page.context.close()
