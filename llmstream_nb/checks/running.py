@@ -56,7 +56,7 @@ def exercise(examine: Callable[..., str]) -> Callable[..., Verdict]:
 
 
 def _run(name: str, judge: Callable[[Case], str], hints: tuple[str, ...], client: redis.Redis | None) -> Verdict:
-    """Judge what the learner wrote, each call within TIMEOUT: what is right, or what is wrong, with one of the hints."""
+    """Judge what the learner wrote, each call within TIMEOUT: what is right, or wrong, with one of the hints."""
     try:
         case = Case(client or current())
     except (LLMStreamError, redis.RedisError, ValueError) as error:
