@@ -28,8 +28,7 @@ class Case:
     def __init__(self, client: redis.Redis) -> None:
         self.client: Any = client  # redis-py's replies are typed as those of its asynchronous client too
         self.stream = f"{names_of(client).prefix}:check:{secrets.token_hex(6)}"
-        self.about = "here"  # what the learner's function is busy with
-        self.called = time.monotonic()  # when that began
+        self.about, self.called = "here", time.monotonic()  # what the learner's function is busy with, since when
         self._result: Any = None  # of the last call
         self._others: set[str] = set()
         self.closed = threading.Event()

@@ -38,13 +38,12 @@ def capstone(case: Case, produce: Any, read: Any, stop: Any) -> str:
         return [entry_id for entry_id, _ in pairs], text
 
     def press(stop: Any) -> None:
-        while case.client.xlen(case.stream) < 6 and not case.closed.wait(0.01):
-            pass
+        any(case.closed.wait(0.01) or case.client.xlen(case.stream) > 5 for _ in range(500))  # wait
         stop(case.client, case.stream)
 
     require(inspect.isgeneratorfunction(read), "`read` is no generator: `yield` each (ID, text) as soon as it comes.")
-    model, http = scripted.server(), DefaultHttpxClient(trust_env=False)  # no proxy stands before this machine itself
-    with OpenAI(base_url=model.url, api_key="none", http_client=http) as llm:
+    # A proxy of the network's does not stand before this machine itself.
+    with OpenAI(base_url=scripted.server().url, api_key="none", http_client=DefaultHttpxClient(trust_env=False)) as llm:
         drill = "in drill 1, an answer"
         write("pace=0")
         follow(right=prepared.reply(QUESTION))
@@ -75,6 +74,6 @@ def capstone(case: Case, produce: Any, read: Any, stop: Any) -> str:
         ids, text = follow()
         kept = 4 < len(ids) < 200 and right.startswith(text)
         require(kept, f"{drill}: {len(ids)} of 200 deltas are there. Write each at once, look for Stop, keep the text.")
-        ended = any(case.closed.wait(0.05) or not model.active for _ in range(20))
+        ended = any(case.closed.wait(0.05) or not scripted.server().active for _ in range(20))
         require(ended, f"{drill}: the model speaks on though `produce` has returned. Close its stream.")
     return "exact, once each, from any ID on, and stopped when asked: a streaming chat of your own."
