@@ -37,8 +37,8 @@ def capstone(case: Case, produce: Any, read: Any, stop: Any) -> str:
         require(right in (None, text), f"{drill}, the text is {show(text)}, not {show(right)}.")
         return [entry_id for entry_id, _ in pairs], text
 
-    def press(stop: Any) -> None:
-        any(case.closed.wait(0.01) or case.client.xlen(case.stream) > 5 for _ in range(500))  # wait
+    def press(model: scripted.Server) -> None:
+        any(case.closed.wait(0.01) or (case.client.xlen(case.stream) > 5 and model.active) for _ in range(500))  # wait
         stop(case.client, case.stream)
 
     require(inspect.isgeneratorfunction(read), "`read` is no generator: `yield` each (ID, text) as soon as it comes.")
@@ -69,7 +69,7 @@ def capstone(case: Case, produce: Any, read: Any, stop: Any) -> str:
         case.other("stop")  # what `stop` may set
         case.call(stop, f"{drill}, in `stop`", case.client, case.stream)  # would raise, where nobody sees it, below
         case.clear()
-        case.trickle(stop, add=press)
+        case.trickle(scripted.server(), add=press)
         write("long=200,pace=100")
         ids, text = follow()
         kept = 4 < len(ids) < 200 and right.startswith(text)
