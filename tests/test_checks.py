@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 
+import openai  # noqa: F401 - it takes a while, which is not the learner's
 import pytest
+import redis
 
 from llmstream_nb import Answer, ask, checks
 
@@ -1659,3 +1661,123 @@ def test_who_interrupts_a_check_ends_the_loop_too(client):
     with pytest.raises(KeyboardInterrupt):
         checks.get_last_id(get_last_id)
     wait_for(lambda: mine[0].ident not in sys._current_frames())
+
+
+# ---------------------------------------------------------------------------------------------- the capstone
+
+
+def teller(*, own=True, catch=True, end=True, gather=False, look=True, keep=True, close=True, after_stop=True):
+    """A producer of the capstone, right by default."""
+
+    def produce(client, key, llm, model, question):
+        number, stopped = 0, False
+
+        def add(kind, text):
+            nonlocal number
+            number += 1
+            try:
+                client.xadd(key, {"kind": kind, "text": text}, id=f"1-{number}" if own else "*")
+            except redis.ResponseError:
+                if not catch:
+                    raise
+
+        messages = [{"role": "user", "content": question}]
+        parts = llm.chat.completions.create(model=model, messages=messages, stream=True)
+        for part in list(parts) if gather else parts:
+            if look and client.exists(f"{key}:stop"):
+                stopped = True
+                break
+            if part.choices and part.choices[0].delta.content:
+                add("text", part.choices[0].delta.content)
+        if close:  # a `break` alone does not: in openai's stream is a circle of references
+            parts.close()
+        if stopped and not keep:
+            client.delete(key)
+        if end and (after_stop or not stopped):
+            add("end", "")
+
+    return produce
+
+
+def follower(*, block=1000, wait=True, at_once=True, all_of_it=False, tail=False, inclusive=False, pair=True):
+    """A reader of the capstone, right by default."""
+
+    def read(client, key, after="0-0"):
+        after = "0-0" if all_of_it else after
+        while True:
+            if inclusive:
+                found = client.xrange(key, after)
+            else:
+                found = [entry for _, entries in client.xread({key: after}, block=block) for entry in entries]
+            for after, entry in found:
+                if entry["kind"] == "end":
+                    if tail:
+                        yield after, "end"
+                    return
+                yield (after, entry["text"]) if pair else entry["text"]
+            if not wait:
+                return
+
+    return read
+
+
+def returns_the_text(client, key, after="0-0"):
+    return "".join(text for _, text in follower()(client, key, after))
+
+
+def halt(client, key):
+    client.set(f"{key}:stop", "1", ex=60)
+
+
+def raises(*args):
+    raise RuntimeError("not today")
+
+
+@pytest.mark.parametrize("backend", ["fake", "redis-server"], indirect=True)
+def test_a_chat_of_the_learners_own(client):
+    verdict = checks.capstone(teller(), follower(), halt)
+    assert verdict.passed, verdict
+    assert repr(checks.capstone(teller(), follower(block=50), halt)) == repr(verdict)
+    assert checks.capstone(teller(), follower(block=0), halt).passed
+
+
+@pytest.mark.parametrize(
+    ("produce", "read", "stop", "word"),
+    [
+        (teller(own=False), follower(), halt, "an XADD again, the text is '0 0 1 2 3 4 5 5 6 6 7 "),
+        (
+            teller(catch=False),
+            follower(),
+            halt,
+            "an XADD again, in `produce`, your function raises ResponseError: The ID",
+        ),
+        (teller(end=False), follower(), halt, "'text': '.'}), your function does not return"),
+        (teller(gather=True), follower(), halt, "in drill 4, Stop: 200 of 200 deltas are there. Write each at once"),
+        (teller(look=False), follower(), halt, "in drill 4, Stop: 200 of 200 deltas are there"),
+        (teller(keep=False), follower(), halt, "in drill 4, Stop: 0 of 200 deltas are there"),
+        (teller(close=False), follower(), halt, "the model speaks on though `produce` has returned"),
+        (teller(after_stop=False), follower(), halt, "in drill 4, Stop, in `read`, of a stream that ends with"),
+        (teller(), follower(block=None, wait=False), halt, "there before the first entry, the text is '', not '0 1 2 "),
+        (teller(), follower(all_of_it=True), halt, "who has seen 6 of 12 texts, the text is '0 1 2 "),
+        (teller(), follower(inclusive=True), halt, "who has seen 6 of 12 texts, the text is '5 6 7 "),
+        (teller(), follower(tail=True), halt, "in drill 1, an answer, the text is "),
+        (teller(), follower(pair=False), halt, "return pairs (ID, text), each by a `yield`"),
+        (teller(), returns_the_text, halt, "`read` is no generator: `yield` each"),
+        (teller(), None, halt, "`read` is no generator"),
+        (None, follower(), halt, "give the function itself, without calling it; this is None"),
+        (teller(), follower(), raises, "in drill 4, Stop, in `stop`, your function raises RuntimeError: not today"),
+        (raises, follower(), halt, "in drill 1, an answer, in `produce`, your function raises RuntimeError"),
+        (teller(), follower(), lambda *_: None, "in drill 4, Stop: 200 of 200 deltas are there"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["fake"], indirect=True)  # the judge is tried here, not Redis
+def test_a_chat_that_is_wrong(client, monkeypatch, produce, read, stop, word):
+    monkeypatch.setattr(checks.running, "TIMEOUT", 4.0)
+    verdict = checks.capstone(produce, read, stop)
+    assert explained(verdict, word), verdict
+
+
+def test_a_chat_that_is_not_begun(client):
+    def untouched(client, key): ...  # your code
+
+    assert checks.capstone(teller(), follower(), untouched).passed is None

@@ -26,7 +26,7 @@ ROOMS = {
     "viewing": 202,  # the last resort of all who show answers, what a takeover looks like, errors in a notebook
     "widgets": 910,  # views of an answer, of a stream's key and of the pool
     "web": 704,  # with what its guests may ask for, and what it does where one answer breaks
-    "checks": 830,  # twenty exercises, each tried with what learners get wrong
+    "checks": 880,  # twenty exercises, each tried with what learners get wrong, and a whole chat of the learner's own
     "setup": 1045,  # a bare Python, any system, and errors that say what to do
 }
 SET_UP = ("setup", "__main__")  # before anything is installed
@@ -133,4 +133,4 @@ def test_each_room_keeps_to_its_budget(room: str) -> None:
 
 
 def test_the_package_stays_small() -> None:
-    assert sum(code_lines(path) for path in PACKAGE.rglob("*.py")) <= 7_750
+    assert sum(code_lines(path) for path in PACKAGE.rglob("*.py")) <= 7_800

@@ -22,7 +22,7 @@ from llmstream_nb.setup.lab import child_environment
 
 from . import model
 from .model import wait_for
-from .test_notebooks import LINK, NOTEBOOKS, ROOT, prose
+from .test_notebooks import LESSONS, LINK, ROOT, prose
 from .test_notebooks import test_links_and_pictures_lead_somewhere as check_links
 
 WORKSHOP = ROOT / "workshop"
@@ -58,7 +58,7 @@ def test_the_clock_adds_up(page: str, whole: int) -> None:
     assert advice and {(time[0], time[2:]) for time in advice} <= {(hours, minutes) for hours, minutes, _ in rows}
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("notebook", LESSONS, ids=lambda path: path.stem)
 def test_each_notebook_has_its_polls_and_its_recovery_line(notebook: Path) -> None:
     number = notebook.stem[:2]
     found = re.search(rf"(?ms)^## {number} · .*?(?=^## |\Z)", (WORKSHOP / "notebooks.md").read_text("utf-8"))

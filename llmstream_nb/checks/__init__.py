@@ -6,11 +6,13 @@ from llmstream_nb.checks.nb02 import produce, rebuild
 from llmstream_nb.checks.nb03 import read, read_many
 from llmstream_nb.checks.nb04 import claim, work
 from llmstream_nb.checks.nb05 import poll, source
+from llmstream_nb.checks.nb05b import capstone
 from llmstream_nb.checks.nb06 import missing, resume, state
 from llmstream_nb.checks.nb07 import budget, lag
 from llmstream_nb.checks.nb08 import last_event_id, parse
 
 __all__ = [
-    "budget", "claim", "collect", "count_entries", "get_last_id", "lag", "last_event_id", "missing", "pages", "parse",
-    "poll", "produce", "read", "read_many", "rebuild", "resume", "source", "state", "stopped", "work",
+    "budget", "capstone", "claim", "collect", "count_entries", "get_last_id", "lag", "last_event_id", "missing",
+    "pages", "parse", "poll", "produce", "read", "read_many", "rebuild", "resume", "source", "state", "stopped",
+    "work",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -27,10 +28,10 @@ class Case:
     def __init__(self, client: redis.Redis) -> None:
         self.client: Any = client  # redis-py's replies are typed as those of its asynchronous client too
         self.stream = f"{names_of(client).prefix}:check:{secrets.token_hex(6)}"
-        self.about = "here"  # what the learner's function is busy with
+        self.about, self.called = "here", time.monotonic()  # what the learner's function is busy with, since when
         self._result: Any = None  # of the last call
         self._others: set[str] = set()
-        self._closed = threading.Event()
+        self.closed = threading.Event()
         self._writer = threading.Thread()
 
     def each(self, *cases: Any) -> Iterator[Any]:
@@ -43,7 +44,7 @@ class Case:
 
     def call(self, function: Any, about: str, *args: Any) -> Any:
         """Call the learner's function; what it raises becomes a sentence, except for a model that breaks off."""
-        self.about = about
+        self.about, self.called = about, time.monotonic()
         require(callable(function), f"give the function itself, without calling it; this is {show(function)}.")
         try:
             self._result = function(*args)
@@ -125,7 +126,7 @@ class Case:
 
         def write() -> None:
             for burst in bursts:
-                if not self._closed.wait(0.1):
+                if not self.closed.wait(0.1):
                     add(burst)
 
         self._writer = threading.Thread(target=write, name="llmstream check", daemon=True)
@@ -137,7 +138,7 @@ class Case:
 
     def close(self) -> None:
         """Stop writing, and leave nothing behind."""
-        self._closed.set()
+        self.closed.set()
         if self._writer.ident:
             self._writer.join()
         self.clear()

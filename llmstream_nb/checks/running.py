@@ -8,6 +8,7 @@ import inspect
 import json
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import update_wrapper
@@ -23,7 +24,7 @@ from llmstream_nb.checks.verdict import Verdict, WrongError, right, wrong
 from llmstream_nb.protocol.wire import LLMStreamError
 
 HINTS = json.loads(Path(__file__).with_name("hints.json").read_text("utf-8"))  # by the check's name
-TIMEOUT = 6.0  # seconds that a check waits for the learner's code
+TIMEOUT = 6.0  # seconds that a check waits for one call of the learner's code
 
 
 class Interrupted(SystemExit):
@@ -55,7 +56,7 @@ def exercise(examine: Callable[..., str]) -> Callable[..., Verdict]:
 
 
 def _run(name: str, judge: Callable[[Case], str], hints: tuple[str, ...], client: redis.Redis | None) -> Verdict:
-    """Judge what the learner wrote within TIMEOUT: what is right about it, or what is wrong, with one of the hints."""
+    """Judge what the learner wrote, each call within TIMEOUT: what is right, or wrong, with one of the hints."""
     try:
         case = Case(client or current())
     except (LLMStreamError, redis.RedisError, ValueError) as error:
@@ -77,8 +78,9 @@ def _run(name: str, judge: Callable[[Case], str], hints: tuple[str, ...], client
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        return verdicts.get(timeout=TIMEOUT)
-    except Empty:
+        while (left := case.called + TIMEOUT - time.monotonic()) > 0:
+            with suppress(Empty):
+                return verdicts.get(timeout=left)
         return wrong(name, f"{case.about}, your function does not return: does its loop end?", hints)
     finally:  # also where the check itself is interrupted
         _end(thread, case)
