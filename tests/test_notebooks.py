@@ -38,7 +38,7 @@ MAY_DIFFER = {
     "01-stream-commands": 2,
     "02-produce": 3,
     "03-read-live": 1,
-    "04-groups": 2,
+    "04-groups": 1,
     "05-take-home": 1,
     "05b-capstone": 1,
     "06-break-it": 3,
