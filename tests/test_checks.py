@@ -1118,7 +1118,7 @@ def test_what_is_not_started_costs_no_hint(client):
 
 
 def test_every_check_has_three_hints_in_short_lines(client):
-    given = {"count_entries": (None, "k", 1), "budget": (0, 0)}
+    given = {"count_entries": (None, "k", 1), "budget": (0, 0), "capstone": (None, None, None)}
     for name in checks.__all__:
         check, limits = getattr(checks, name), LOAD | PROMISES if name == "budget" else {}
         verdicts = [check(*given.get(name, (None,)), **limits) for _ in range(3)]
