@@ -21,7 +21,8 @@ def tell(text, start=1):
     for number, word in enumerate(text.split(), start):
         redis.xadd(key, {"word": word}, id=f"1-{number}")"""
 AT_END = "(node) => node.scrollLeft + node.clientWidth >= node.scrollWidth - 1"
-CALM = "() => !document.querySelector('.llmstream-stream').getAnimations({subtree: true}).length"
+CALM = """() => [...document.querySelectorAll(".llmstream-stream")]
+  .every((view) => !view.getAnimations({subtree: true}).length)"""
 # Keeps in `window.gone` what was drawn as gone, if only for a moment.
 WATCH = """(view) => {
   window.gone = new Set();
