@@ -21,7 +21,8 @@ def tell(text, start=1):
     for number, word in enumerate(text.split(), start):
         redis.xadd(key, {"word": word}, id=f"1-{number}")"""
 AT_END = "(node) => node.scrollLeft + node.clientWidth >= node.scrollWidth - 1"
-CALM = "() => !document.querySelector('.llmstream-stream').getAnimations({subtree: true}).length"
+CALM = """() => [...document.querySelectorAll(".llmstream-stream")]
+  .every((view) => !view.getAnimations({subtree: true}).length)"""
 # Keeps in `window.gone` what was drawn as gone, if only for a moment.
 WATCH = """(view) => {
   window.gone = new Set();
@@ -243,4 +244,22 @@ def test_a_view_stays_at_its_end_until_its_reader_scrolls_away(browser, lab) -> 
     notebook.page.wait_for_function(CALM)
     assert first.evaluate("(node) => node.scrollLeft") == 50
     assert again.evaluate(AT_END)
+    notebook.page.context.close()
+
+
+def test_the_end_stays_in_sight_while_the_row_slides(browser, lab) -> None:
+    cells = (
+        IMPORTS,
+        "slow = ask('count', source='scripted', model='scripted:long=60,pace=30', id='slides', replace=True)",
+        "StreamView(slow, newest=30)",
+        "slow.wait().status",
+    )
+    notebook = lab.open(browser, lab.notebook(*cells))
+    for index in range(4):
+        notebook.run(index)
+    view = notebook.output(2).locator(".llmstream-stream")
+    expect(boxes(view).last).to_contain_text("end")
+    notebook.page.wait_for_function(CALM)
+    sight = view.locator(".llmstream-stream-sight")
+    assert sight.evaluate("(node) => node.scrollLeft + node.clientWidth >= node.scrollWidth - 1")
     notebook.page.context.close()
