@@ -145,6 +145,15 @@ def test_a_password_goes_in_and_never_comes_out(locked, capsys) -> None:
     assert done.returncode == 0 and "s3cr3t" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["redis://h/0?password=abc@s3cr3t", "redis://user:s3cr3t:127.0.0.1:6379/0", "redis://u:s3cr3t@h:1/0", "s3cr3t"],
+)
+def test_a_url_is_quoted_without_what_may_be_a_password(url: str) -> None:
+    assert "s3cr3t" not in masked(url)
+    assert masked("redis://[::1]:6379/0") == "redis://[::1]:6379/0"
+
+
 @needs_redis
 def test_a_wrong_or_missing_password_is_told(locked) -> None:
     assert "refused the user name or password" in refused(f"redis://:wrong-{QUOTED}@127.0.0.1:{locked.port}/0")

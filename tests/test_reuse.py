@@ -964,3 +964,34 @@ def test_who_stops_the_dead_tells_what_was_deleted_at_the_end(client, deleted) -
     assert not any(isinstance(event, Restarted) for heard in events.values() for event in heard)
     assert all(isinstance(heard[-1], Ended) for heard in events.values())
     assert record_of(client, "tour")["missing"] == len(deleted)
+
+
+@pytest.mark.parametrize("how", ["ask", "enqueue"])
+@pytest.mark.parametrize("replace", [True, False])
+def test_what_the_queue_holds_of_an_old_question_answers_no_other(client, how: str, replace: bool) -> None:
+    """A worker comes late to a queue where an entry stands whose id was asked anew, by `ask` or into the queue."""
+    enqueue("old", source="scripted", model="scripted:pace=0", id="tour", client=client, timing=QUICK)
+    stale = client.xrange(names_of(client).questions)[0][0]
+    if not replace:
+        client.delete(*names_of(client).answer("tour")[:2])  # it has expired, say
+    if how == "ask":
+        new = ask("new", source=slow, id="tour", replace=replace, client=client, timing=QUICK)
+        wait_for(lambda: "new" in new.text)
+    else:
+        options = {"id": "tour", "replace": replace, "client": client, "timing": QUICK}
+        new = enqueue("What is XADD?", source="scripted", model="scripted:pace=0", **options)
+    worker = Worker(client=client, timing=QUICK, name="late").start()
+    try:
+        wait_for(lambda: not client.xlen(names_of(client).questions))
+        if how == "ask":
+            before = len(new.text)
+            wait_for(lambda: len(new.text) > before)
+            assert new.status == "streaming"
+            new.stop()
+        else:
+            assert new.wait(20).status == "ended"
+        starts = [entry.data for entry in stream_of(client, "tour") if entry.kind == "start"]
+        assert [start.get("worker") for start in starts] == ([None] if how == "ask" else ["late"])
+        assert stale not in [start.get("job") for start in starts]
+    finally:
+        worker.stop()

@@ -23,6 +23,17 @@ def again():
     answer = ask("?", source="scripted", id="tour")
     return answer
 """
+MUTE = """\
+from llmstream_nb import LLMStreamError
+
+
+class Mute(LLMStreamError):
+    def __str__(self):
+        raise RuntimeError("no")
+
+
+raise Mute
+"""
 CELLS = {
     "first": TWICE,
     "function": FUNCTION,
@@ -33,6 +44,8 @@ CELLS = {
     "lost": "import redis as library\n\nlibrary.Redis(port=9).ping()",
     "lost, whole": "%tb",
     "name": "1 + 1\nundefined",
+    "mute": MUTE,
+    "after the mute": "undefined",
     "elsewhere": "import json\n\njson.loads('{')",
     "expected": "connect('nonsense')",
     "broken": "from llmstream_nb.viewing import tracebacks\n\ntracebacks.brief = None\nagain()",
@@ -88,6 +101,11 @@ def test_errors_of_redis_do_too(shown) -> None:
 def test_a_missing_name_says_what_to_run_first(shown) -> None:
     assert shown["name"].startswith("NameError: name 'undefined' is not defined\nIs it made in a cell above?")
     assert "Cell In[9], line 2: undefined" in shown["name"]
+
+
+def test_an_error_whose_text_can_not_be_had_costs_others_nothing(shown) -> None:
+    assert "Mute: its text can't be shown." in shown["mute"] and "unregistering" not in shown["mute"]
+    assert shown["after the mute"].startswith("NameError: name 'undefined' is not defined\nIs it made")
 
 
 def test_other_errors_look_as_ever(shown) -> None:

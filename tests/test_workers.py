@@ -184,7 +184,7 @@ def test_a_question_is_answered_by_the_pool(client, pool) -> None:
     assert (answer.status, answer.text, answer.record["pooled"]) == ("queued", "", True)
     assert client.zrange(names_of(client).answers, 0, -1) == [answer.id]
     [(entry, fields)] = queue(client)
-    assert fields == {"answer": answer.id}
+    assert fields == {"answer": answer.id, "nonce": answer.record["nonce"]}
     asked_about: list = []
     worker = pool(lambda question, topic: asked_about.append(topic) or iter(["so", " it is"]))
     events = list(read_answer(answer.id, client=client, timing=FAST))
@@ -355,7 +355,7 @@ def test_a_worker_finishes_its_answer_before_it_ends(client, pool) -> None:
     worker.stop(within=30)
     assert (answer.status, answer.text) == ("ended", "one two")
     assert models.asked() == 1 and look("b", client).status == "queued"  # it took no more
-    assert [fields for _, fields in queue(client)] == [{"answer": "b"}] and pending(client) == []
+    assert [fields["answer"] for _, fields in queue(client)] == ["b"] and pending(client) == []
     assert consumers(client) == []  # signed off
 
 
@@ -887,10 +887,10 @@ def test_a_queue_of_another_type_is_told(client) -> None:
 def test_a_question_that_breaks_a_round_is_given_up_and_the_others_are_answered(
     client, pool, monkeypatch, caplog
 ) -> None:
-    def picky(answer_id, *args):
-        if answer_id == "bad":
+    def picky(job, *args):
+        if job.answer_id == "bad":
             raise ZeroDivisionError
-        return read_question(answer_id, *args)
+        return read_question(job, *args)
 
     monkeypatch.setattr("llmstream_nb.pool.worker.read_question", picky)
     enqueue("?", id="bad", client=client, timing=FAST)

@@ -123,8 +123,10 @@ def masked(url: str) -> str:
     scheme, mark, rest = url.partition("://")
     if not mark or not scheme.isalpha():
         return "…"  # not a URL at all: any part of it may be a password
-    _, at, place = rest.rpartition("@")
-    return f"{scheme}://{'***@' if at else ''}{place.partition('?')[0]}"
+    _, at, place = rest.partition("?")[0].rpartition("@")
+    if place.count(":") > 1 and "[" not in place:
+        return f"{scheme}://…"  # the `@` was forgotten, it seems
+    return f"{scheme}://{'***@' if at else ''}{place}"
 
 
 def _check_server(client: redis.Redis) -> dict[str, Any]:

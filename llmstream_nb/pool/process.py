@@ -59,7 +59,7 @@ def start_process(name: str, *, slots: int = 1, lease: float = 5.0, client: redi
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment = os.environ | environment_of(client or current()) | {"PYTHONPATH": path, "LLMSTREAM_NO_VENV": "1"}
-    command = [sys.executable, "-m", "llmstream_nb", "worker", "--name", name, "--slots", str(slots)]
+    command = [sys.executable, "-m", "llmstream_nb", "worker", f"--name={name}", "--slots", str(slots)]
     command += ["--lease", str(lease), "--with-parent"]
     # In a session of its own: to interrupt a cell is not to interrupt the workers.
     _started[name] = Popen(command, env=environment, stdin=PIPE, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True)

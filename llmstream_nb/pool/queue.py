@@ -51,7 +51,7 @@ def enqueue(
     record = new_record(answer_id, question, topic, source, model or "") | {"pooled": True}
     take_id(client, record, timing, replace)
     try:
-        client.xadd(names_of(client).questions, {"answer": answer_id})
+        client.xadd(names_of(client).questions, {"answer": answer_id, "nonce": record["nonce"]})
     except (RedisError, OSError) as error:
         with suppress(LLMStreamError):
             clear(answer_id, client=client, timing=timing)
@@ -59,8 +59,12 @@ def enqueue(
     return Answer(answer_id, client=client, timing=timing)
 
 
-def read_question(answer_id: str, client: redis.Redis) -> dict[str, Any] | None:
-    """The record that `enqueue` wrote; None where it is gone. Raises NotAQuestion or BadQuestion; Redis errors pass."""
+def read_question(job: Job, client: redis.Redis) -> dict[str, Any] | None:
+    """The record for which `enqueue` wrote this entry; None where it is gone, or another's, who asked under its id.
+
+    Raises NotAQuestion or BadQuestion; Redis errors pass.
+    """
+    answer_id = job.answer_id
     try:
         text: Any = client.get(names_of(client).answer(answer_id).question)
     except (LLMStreamError, ResponseError) as error:  # the first where that can't be an id at all
@@ -68,6 +72,8 @@ def read_question(answer_id: str, client: redis.Redis) -> dict[str, Any] | None:
     if text is None:
         return None
     found = parse_record(text) or {}
+    if found.get("nonce") and not (found.get("pooled") and job.nonce in ("", found["nonce"])):
+        return None
     given = {name: value for name, value in found.items() if value is not None}
     record = {"topic": "", "source": "", "model": ""} | given
     types: dict[str, Any] = {"question": str, "topic": str, "source": str, "model": str, "asked": (int, float)}
@@ -82,7 +88,13 @@ class Job:
 
     entry: str  # its ID
     answer_id: str = field(compare=False)  # empty where the entry names none
+    nonce: str = field(default="", compare=False)  # that of the question; empty where the entry has none
     delivered: int = field(default=1, compare=False)  # how often it was: one more than there were takeovers
+
+    @classmethod
+    def of(cls, entry: str, fields: dict[str, str], delivered: int = 1) -> Job:
+        """An entry as redis-py gives it."""
+        return cls(entry, fields.get("answer", ""), fields.get("nonce", ""), delivered)
 
 
 class Queue:
@@ -119,7 +131,7 @@ class Queue:
     def take(self, count: int, seconds: float) -> list[Job]:
         """New entries (XREADGROUP), at most `count`; waits up to so many seconds for the first."""
         raw = read_group(self.line.redis, self.key, POOL, self.consumer, NEW, count, seconds)
-        return [Job(entry, fields.get("answer", "")) for entry, fields in raw]
+        return [Job.of(entry, fields) for entry, fields in raw]
 
     def renew(self, jobs: Iterable[Job]) -> None:
         """Reset the idle time of these jobs (XCLAIM … JUSTID to itself), and give a sign of life (PEXPIRE)."""
@@ -133,7 +145,7 @@ class Queue:
         for row in self.line.redis.xpending_range(self.key, POOL, "-", "+", 100, idle=self.lease):
             entry = row["message_id"]
             if found := self.line.redis.xrange(self.key, entry, entry):
-                yield Job(entry, found[0][1].get("answer", ""), row["times_delivered"] + 1), row["consumer"]
+                yield Job.of(entry, found[0][1], row["times_delivered"] + 1), row["consumer"]
             else:
                 self.done(Job(entry, ""))  # somebody has deleted it
 

@@ -190,7 +190,7 @@ class Worker:
         """Answer the question of this entry, unless there is nothing to answer."""
         question = ""
         try:
-            record = read_question(job.answer_id, self.client)
+            record = read_question(job, self.client)
             if record is None:
                 self._queue.done(job)  # cleared, or expired: nobody waits for it
                 return

@@ -320,11 +320,16 @@ def printable(text: str) -> str:
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
+# Found here, not where it is used: that is a thread, and an interrupt during an import in a notebook may leave Python's
+# lock on imports taken, so that no other thread can import any more.
+UTF16 = codecs.getincrementaldecoder("utf-16-le")
+
+
 class Joiner:
     """Join an emoji whose two surrogates came in two deltas: JSON's \\u escapes allow that split."""
 
     def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-16-le")("surrogatepass")
+        self._decoder = UTF16("surrogatepass")
 
     def push(self, delta: str, last: bool = False) -> str:
         """Return the text that can be written now; a leading half is held back until its other half comes."""

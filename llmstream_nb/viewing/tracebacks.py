@@ -28,7 +28,10 @@ def show(shell: Any, kind: type[BaseException], error: BaseException, trace: Tra
     with suppress(Exception):
         lines = brief(shell, kind, error, trace)
         error._render_traceback_ = lambda: lines  # type: ignore[attr-defined]  # this is what IPython asks for
-    shell.showtraceback((kind, error, trace), running_compiled_code=True)
+    try:
+        shell.showtraceback((kind, error, trace), running_compiled_code=True)
+    except Exception:  # noqa: BLE001 - its text is anybody's code; what is raised here would unregister this function
+        shell._showtraceback(kind, "its text can't be shown", [f"{kind.__name__}: its text can't be shown."])
     vars(error).pop("_render_traceback_", None)
 
 

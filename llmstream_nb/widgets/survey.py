@@ -136,8 +136,8 @@ class Workers:
         """What is shown of one; empty for one that is long gone, and holds nothing."""
         name, pending, (lease, left) = consumer["name"], consumer["pending"], sign
         limits, listed, last = {"quiet": QUIET}, float(DAY), now - consumer["idle"] / 1000
-        if isinstance(lease, str) and lease.isdecimal() and len(lease) < 16 and isinstance(left, int) and left > 0:
-            span = int(lease) / 1000
+        span = int(lease) / 1000 if isinstance(lease, str) and lease.isdecimal() and len(lease) < 16 else 0.0
+        if span and isinstance(left, int) and 0 < left <= 1000 * (span + DAY):
             limits, listed = {"silent": min(SILENT, span / 2), "gone": span}, span + LISTED
             last = now - (span + DAY - left / 1000)
         before, back = self._away
