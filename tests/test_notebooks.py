@@ -22,10 +22,10 @@ from . import stills
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]*-*.ipynb"))
+OPTIONAL = FOLDER / "04b-redis-8.ipynb"
+NOTEBOOKS = sorted(path for path in FOLDER.glob("[0-9][0-9]*-*.ipynb") if path != OPTIONAL)
 LESSONS = [path for path in NOTEBOOKS if path.stem != "05b-capstone"]  # that one is a blank page: nothing to predict
 GLOSSARY, REFERENCE = FOLDER / "glossary.ipynb", FOLDER / "reference.ipynb"
-OPTIONAL = FOLDER / "04b-redis-8.ipynb"
 TEMPLATE = ROOT / "tests" / "template.ipynb"
 SVG = "{http://www.w3.org/2000/svg}"
 WIDTH = 100  # characters of code: more are cut off, or scroll, where the letters are large
