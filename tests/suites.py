@@ -53,7 +53,7 @@ def suites() -> list[Suite]:
         Suite("notebooks", "notebooks on fakeredis", 240, NBVAL),
         Suite("notebooks", "notebooks on redis-server", 240, NBVAL, redis=True),
         Suite("notebooks", "cells run again", 300, [AGAIN, "-n3"]),
-        Suite("browser", "notebooks in a browser", 780, ["tests/browser"]),
+        Suite("browser", "notebooks in a browser", 780, ["tests/browser", "-n2", "--dist=loadfile"]),
     ]
 
 

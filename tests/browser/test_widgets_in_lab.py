@@ -66,7 +66,7 @@ def ask_in_panel(browser, lab) -> None:
     expect(label(notebook, 1)).to_have_text("Complete")
     expect(view(notebook, 1).locator(".llmstream-body strong").first).to_be_visible()
     expect(view(notebook, 1).locator(".llmstream-figures")).to_have_text(
-        re.compile(r"^\d+ chunks · first token \d+\.\d\d s · total \d+\.\d s$")
+        re.compile(r"^\d+ chunks · first token \d+\.\d\d? s · total \d+\.\d s$")
     )
     expect(button(notebook, "Ask")).to_be_enabled()
     assert text_at_end(notebook, 1) == notebook.run(2)
