@@ -52,7 +52,7 @@ def suites() -> list[Suite]:
         Suite("core", "tests", 780, ["tests", "--ignore=tests/browser", f"--ignore={AGAIN}", *PARALLEL]),
         Suite("notebooks", "notebooks on fakeredis", 240, NBVAL),
         Suite("notebooks", "notebooks on redis-server", 240, NBVAL, redis=True),
-        Suite("notebooks", "cells run again", 300, [AGAIN, "-n3"]),
+        Suite("notebooks", "cells run again", 420, [AGAIN, "-n3"]),
         Suite("browser", "notebooks in a browser", 780, ["tests/browser", "-n2", "--dist=loadfile"]),
     ]
 
