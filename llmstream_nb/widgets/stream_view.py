@@ -14,16 +14,16 @@ import traitlets as t
 from llmstream_nb.answers.ask import Answer
 from llmstream_nb.answers.connection import current, names_of
 from llmstream_nb.answers.read import passing_raised
-from llmstream_nb.protocol.wire import EntryID, LLMStreamError, clean
+from llmstream_nb.protocol.wire import EntryID, LLMStreamError
 from llmstream_nb.viewing.transcript import NOTES
 from llmstream_nb.widgets.bundle import bundle
 from llmstream_nb.widgets.live import Live, Reader
+from llmstream_nb.widgets.survey import LONGEST, fit
 from llmstream_nb.widgets.watched import Watched
 
 MOST = 60  # entries drawn
 GROUPS = 8  # groups drawn
 FIELDS = 20  # fields told of an entry that has many
-LONGEST = 1000  # characters told of an entry; of names, a tenth
 FAST = 200  # entries a second that a page is sent; what is faster goes by unread
 RATE = 3_000_000  # characters a second that a view reads, so that large entries are looked at less often
 # `gone` is how many were trimmed or deleted, as Redis 7 and newer count.
@@ -142,7 +142,7 @@ class StreamView(Live, anywidget.AnyWidget):
             entries, marks = [], NOTHING | {"note": note, "last": marks["last"]}
         views = {name: (view.round.follower.cursor.after, list[list[str]]()) for name, view in self._views.items()}
         places = [(name, *place) for name, place in (views | self._cursors).items()]
-        self._keep(entries, marks | {"readers": [[_cut(name), str(at), passed] for name, at, passed in places]})
+        self._keep(entries, marks | {"readers": [[fit(name), str(at), passed] for name, at, passed in places]})
 
     def _drawn(self, info: Any, newest: Any, groups: Any, *pending: Any) -> tuple[list[list[str]], dict[str, Any]]:
         for reply in (info, newest, groups):
@@ -195,21 +195,15 @@ def _told(fields: Mapping[str, str], colour: str | None) -> list[str]:
     text = " ".join(f"{name[:LONGEST]}={value[:LONGEST]}" for name, value in rest.items())
     if "text" in fields or len(rest) == 1:
         text = fields.get("text", next(iter(rest.values()), ""))
-    return [_cut(fields.get("kind", "")), _cut(text, LONGEST), _cut(fields.get(colour or "", ""))]
+    return [fit(fields.get("kind", "")), fit(text, LONGEST), fit(fields.get(colour or "", ""))]
 
 
 def _group(group: Mapping[str, Any], held: Any) -> dict[str, Any]:
     """A consumer group, and its pending entries among those that are drawn: ID, consumer, times delivered."""
     held = [] if isinstance(held, Exception) else held or []  # an error: the group was deleted just now
     return {
-        "name": _cut(group["name"]),
+        "name": fit(group["name"]),
         "at": group["last-delivered-id"],
         "pending": group["pending"],
-        "held": [[each["message_id"], _cut(each["consumer"]), each["times_delivered"]] for each in held],
+        "held": [[each["message_id"], fit(each["consumer"]), each["times_delivered"]] for each in held],
     }
-
-
-def _cut(text: str, longest: int = LONGEST // 10) -> str:
-    """Text of any origin, short enough and of characters that reach the browser."""
-    shown = clean(text[: longest + 1])
-    return shown if len(shown) <= longest else shown[:longest] + "…"

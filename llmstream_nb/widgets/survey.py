@@ -34,7 +34,7 @@ STALL = 2.0  # seconds between two samples after which Redis, or this process, m
 WINDOW = 2.0  # seconds over which the rate is measured
 MOST = 50  # workers shown
 WORDS = LABELS | {"unreadable": "Unreadable"}
-LONGEST = 1000  # characters shown of a question; of names, a tenth
+LONGEST = 1000  # characters shown of what anybody wrote; of names, a tenth
 
 
 class Survey:
@@ -151,7 +151,7 @@ class Workers:
             # The same number at every sample, as long as it means the same: else an idle pool would be news.
             state, since = words[-1], known.get(name, 0.0)
             self._since[name] = since = since if abs(last - since) < 1 else round(last, 1)
-        return {"name": _fit(name), "pending": pending, "state": state, "since": since}
+        return {"name": fit(name), "pending": pending, "state": state, "since": since}
 
 
 class Item:
@@ -226,14 +226,14 @@ class Item:
         transcript, problem = self._transcript, self._problem[0]
         state = problem or transcript.state
         return {
-            "id": _fit(self.id),
-            "question": _fit(self._question, LONGEST),
+            "id": fit(self.id),
+            "question": fit(self._question, LONGEST),
             "state": state,
             "label": WORDS[state],
-            "note": _fit(self._problem[1] or (transcript.note if state in ("ended", "failed") else ""), LONGEST),
+            "note": fit(self._problem[1] or (transcript.note if state in ("ended", "failed") else ""), LONGEST),
             "attempt": self._attempt,
             "first": self._first,
-            "worker": _fit(self._worker),
+            "worker": fit(self._worker),
             "chunks": transcript.chunks if isinstance(transcript.chunks, int) and not problem else None,
             "rate": self._rate() if state == "streaming" else None,
             "asked": self.asked if math.isfinite(self.asked) else None,
@@ -259,7 +259,7 @@ def _why(error: Exception, key: str, client: redis.Redis) -> str:
     return f"{unusable(error, client)}."
 
 
-def _fit(text: Any, longest: int = LONGEST // 10) -> str:
+def fit(text: Any, longest: int = LONGEST // 10) -> str:
     """Text of any origin, short enough and of characters that reach the browser."""
     shown = clean(str(text)[: longest + 1])
     return shown if len(shown) <= longest else shown[:longest] + "…"
