@@ -245,21 +245,3 @@ def test_a_view_stays_at_its_end_until_its_reader_scrolls_away(browser, lab) -> 
     assert first.evaluate("(node) => node.scrollLeft") == 50
     assert again.evaluate(AT_END)
     notebook.page.context.close()
-
-
-def test_the_end_stays_in_sight_while_the_row_slides(browser, lab) -> None:
-    cells = (
-        IMPORTS,
-        "slow = ask('count', source='scripted', model='scripted:long=60,pace=30', id='slides', replace=True)",
-        "StreamView(slow, newest=30)",
-        "slow.wait().status",
-    )
-    notebook = lab.open(browser, lab.notebook(*cells))
-    for index in range(4):
-        notebook.run(index)
-    view = notebook.output(2).locator(".llmstream-stream")
-    expect(boxes(view).last).to_contain_text("end")
-    notebook.page.wait_for_function(CALM)
-    sight = view.locator(".llmstream-stream-sight")
-    assert sight.evaluate("(node) => node.scrollLeft + node.clientWidth >= node.scrollWidth - 1")
-    notebook.page.context.close()
