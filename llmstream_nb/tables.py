@@ -1,7 +1,5 @@
 """What lies in Redis, as pandas tables: the same columns, types and order on every backend."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any

@@ -5,8 +5,6 @@ a reader passes on what lies between the two. For one asker at a time that works
 "Breaks when" say where it doesn't; `ask` and `read_answer` are what to use instead.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import threading

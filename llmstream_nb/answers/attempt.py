@@ -1,7 +1,5 @@
 """One attempt at an answer, in Redis: opened, written, and mended after every loss."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import time

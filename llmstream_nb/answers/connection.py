@@ -1,7 +1,5 @@
 """Connections to Redis: the one you name, or a fake one inside this process; and errors that say what to do."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A fakeredis in place of a Redis: inside this process, and for other processes over TCP."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

@@ -1,7 +1,5 @@
 """Write an answer into its stream: what a model says, exactly, whatever happens on the way."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """Read an answer: event by event as it grows, in a thread or in asyncio, or as a whole at one moment."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 import time

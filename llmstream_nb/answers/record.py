@@ -1,7 +1,5 @@
 """The record of a question: what was asked, from whom; the end adds how it went, and the whole text."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import time

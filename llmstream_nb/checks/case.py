@@ -1,7 +1,5 @@
 """A stream of a check's own, and calls of the learner's function on it."""
 
-from __future__ import annotations
-
 import inspect
 import secrets
 import threading

@@ -1,7 +1,5 @@
 """What the exercises of notebook 00 check: where an answer lies, and what becomes of one that is stopped."""
 
-from __future__ import annotations
-
 from llmstream_nb import tables
 from llmstream_nb.answers.ask import Answer
 from llmstream_nb.answers.connection import names_of

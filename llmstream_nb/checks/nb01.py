@@ -1,7 +1,5 @@
 """What the exercises of notebook 01 check: the commands that read a stream."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from typing import Any

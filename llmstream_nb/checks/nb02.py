@@ -1,7 +1,5 @@
 """What the exercises of notebook 02 check: an answer is written into a stream, and found there again by its record."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 

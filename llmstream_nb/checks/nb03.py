@@ -1,7 +1,5 @@
 """What the exercises of notebook 03 check: answers are read while they are written."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from llmstream_nb.checks.case import Case, Noting

@@ -1,7 +1,5 @@
 """What the exercises of notebook 04 check: work that a consumer group hands out, takes over and acknowledges."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

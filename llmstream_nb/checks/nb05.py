@@ -1,7 +1,5 @@
 """What the exercises of notebook 05 check: a source of answers, and one look at an answer, without waiting."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 

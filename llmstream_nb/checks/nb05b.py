@@ -1,7 +1,5 @@
 """What the blank page after notebook 05 checks: a streaming chat of the learner's own, tried in four drills."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Any
 

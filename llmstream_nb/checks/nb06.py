@@ -1,7 +1,5 @@
 """What the exercises of notebook 06 check: what a viewer knows and does when something breaks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from llmstream_nb.checks.case import LIFETIME, Case

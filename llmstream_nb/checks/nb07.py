@@ -1,7 +1,5 @@
 """What the exercises of notebook 07 check: how much can be kept, and how far behind a reader is."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from llmstream_nb.checks.case import Case

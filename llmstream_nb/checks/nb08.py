@@ -1,7 +1,5 @@
 """What the exercises of notebook 08 check: server-sent events, and a connection that breaks."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Runs a check in a thread of its own: what the learner wrote may raise, or never return."""
 
-from __future__ import annotations
-
 import ast
 import ctypes
 import inspect

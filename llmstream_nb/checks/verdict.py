@@ -1,7 +1,5 @@
 """What a check requires, and what it says of what came instead; the hint is plainer at each try."""
 
-from __future__ import annotations
-
 import html
 import re
 import reprlib

@@ -11,8 +11,6 @@ A *request* is what a client sends in one go: one command, or a whole pipeline w
 is no request: faults let it pass, so that `drop_reply(2)` meets a command and its retry.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 import select

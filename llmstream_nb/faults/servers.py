@@ -1,7 +1,5 @@
 """Real redis-server and valkey-server processes for tests: kill, pause, restart with or without data."""
 
-from __future__ import annotations
-
 import random
 import shutil
 import socket

@@ -1,7 +1,5 @@
 """What an endpoint sends, read with tolerance: bytes in, text out, and how it ended. Does no I/O."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """An OpenAI-compatible endpoint, and how its errors are told: in its own words, and never with a secret."""
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Callable

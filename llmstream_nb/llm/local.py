@@ -1,7 +1,5 @@
 """The local model: SmolLM2-135M, a real but very small one, served by xllamacpp in a process of its own."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

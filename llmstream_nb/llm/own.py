@@ -1,7 +1,5 @@
 """A source of one's own: whatever a function of (question, topic) gives becomes an iterator over deltas."""
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 import threading

@@ -1,7 +1,5 @@
 """The scripted model's prepared answers, found by close wording."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """The LLM sources: `complete` asks one of them, always through the openai client, and yields text."""
 
-from __future__ import annotations
-
 import base64
 import math
 import os

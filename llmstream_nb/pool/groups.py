@@ -1,7 +1,5 @@
 """Read an answer through a consumer group: each entry goes to one consumer, and stays pending until acknowledged."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """A worker as a process: how one is started, and how it ends."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

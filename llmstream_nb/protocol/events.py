@@ -1,7 +1,5 @@
 """What a reader is told of an answer: the events that its entries mean."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any

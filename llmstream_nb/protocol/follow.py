@@ -1,7 +1,5 @@
 """A reader's judgement of an answer: where it stands, what is missing, and what silence means."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ A round names the commands, and is handed their replies. Who sends them is the d
 thread, one in asyncio, or one pipeline for many answers at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 

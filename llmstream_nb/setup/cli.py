@@ -1,7 +1,5 @@
 """The commands of `python3 -m llmstream_nb`."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import os

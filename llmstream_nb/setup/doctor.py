@@ -1,7 +1,5 @@
 """Check what the kit needs on this machine, and say what to do; it runs on a bare Python too."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

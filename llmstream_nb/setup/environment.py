@@ -3,8 +3,6 @@
 It runs on a bare Python before anything is installed, so it imports the standard library only.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.util

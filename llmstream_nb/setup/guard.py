@@ -5,8 +5,6 @@ breaks; the guard sees that and ends the command. This needs no signal handler i
 on Linux, macOS and Windows.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

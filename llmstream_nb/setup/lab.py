@@ -1,7 +1,5 @@
 """Start JupyterLab with what the notebooks need, a Redis and the local model's server; end all together."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -1,7 +1,5 @@
 """Bring notebooks back as they came, without losing what the reader has written."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import time

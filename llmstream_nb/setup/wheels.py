@@ -1,7 +1,5 @@
 """Fill a folder with all that other machines need to set the kit up without a network."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

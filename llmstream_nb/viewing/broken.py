@@ -1,7 +1,5 @@
 """What viewers are told of an error; of one that nobody expected only its class, as its words may be anybody's."""
 
-from __future__ import annotations
-
 import logging
 from functools import lru_cache
 

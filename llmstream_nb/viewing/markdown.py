@@ -1,7 +1,5 @@
 """Markdown to HTML that is safe to show: no scripts, no raw HTML, nothing loaded from anywhere."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

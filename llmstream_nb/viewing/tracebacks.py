@@ -1,7 +1,5 @@
 """Errors in a notebook that say what to do are shown with the learner's own lines, and without the libraries'."""
 
-from __future__ import annotations
-
 import traceback
 from contextlib import suppress
 from types import TracebackType

@@ -1,7 +1,5 @@
 """What a viewer shows of one answer: its text, its state in words, its figures. No I/O happens here."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any

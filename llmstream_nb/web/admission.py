@@ -1,7 +1,5 @@
 """What every request has to pass, and what every reply carries: token, origin, size, security headers."""
 
-from __future__ import annotations
-
 import logging
 import secrets
 from collections.abc import Mapping

@@ -8,8 +8,6 @@ GET    /sources              who can answer
 GET    /                     the page
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The web page inside a notebook."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 from collections.abc import Callable

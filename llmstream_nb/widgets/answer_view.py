@@ -1,7 +1,5 @@
 """AnswerView: one answer in a notebook, live while it is written, as Markdown once it is complete."""
 
-from __future__ import annotations
-
 import html
 import time
 from itertools import accumulate

@@ -1,7 +1,5 @@
 """AskPanel: a form to ask a model from a notebook, and the answer live beneath it."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterable
 from importlib import import_module

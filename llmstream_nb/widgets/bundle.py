@@ -1,7 +1,5 @@
 """A widget's script and its style, each as one text: anywidget loads no second file."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

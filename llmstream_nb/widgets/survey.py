@@ -1,7 +1,5 @@
 """What goes on under a prefix, from a few small commands: the pool's queue, its workers, the newest answers."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections import deque
