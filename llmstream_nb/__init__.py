@@ -33,7 +33,8 @@ __version__ = "0.1.0"
 
 moved.install()
 if hasattr(builtins, "get_ipython"):  # a notebook
-    import_module("llmstream_nb.viewing.tracebacks").install(builtins.get_ipython())
+    for name in ("tracebacks", "frames"):
+        import_module("llmstream_nb.viewing." + name).install(builtins.get_ipython())
 
 
 def __getattr__(name):  # no annotations: this file must parse on a Python too old for the rest

@@ -23,7 +23,7 @@ ROOMS = {
     "tables": 250,
     "plots": 115,
     "faults": 317,  # a proxy and servers that break for real, for notebooks and tests
-    "viewing": 202,  # the last resort of all who show answers, what a takeover looks like, errors in a notebook
+    "viewing": 219,  # the last resort of all who show answers, what a takeover looks like, a notebook's errors, tables
     "widgets": 910,  # views of an answer, of a stream's key and of the pool
     "web": 704,  # with what its guests may ask for, and what it does where one answer breaks
     "checks": 880,  # twenty exercises, each tried with what learners get wrong, and a whole chat of the learner's own

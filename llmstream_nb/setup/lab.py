@@ -169,10 +169,10 @@ def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -
         url = _choose_redis(stack)
         local = start_model(stack) if model else None
         kernels = Path(sys.prefix, "share", "jupyter")  # this Python's kernel, before any of the user's own
-        paths = os.pathsep.join(filter(None, [str(kernels), os.environ.get("JUPYTER_PATH")]))
         # Lab's own question about news would cover a corner of the page, its warnings at a kernel's start the address.
-        quiet = Path(__file__).with_name("jupyter")
-        config = os.pathsep.join(filter(None, [os.environ.get("JUPYTER_CONFIG_PATH"), str(quiet)]))
+        own = str(Path(__file__).with_name("jupyter"))  # and an extension for the course's links and pictures
+        paths = os.pathsep.join(filter(None, [str(kernels), os.environ.get("JUPYTER_PATH"), own]))
+        config = os.pathsep.join(filter(None, [os.environ.get("JUPYTER_CONFIG_PATH"), own]))
         environment = child_environment(
             JUPYTER_PATH=paths, JUPYTER_CONFIG_PATH=config, REDIS_URL=url, LLMSTREAM_LOCAL_URL=local
         )
