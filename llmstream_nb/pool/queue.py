@@ -21,6 +21,7 @@ from llmstream_nb.pool.groups import NEW, read_group
 from llmstream_nb.protocol.wire import DAY, POOL, LLMStreamError, Timing, check_answer_id, check_question, parse_record
 
 KEPT_FAILURES = 1_000
+END = "end"  # in place of the lease in a worker's sign of life: it is to end
 
 
 class NotAQuestion(LLMStreamError):
@@ -82,6 +83,26 @@ def read_question(job: Job, client: redis.Redis) -> dict[str, Any] | None:
     return record | {"id": answer_id, "question": check_question(record["question"])}
 
 
+def end_workers(client: redis.Redis | None = None, timing: Timing | None = None) -> int:
+    """End all workers of the pool, wherever they run; what they hold goes back to the queue. Return how many ended.
+
+    Waits for them, a lease at most: those that are dead, or frozen, are not counted. Raises RedisUnusable.
+    """
+    client, timing = client or current(), timing or Timing()
+    names, deadline = names_of(client), time.monotonic() + timing.lease
+    workers: Any = []
+    try:
+        with suppress(ResponseError):  # no queue, or nobody has joined it
+            workers = client.xinfo_consumers(names.questions, POOL)
+        signs = [names.worker(worker["name"]) for worker in workers]
+        told = [sign for sign in signs if client.set(sign, END, xx=True, keepttl=True)]
+        while (left := sum(client.exists(sign) for sign in told)) and time.monotonic() < deadline:
+            time.sleep(timing.tick / 10)
+    except (RedisError, OSError) as error:
+        raise unusable(error, client) from None
+    return len(told) - left
+
+
 @dataclass(frozen=True)
 class Job:
     """An entry of the queue, and so a question to be answered; two are equal if they are the same entry."""
@@ -133,12 +154,19 @@ class Queue:
         raw = read_group(self.line.redis, self.key, POOL, self.consumer, NEW, count, seconds)
         return [Job.of(entry, fields) for entry, fields in raw]
 
-    def renew(self, jobs: Iterable[Job]) -> None:
-        """Reset the idle time of these jobs (XCLAIM … JUSTID to itself), and give a sign of life (PEXPIRE)."""
+    def renew(self, jobs: Iterable[Job]) -> bool:
+        """Reset the idle time of these jobs (XCLAIM … JUSTID to itself), and give a sign of life (GETEX).
+
+        False where `end_workers` has asked this one to end.
+        """
         if held := [job.entry for job in jobs]:
             self.line.redis.xclaim(self.key, POOL, self.consumer, 0, held, justid=True)
-        if not self.line.redis.pexpire(self._sign, self._kept):  # not SET, which a full memory refuses
+        sign = self.line.redis.getex(self._sign, px=self._kept)  # not SET, which a full memory refuses
+        if sign is None:
             self.join()  # somebody has deleted it
+        elif sign == END:
+            self.line.redis.delete(self._sign)  # tells that it was heard
+        return bool(sign != END)
 
     def idle(self) -> Iterator[tuple[Job, str]]:
         """What has been idle for a lease (XPENDING … IDLE), as it will be once it is claimed, and its holder."""

@@ -1,6 +1,7 @@
 """The commands of `python3 -m llmstream_nb`."""
 
 import argparse
+import contextlib
 import logging
 import os
 import re
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from llmstream_nb.llm.names import SOURCES
-from llmstream_nb.protocol.wire import AnswerNotFound, LLMStreamError
+from llmstream_nb.protocol.wire import AnswerNotFound, LLMStreamError, Names
 from llmstream_nb.setup import environment
 from llmstream_nb.setup.doctor import doctor
 from llmstream_nb.setup.environment import say
-from llmstream_nb.setup.lab import lab, running_redis
-from llmstream_nb.setup.restore import restore
+from llmstream_nb.setup.lab import lab
+from llmstream_nb.setup.restore import pristine, restore
+from llmstream_nb.setup.shared import shared
 
 EPILOG = """\
 examples:
@@ -49,11 +51,10 @@ UNSAFE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit code."""
+    _open_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = parser().parse_args(given)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job is born deaf to it
-    for stream in (sys.stdout, sys.stderr):  # a Windows terminal may not have every character
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         if args.command == "doctor":  # it looks, and changes nothing
             python = environment.current()
@@ -63,17 +64,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
             python = environment.ensure(dev=args.command == "test", model=model, wheels=args.wheels)
         if python != Path(sys.executable) and not environment.in_venv():
             environment.hand_over(python, given)
-        _share_redis(args)
-        return int(args.run(args))
-    except (environment.SetupError, LLMStreamError, NothingShared) as error:
+        _join_lab(args)
+        code = int(args.run(args))
+        sys.stdout.flush()  # what can't be written is to be known here
+        return code
+    except (environment.SetupError, LLMStreamError, CantDo) as error:
         say(f"llmstream-nb: {printable(str(error))}")
         return 2 if isinstance(error, (AnswerNotFound, ValueError)) else 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EOFError):
         say("\nStopped.")
         return 130
-    except BrokenPipeError:  # `ask … | head`
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush is quiet
-        return 141
+        if isinstance(error, BrokenPipeError):  # `ask … | head`
+            return 141
+        what = error.filename or "standard output"
+        say(f"llmstream-nb: {what} can't be used ({error.strerror}): make room, mend its rights, or name another.")
+        return 1
+
+
+def _open_streams() -> None:
+    """Put something in place of the streams that were closed: else the next file opened would be printed into."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # This takes the lowest free descriptor, which is `number`. What is printed is an error, not lost.
+            descriptor = os.open(os.devnull, os.O_RDONLY if number == 1 else os.O_RDWR)
+            os.set_inheritable(descriptor, True)
+            setattr(sys, name, os.fdopen(descriptor, "w" if number else "r", encoding="utf-8"))
+        elif number:
+            getattr(sys, name).reconfigure(errors="replace")  # a Windows terminal may not have every character
 
 
 def parser() -> argparse.ArgumentParser:
@@ -157,6 +176,9 @@ def parser() -> argparse.ArgumentParser:
     one = command("restore", lambda args: restore(args.name), "bring notebooks back as they came, after a backup")
     one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
 
+    one = command("next-group", _next_group, "end all workers, delete all answers, and restore all notebooks")
+    one.add_argument("--yes", action="store_true", help="do not ask first")
+
     one = command("save-outputs", _save_outputs, "for maintainers: run notebooks and save their outputs")
     one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
     return top
@@ -186,18 +208,31 @@ def _version(text: str) -> str:
     return text
 
 
-class NothingShared(ValueError):
-    """No Redis is shared with other processes, so there is nothing to do in this one."""
+class CantDo(ValueError):
+    """What a command can't do as it was called here, and why."""
 
 
-def _share_redis(args: argparse.Namespace) -> None:
-    """Let a command in another terminal see the answers of the lab that runs here."""
-    if args.command in {"ask", "watch", "worker", "web", "clear"} and not os.environ.get("REDIS_URL"):
-        if url := running_redis():
-            os.environ["REDIS_URL"] = url
-        elif args.command in {"watch", "worker"} or getattr(args, "pool", False):
-            what = "nothing to watch" if args.command == "watch" else "no queue"
-            raise NothingShared(f"there is {what}: no lab runs in this folder, and REDIS_URL is not set.")
+NOTHING = {"watch": "nothing to watch", "clear": "nothing to clear", "next-group": "nothing to end or to clear"}
+
+
+def _join_lab(args: argparse.Namespace) -> None:
+    """Let a command in another terminal use the servers of the lab that runs here, and see its answers."""
+    if args.command == "lab":
+        Names(os.environ.get("LLMSTREAM_PREFIX", "").strip() or "llmstream")  # else the first notebook would tell
+    elif args.command in {"ask", "worker", "web", *NOTHING}:
+        os.environ.update({name: value for name, value in shared().items() if not os.environ.get(name)})
+        if not os.environ.get("REDIS_URL") and (args.command in {"worker", *NOTHING} or getattr(args, "pool", False)):
+            what = NOTHING.get(args.command, "no queue")
+            raise CantDo(f"there is {what}: no lab runs in this folder, and REDIS_URL is not set.")
+
+
+def _agreed(args: argparse.Namespace, question: str) -> bool:
+    """Whether the user wants it: by --yes, or by an answer at a terminal. Raises CantDo without either."""
+    if args.yes:
+        return True
+    if not sys.stdin.isatty():
+        raise CantDo(f"{question} Here nobody can be asked: say --yes.")
+    return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
 
 
 # ---------------------------------------------------------------------------------------------- answers
@@ -216,7 +251,7 @@ def _ask(args: argparse.Namespace) -> int:
     say(f"id {answer.id}")
     try:
         return _follow(answer.id)
-    except (KeyboardInterrupt, BrokenPipeError):
+    except (KeyboardInterrupt, OSError):  # the latter where it can't be printed
         answer.stop()
         raise
 
@@ -303,16 +338,43 @@ def _follow(answer_id: str) -> int:
 
 
 def _clear(args: argparse.Namespace) -> int:
-    from llmstream_nb import clear
+    from llmstream_nb import clear, connect
+    from llmstream_nb.answers import connection
 
     if bool(args.id) == args.all:
-        say("llmstream-nb: name the answers to delete, or say --all.")
-        return 2
-    ask_first = args.all and not args.yes and sys.stdin.isatty()
-    if ask_first and input("Delete all answers? [y/N] ").strip().lower() not in {"y", "yes"}:
+        raise CantDo("name the answers to delete, or say --all.")
+    client = connect()
+    place = f"under {connection.names_of(client).prefix!r} at {_redis(client)}"
+    if args.all and not _agreed(args, f"Delete all answers {place}?"):
         return 1
-    say(f"{clear(*args.id)} deleted.")
+    count = clear(*args.id)
+    say(f"{count} answer{'s' * (count != 1)} {place} deleted.")
     return 0
+
+
+def _redis(client: Any) -> str:
+    """A Redis as a question names it, with its version where it tells that, and never with its password."""
+    from llmstream_nb.answers.connection import LOST, where
+
+    with contextlib.suppress(*LOST):
+        server = client.info("server")
+        return f"{server.get('server_name', 'redis')} {server['redis_version']} at {where(client)}"
+    return where(client)
+
+
+def _next_group(args: argparse.Namespace) -> int:
+    from llmstream_nb import clear, connect
+    from llmstream_nb.answers import connection
+    from llmstream_nb.pool.queue import end_workers
+
+    lessons = [f"nb{name.partition('-')[0]}" for name in sorted(pristine()) if name[0].isdigit()]
+    clients = [connect(prefix=prefix) for prefix in dict.fromkeys([connection.names_of(connect()).prefix, *lessons])]
+    place = f"under {', '.join(connection.names_of(one).prefix for one in clients)} at {_redis(clients[0])}"
+    if not _agreed(args, f"End the workers, delete all answers {place}, and restore the notebooks?"):
+        return 1
+    say(f"Workers ended: {sum(end_workers(one) for one in clients)}.")
+    say(f"Answers deleted: {sum(clear(client=one) for one in clients)}, {place}.")
+    return restore([])
 
 
 # --------------------------------------------------------------------------------------------- the others
