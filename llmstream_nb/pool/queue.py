@@ -86,7 +86,7 @@ def read_question(job: Job, client: redis.Redis) -> dict[str, Any] | None:
 def end_workers(client: redis.Redis | None = None, timing: Timing | None = None) -> int:
     """End all workers of the pool, wherever they run; what they hold goes back to the queue. Return how many ended.
 
-    Waits for them, a lease at most: those that are dead, or frozen, are not counted. Raises RedisUnusable.
+    Waits for them, a lease at most: who is frozen ends once it wakes up, and is not counted. Raises RedisUnusable.
     """
     client, timing = client or current(), timing or Timing()
     names, deadline = names_of(client), time.monotonic() + timing.lease
@@ -95,7 +95,8 @@ def end_workers(client: redis.Redis | None = None, timing: Timing | None = None)
         with suppress(ResponseError):  # no queue, or nobody has joined it
             workers = client.xinfo_consumers(names.questions, POOL)
         signs = [names.worker(worker["name"]) for worker in workers]
-        told = [sign for sign in signs if client.set(sign, END, xx=True, keepttl=True)]
+        living = [sign for sign in signs if client.pttl(sign) > 1000 * DAY]  # renewed less than a lease ago
+        told = [sign for sign in living if client.set(sign, END, xx=True, keepttl=True)]
         while (left := sum(client.exists(sign) for sign in told)) and time.monotonic() < deadline:
             time.sleep(timing.tick / 10)
     except (RedisError, OSError) as error:
