@@ -163,7 +163,19 @@ def test_help_names_every_command_and_variable(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     shown = capsys.readouterr().out
-    for word in ("lab", "test", "ask", "watch", "worker", "web", "doctor", "clear", "restore", "next-group", "save-outputs"):
+    for word in (
+        "lab",
+        "test",
+        "ask",
+        "watch",
+        "worker",
+        "web",
+        "doctor",
+        "clear",
+        "restore",
+        "next-group",
+        "save-outputs",
+    ):
         assert re.search(rf"^    {word}\b", shown, re.MULTILINE)
     for word in ("REDIS_URL", "LLMSTREAM_PREFIX", "LLMSTREAM_LLM", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
         assert word in shown

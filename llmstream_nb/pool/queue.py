@@ -83,24 +83,20 @@ def read_question(job: Job, client: redis.Redis) -> dict[str, Any] | None:
     return record | {"id": answer_id, "question": check_question(record["question"])}
 
 
-def end_workers(client: redis.Redis | None = None, timing: Timing | None = None) -> int:
+def end_workers(client: redis.Redis, within: float = 5.0) -> int:
     """End all workers of the pool, wherever they run; what they hold goes back to the queue. Return how many ended.
 
-    Waits for them, a lease at most: who is frozen ends once it wakes up, and is not counted. Raises RedisUnusable.
+    Waits for them, so many seconds at most: who is frozen ends once it wakes up, and is not counted.
     """
-    client, timing = client or current(), timing or Timing()
-    names, deadline = names_of(client), time.monotonic() + timing.lease
-    workers: Any = []
-    try:
-        with suppress(ResponseError):  # no queue, or nobody has joined it
-            workers = client.xinfo_consumers(names.questions, POOL)
-        signs = [names.worker(worker["name"]) for worker in workers]
-        living = [sign for sign in signs if client.pttl(sign) > 1000 * DAY]  # renewed less than a lease ago
-        told = [sign for sign in living if client.set(sign, END, xx=True, keepttl=True)]
-        while (left := sum(client.exists(sign) for sign in told)) and time.monotonic() < deadline:
-            time.sleep(timing.tick / 10)
-    except (RedisError, OSError) as error:
-        raise unusable(error, client) from None
+    names, told, deadline = names_of(client), [], time.monotonic() + within
+    with suppress(ResponseError):  # no queue, or nobody has joined it
+        for worker in client.xinfo_consumers(names.questions, POOL):
+            sign = names.worker(worker["name"])
+            living = client.pttl(sign) > 1000 * DAY  # renewed less than a lease ago
+            if living and client.set(sign, END, xx=True, keepttl=True):
+                told.append(sign)
+    while (left := sum(client.exists(sign) for sign in told)) and time.monotonic() < deadline:
+        time.sleep(0.05)
     return len(told) - left
 
 

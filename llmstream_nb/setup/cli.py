@@ -1,7 +1,6 @@
 """The commands of `python3 -m llmstream_nb`."""
 
 import argparse
-import contextlib
 import logging
 import os
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llmstream_nb.llm.names import SOURCES
-from llmstream_nb.protocol.wire import AnswerNotFound, LLMStreamError, Names
+from llmstream_nb.protocol.wire import AnswerNotFound, LLMStreamError
 from llmstream_nb.setup import environment
 from llmstream_nb.setup.doctor import doctor
 from llmstream_nb.setup.environment import say
@@ -25,11 +24,6 @@ from llmstream_nb.setup.restore import pristine, restore
 from llmstream_nb.setup.shared import shared
 
 EPILOG = """\
-examples:
-  python3 -m llmstream_nb lab --no-browser --port 9000
-  python3 -m llmstream_nb ask "Why streams, not Pub/Sub?"
-  python3 -m llmstream_nb watch 7f3a
-
 The first command sets the kit up in .venv (about 800 MB); later ones start at once. To set up without a
 network, fill a folder where there is one, and take it along:
   python3 -m llmstream_nb wheels DIR --for windows --for macos
@@ -88,9 +82,8 @@ def _open_streams() -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             # This takes the lowest free descriptor, which is `number`. What is printed is an error, not lost.
-            descriptor = os.open(os.devnull, os.O_RDONLY if number == 1 else os.O_RDWR)
-            os.set_inheritable(descriptor, True)
-            setattr(sys, name, os.fdopen(descriptor, "w" if number else "r", encoding="utf-8"))
+            os.set_inheritable(os.open(os.devnull, os.O_RDONLY if number == 1 else os.O_RDWR), True)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
         elif number:
             getattr(sys, name).reconfigure(errors="replace")  # a Windows terminal may not have every character
 
@@ -102,13 +95,6 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--no-model", action="store_true", help="leave out the local model (about 200 MB)")
     group.add_argument("--wheels", type=Path, metavar="DIR", help="set up from a folder of wheels, no network")
 
-    silence = argparse.ArgumentParser(add_help=False)
-    seconds: dict[str, Any] = {"type": _positive(float), "metavar": "SECONDS"}
-    text = "how long a model may be silent in mid-answer (LLMSTREAM_TIMEOUT, 30)"
-    silence.add_argument("--timeout", help=text, **seconds)
-    text = "the same before its first word (LLMSTREAM_FIRST_TIMEOUT, 120)"
-    silence.add_argument("--first-timeout", help=text, **seconds)
-
     top = argparse.ArgumentParser(
         prog="python3 -m llmstream_nb",
         description="Stream an LLM's output through Redis Streams, and learn how it is done.",
@@ -117,9 +103,9 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, *more: Any) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         whole = text[0].upper() + text[1:] + "."
-        one = commands.add_parser(name, parents=[common, *more], help=text, description=whole)
+        one = commands.add_parser(name, parents=[common], help=text, description=whole)
         one.set_defaults(run=run)
         return one
 
@@ -132,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("-k", metavar="EXPRESSION", help="only the tests that match, as in pytest")
     one.add_argument("--suite", choices=["core", "notebooks", "browser"], help="only this part")
 
-    one = command("ask", _ask, "ask a question and print the answer as it streams", silence)
+    one = command("ask", _ask, "ask a question and print the answer as it streams")
     one.add_argument("question")
     one.add_argument("--topic", help="what the model shall be an expert in")
     one.add_argument("--source", choices=SOURCES, help="who answers")
@@ -144,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
     one = command("watch", _watch, "show an answer from its first chunk on, and follow it to its end")
     one.add_argument("id", help="what `ask` printed, or the notebook shows")
 
-    one = command("worker", _worker, "answer the questions of the pool's queue, until Ctrl-C or SIGTERM", silence)
+    one = command("worker", _worker, "answer the questions of the pool's queue, until Ctrl-C or SIGTERM")
     one.add_argument("--slots", type=_positive(int), default=4, help="how many answers at the same time (4)")
     one.add_argument("--name", help="its name in the consumer group (host, process id and a random part)")
     lease = "a worker silent for so long counts as dead; the same for all of a pool (5)"
@@ -153,8 +139,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--within", type=float, default=30.0, metavar="SECONDS", help=within)
     one.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
 
-    text = "serve a web page in which to ask and to watch answers, until Ctrl-C or SIGTERM"
-    one = command("web", _web, text, silence)
+    one = command("web", _web, "serve a web page in which to ask and to watch answers, until Ctrl-C or SIGTERM")
     one.add_argument("--port", type=int, default=8700, help="on 127.0.0.1 (8700; 0: any free one)")
     one.add_argument("--no-browser", action="store_true", help="print the link instead of opening it")
     one.add_argument("--pool", action="store_true", help="leave the answers to workers, as enqueue does")
@@ -182,10 +167,6 @@ def parser() -> argparse.ArgumentParser:
     one = command("save-outputs", _save_outputs, "for maintainers: run notebooks and save their outputs")
     one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
     return top
-
-
-def _timeouts(args: argparse.Namespace) -> dict[str, Any]:
-    return {"timeout": args.timeout, "first_timeout": args.first_timeout}
 
 
 def _positive(kind: type) -> Any:
@@ -217,9 +198,7 @@ NOTHING = {"watch": "nothing to watch", "clear": "nothing to clear", "next-group
 
 def _join_lab(args: argparse.Namespace) -> None:
     """Let a command in another terminal use the servers of the lab that runs here, and see its answers."""
-    if args.command == "lab":
-        Names(os.environ.get("LLMSTREAM_PREFIX", "").strip() or "llmstream")  # else the first notebook would tell
-    elif args.command in {"ask", "worker", "web", *NOTHING}:
+    if args.command in {"ask", "worker", "web", *NOTHING}:
         os.environ.update({name: value for name, value in shared().items() if not os.environ.get(name)})
         if not os.environ.get("REDIS_URL") and (args.command in {"worker", *NOTHING} or getattr(args, "pool", False)):
             what = NOTHING.get(args.command, "no queue")
@@ -246,7 +225,7 @@ def printable(text: str) -> str:
 def _ask(args: argparse.Namespace) -> int:
     from llmstream_nb import Answer, ask, enqueue
 
-    put: Callable[..., Answer] = enqueue if args.pool else partial(ask, stream=not args.no_stream, **_timeouts(args))
+    put: Callable[..., Answer] = enqueue if args.pool else partial(ask, stream=not args.no_stream)
     answer = put(args.question, topic=args.topic, source=args.source, model=args.model)
     say(f"id {answer.id}")
     try:
@@ -275,8 +254,7 @@ def _worker(args: argparse.Namespace) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     client = connect()
-    timing = Timing(lease=args.lease)
-    worker = Worker(slots=args.slots, name=args.name, client=client, timing=timing, **_timeouts(args))
+    worker = Worker(slots=args.slots, name=args.name, client=client, timing=Timing(lease=args.lease))
     say(f"{worker.name} answers questions from {connection.where(client)}; Ctrl-C ends it.")
     serve(worker, args.within, with_parent=args.with_parent)
     return 0
@@ -287,7 +265,7 @@ def _web(args: argparse.Namespace) -> int:
     from llmstream_nb.answers import connection
 
     client = connect()
-    server = WebServer(args.port, client=client, pool=args.pool, **_timeouts(args))
+    server = WebServer(args.port, client=client, pool=args.pool)
     environment.allow_open_files(8_192)  # each viewer is one
     say(f"Answers are kept in {connection.where(client)}. Ctrl-C ends the server.")
     if args.pool:
@@ -344,22 +322,12 @@ def _clear(args: argparse.Namespace) -> int:
     if bool(args.id) == args.all:
         raise CantDo("name the answers to delete, or say --all.")
     client = connect()
-    place = f"under {connection.names_of(client).prefix!r} at {_redis(client)}"
+    place = f"under {connection.names_of(client).prefix!r} at {connection.where(client)}"
     if args.all and not _agreed(args, f"Delete all answers {place}?"):
         return 1
     count = clear(*args.id)
     say(f"{count} answer{'s' * (count != 1)} {place} deleted.")
     return 0
-
-
-def _redis(client: Any) -> str:
-    """A Redis as a question names it, with its version where it tells that, and never with its password."""
-    from llmstream_nb.answers.connection import LOST, where
-
-    with contextlib.suppress(*LOST):
-        server = client.info("server")
-        return f"{server.get('server_name', 'redis')} {server['redis_version']} at {where(client)}"
-    return where(client)
 
 
 def _next_group(args: argparse.Namespace) -> int:
@@ -369,7 +337,7 @@ def _next_group(args: argparse.Namespace) -> int:
 
     lessons = [f"nb{name.partition('-')[0]}" for name in sorted(pristine()) if name[0].isdigit()]
     clients = [connect(prefix=prefix) for prefix in dict.fromkeys([connection.names_of(connect()).prefix, *lessons])]
-    place = f"under {', '.join(connection.names_of(one).prefix for one in clients)} at {_redis(clients[0])}"
+    place = f"under {', '.join(connection.names_of(one).prefix for one in clients)} at {connection.where(clients[0])}"
     if not _agreed(args, f"End the workers, delete all answers {place}, and restore the notebooks?"):
         return 1
     say(f"Workers ended: {sum(end_workers(one) for one in clients)}.")

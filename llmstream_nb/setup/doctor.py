@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable, Iterator
 
 from llmstream_nb.llm.names import SOURCES
-from llmstream_nb.protocol.wire import LLMStreamError, Names
+from llmstream_nb.protocol.wire import LLMStreamError
 from llmstream_nb.setup import environment
 from llmstream_nb.setup.environment import LOCKED, LOCKED_MODEL, ROOT, VENV
-from llmstream_nb.setup.lab import StartError, find_redis, homeless
+from llmstream_nb.setup.lab import StartError, find_redis, hindrances
 from llmstream_nb.setup.shared import shared
 
 OK, NOTE, PROBLEM = "OK", "note", "PROBLEM"
@@ -78,10 +78,6 @@ def _redis() -> Iterator[Check]:
         yield NOTE, "redis-server", f"{reason}: the stand-in fakeredis is used ({hint})"
     if shared():
         yield OK, "lab", "runs, and commands in this folder use its Redis and its model"
-    try:
-        Names(os.environ.get("LLMSTREAM_PREFIX", "").strip() or "llmstream")
-    except LLMStreamError as error:
-        yield PROBLEM, "LLMSTREAM_PREFIX", str(error)
     if url := os.environ.get("REDIS_URL", "").strip():
         try:
             from llmstream_nb.answers.connection import connect, masked
@@ -125,8 +121,8 @@ def _machine() -> Iterator[Check]:
     yield verdict, "disk", f"{free / 1e9:.1f} GB free{advice}"
     if not os.access(ROOT, os.W_OK):
         yield stops, "folder", f"{ROOT} can't be written: copy it to a place of your own"
-    if why := homeless():
-        yield PROBLEM, "home", why
+    for what, why in hindrances():
+        yield PROBLEM, what, why
 
 
 CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (_python, _packages, _redis, _models, _binder, _machine)

@@ -11,10 +11,12 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from llmstream_nb.llm.local import free_port, installed, launch
+from llmstream_nb.protocol.wire import LLMStreamError, Names
 from llmstream_nb.setup.environment import ROOT, STATE, SetupError, say, try_lock
 from llmstream_nb.setup.guard import end, guarded
 from llmstream_nb.setup.restore import pristine
@@ -150,14 +152,13 @@ def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -
     Everything it starts is ended with it: on Ctrl-C in order, and by the guards when this process is killed.
     Raises SetupError where JupyterLab could not start.
     """
-    for name in ("SIGTERM", "SIGHUP"):  # `kill`, and a terminal that closes, end it as Ctrl-C does
-        number = getattr(signal, name, signal.SIGTERM)
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, signal.default_int_handler)  # `kill`, and a terminal that closes, are as Ctrl-C
     if port and answers("127.0.0.1", port):
         raise SetupError(f"port {port} is in use: choose another --port, or leave it out.")
-    if why := homeless():
-        raise SetupError(why)
+    for what, why in hindrances():
+        raise SetupError(f"{what}: {why}")
     # It takes a second, for an import. JupyterLab has the same to import, and much more, before it shows a notebook.
     threading.Thread(target=trust_notebooks, daemon=True).start()
     with contextlib.ExitStack() as stack:
@@ -184,9 +185,13 @@ def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -
             return 0
 
 
-def homeless() -> str:
-    """Why JupyterLab can't write files of its own, and what to do about it; empty where it can, or is not installed."""
-    with contextlib.suppress(ImportError):
+def hindrances() -> Iterator[tuple[str, str]]:
+    """What in this environment stops `lab`: the name of a variable, and what there is to say and to do."""
+    try:
+        Names(os.environ.get("LLMSTREAM_PREFIX", "").strip() or "llmstream")
+    except LLMStreamError as error:
+        yield "LLMSTREAM_PREFIX", str(error)
+    with contextlib.suppress(ImportError):  # not installed yet
         from jupyter_core.paths import jupyter_runtime_dir
 
         folder = jupyter_runtime_dir()
@@ -195,8 +200,7 @@ def homeless() -> str:
             with tempfile.TemporaryFile(dir=there) as file:
                 file.write(bytes(8192))
         except OSError as error:
-            return f"{folder} can't be written ({error.strerror}): make room, or set HOME to a folder of your own."
-    return ""
+            yield "HOME", f"{folder} can't be written ({error.strerror}): make room, or set it to a folder of your own"
 
 
 def trust_notebooks() -> None:

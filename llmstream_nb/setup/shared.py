@@ -18,9 +18,8 @@ def share(stack: contextlib.ExitStack, settings: Mapping[str, str | None]) -> No
         if (lock := try_lock(LOCK)) is None:
             return
         stack.callback(os.close, lock)
-        FILE.unlink(missing_ok=True)  # a killed lab left it, perhaps with other rights
         stack.callback(FILE.unlink, missing_ok=True)
-        with open(os.open(FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        with open(os.open(FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
             json.dump({name: value for name, value in settings.items() if value}, file)
     except OSError as error:
         say(f"Commands in other terminals can't join: {FILE} can't be written ({error.strerror}).")
