@@ -10,4 +10,5 @@ def _load_jupyter_server_extension(server: Any) -> None:
         if not server.identity_provider.token_generated:
             say(f"JupyterLab: {server.local_url.partition('?')[0]} (it asks for your token or password)")
 
-    server.io_loop.add_callback(tell)  # once it listens
+    # In the event loop's second round: in the first one it begins to listen.
+    server.io_loop.add_callback(server.io_loop.add_callback, tell)
