@@ -152,14 +152,15 @@ class Queue:
         return [Job.of(entry, fields) for entry, fields in raw]
 
     def renew(self, jobs: Iterable[Job]) -> bool:
-        """Reset the idle time of these jobs (XCLAIM … JUSTID to itself), and give a sign of life (GETEX).
+        """Reset the idle time of these jobs (XCLAIM … JUSTID to itself), and give a sign of life (PEXPIRE).
 
         False where `end_workers` has asked this one to end.
         """
         if held := [job.entry for job in jobs]:
             self.line.redis.xclaim(self.key, POOL, self.consumer, 0, held, justid=True)
-        sign = self.line.redis.getex(self._sign, px=self._kept)  # not SET, which a full memory refuses
-        if sign is None:
+        pipe = self.line.redis.pipeline(transaction=False)
+        alive, sign = pipe.pexpire(self._sign, self._kept).get(self._sign).execute()  # no SET: a full memory refuses it
+        if not alive:
             self.join()  # somebody has deleted it
         elif sign == END:
             self.line.redis.delete(self._sign)  # tells that it was heard
