@@ -269,7 +269,7 @@ def test_lab_with_a_token_of_the_users_tells_its_address_once_and_its_terminals_
         socket = create_connection(
             f"{base.replace('http', 'ws')}/terminals/websocket/{name}", header=["Authorization: token abc"], timeout=30
         )
-        socket.send(json.dumps(["stdin", f"exec '{sys.executable}' -m llmstream_nb web --no-browser --port 0\r"]))
+        socket.send(json.dumps(["stdin", f"'{sys.executable}' -m llmstream_nb web --no-browser --port 0\r"]))
         shown = ""
         while "?token=" not in shown:
             kind, *rest = json.loads(socket.recv())
@@ -321,15 +321,16 @@ def test_other_terminals_use_the_lab_s_redis_and_its_model_while_it_runs(kit, fa
         assert code == 0 and "[stop: " in said  # the scripted model stands at the address of the local one
         answer_id = re.match(r"id (\w+)", said)[1]
         assert connect(fake_tcp).exists(connect(fake_tcp).names.answer(answer_id).chunks)
-        web = start(kit, "web", "--no-browser", "--port", "0", stderr=subprocess.DEVNULL)
-        link = until(web, "http.*")[0]
-        base, token = link.split("?token=")
-        request = urllib.request.Request(f"{base}answers", json.dumps({"question": "What is a Redis stream?", "source": "local", "stream": False}).encode(),
-                                         {"Authorization": f"Bearer {token}", "Content-Type": "application/json"})  # fmt: skip
-        with urllib.request.urlopen(request, timeout=30) as reply:
-            assert "smollm2" in json.load(reply)["record"]["message"]  # which the scripted model does not know
-        web.kill()
-        web.communicate()
+        body = {"question": "What is a Redis stream?", "source": "local", "stream": False}
+        with start(kit, "web", "--no-browser", "--port", "0", stderr=subprocess.DEVNULL) as web:
+            try:
+                base, token = until(web, "http.*")[0].split("?token=")
+                headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+                request = urllib.request.Request(f"{base}answers", json.dumps(body).encode(), headers)
+                with urllib.request.urlopen(request, timeout=30) as reply:
+                    assert "smollm2" in json.load(reply)["record"]["message"]  # which the scripted model does not know
+            finally:
+                web.kill()
         own = run(kit, "watch", answer_id, REDIS_URL="redis://127.0.0.1:9/0")  # what the user set counts
         assert own[0] == 1 and "127.0.0.1:9" in own[1]
         process.kill()
