@@ -92,8 +92,8 @@ def end_workers(client: redis.Redis, within: float = 5.0) -> int:
     with suppress(ResponseError):  # no queue, or nobody has joined it
         for worker in client.xinfo_consumers(names.questions, POOL):
             sign = names.worker(worker["name"])
-            living = client.pttl(sign) > 1000 * DAY  # renewed less than a lease ago
-            if living and client.set(sign, END, xx=True, keepttl=True):
+            # Renewed less than a lease ago: the dead need not be told.
+            if client.pttl(sign) > 1000 * DAY and client.set(sign, END, xx=True, keepttl=True):
                 told.append(sign)
     while (left := sum(client.exists(sign) for sign in told)) and time.monotonic() < deadline:
         time.sleep(0.05)

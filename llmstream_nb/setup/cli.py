@@ -201,17 +201,15 @@ def _join_lab(args: argparse.Namespace) -> None:
     if args.command in {"ask", "worker", "web", *NOTHING}:
         os.environ.update({name: value for name, value in shared().items() if not os.environ.get(name)})
         if not os.environ.get("REDIS_URL") and (args.command in {"worker", *NOTHING} or getattr(args, "pool", False)):
-            what = NOTHING.get(args.command, "no queue")
-            raise CantDo(f"there is {what}: no lab runs in this folder, and REDIS_URL is not set.")
+            nothing = NOTHING.get(args.command, "no queue")
+            raise CantDo(f"there is {nothing}: no lab runs in this folder, and REDIS_URL is not set.")
 
 
 def _agreed(args: argparse.Namespace, question: str) -> bool:
     """Whether the user wants it: by --yes, or by an answer at a terminal. Raises CantDo without either."""
-    if args.yes:
-        return True
-    if not sys.stdin.isatty():
+    if not args.yes and not sys.stdin.isatty():
         raise CantDo(f"{question} Here nobody can be asked: say --yes.")
-    return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
+    return args.yes or input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
 
 
 # ---------------------------------------------------------------------------------------------- answers

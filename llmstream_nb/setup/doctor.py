@@ -121,8 +121,7 @@ def _machine() -> Iterator[Check]:
     yield verdict, "disk", f"{free / 1e9:.1f} GB free{advice}"
     if not os.access(ROOT, os.W_OK):
         yield stops, "folder", f"{ROOT} can't be written: copy it to a place of your own"
-    for what, why in hindrances():
-        yield PROBLEM, what, why
+    yield from ((PROBLEM, what, why) for what, why in hindrances())
 
 
 CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (_python, _packages, _redis, _models, _binder, _machine)

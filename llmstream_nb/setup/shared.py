@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-from collections.abc import Mapping
 
 from llmstream_nb.setup.environment import STATE, say, try_lock
 
@@ -11,7 +10,7 @@ FILE = STATE / "shared.json"  # for its user's eyes alone: an address may hold a
 LOCK = STATE / "shared.lock"  # held by the lab whose settings these are
 
 
-def share(stack: contextlib.ExitStack, settings: Mapping[str, str | None]) -> None:
+def share(stack: contextlib.ExitStack, settings: dict[str, str | None]) -> None:
     """Share these variables until `stack` closes or this process ends; of two labs in one checkout the first does."""
     try:
         STATE.mkdir(exist_ok=True)
