@@ -11,7 +11,10 @@ if sys.version_info < (3, 11):
         " then start with it, for example: python3.12 -m llmstream_nb lab" % sys.version_info[:2]
     )
 
-from llmstream_nb.setup.cli import main
+try:
+    from llmstream_nb.setup.cli import main
+except KeyboardInterrupt:  # Ctrl-C this early, too
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main())

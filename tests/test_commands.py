@@ -63,7 +63,7 @@ def test_ask_prints_the_answer_and_watch_all_of_it_later(fake_tcp):
     whole = run(fake_tcp, "ask", QUESTION, "--model", QUICK, "--no-stream")
     assert (whole[:2], "[stop: 1 chunks" in whole[2]) == ((0, text), True)
 
-    assert run(fake_tcp, "clear", answer_id)[2] == "1 deleted.\n"
+    assert re.fullmatch(r"1 answer under 'llmstream' at redis://\S+ deleted\.\n", run(fake_tcp, "clear", answer_id)[2])
     code, text, said = run(fake_tcp, "watch", answer_id)
     assert (code, text) == (2, "")
     assert said.startswith(f"llmstream-nb: there is no answer '{answer_id}'")
@@ -163,7 +163,19 @@ def test_help_names_every_command_and_variable(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     shown = capsys.readouterr().out
-    for word in ("lab", "test", "ask", "watch", "worker", "web", "doctor", "clear", "restore", "save-outputs"):
+    for word in (
+        "lab",
+        "test",
+        "ask",
+        "watch",
+        "worker",
+        "web",
+        "doctor",
+        "clear",
+        "restore",
+        "next-group",
+        "save-outputs",
+    ):
         assert re.search(rf"^    {word}\b", shown, re.MULTILINE)
     for word in ("REDIS_URL", "LLMSTREAM_PREFIX", "LLMSTREAM_LLM", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
         assert word in shown

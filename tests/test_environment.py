@@ -24,7 +24,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from llmstream_nb import connect
-from llmstream_nb.setup import environment, lab
+from llmstream_nb.setup import environment, lab, shared
 from llmstream_nb.setup.environment import LOCKED, LOCKED_DEV, LOCKED_MODEL, ROOT
 from llmstream_nb.setup.guard import end, guarded
 from llmstream_nb.setup.lab import answers
@@ -328,7 +328,9 @@ def state(tmp_path, monkeypatch):
     """A folder of its own for what labs keep, and no REDIS_URL."""
     monkeypatch.setattr(lab, "STATE", tmp_path)
     monkeypatch.setattr(lab, "LAB_LOCK", tmp_path / "lab.lock")
-    monkeypatch.setattr(lab, "REDIS_URL_FILE", tmp_path / "redis-url")
+    monkeypatch.setattr(shared, "STATE", tmp_path)
+    monkeypatch.setattr(shared, "FILE", tmp_path / "shared.json")
+    monkeypatch.setattr(shared, "LOCK", tmp_path / "shared.lock")
     monkeypatch.delenv("REDIS_URL", raising=False)
     return tmp_path
 
@@ -338,6 +340,8 @@ def test_two_labs_have_a_redis_each_and_other_terminals_join_the_first(state, ca
         pytest.skip("redis-server is not on PATH")
     with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
         one, other = lab._choose_redis(first), lab._choose_redis(second)
+        shared.share(first, {"REDIS_URL": one, "LLMSTREAM_LOCAL_URL": None})
+        shared.share(second, {"REDIS_URL": other})
         said = capsys.readouterr().err.splitlines()
         assert one in said[0]
         assert "are kept in" in said[0]
@@ -345,9 +349,11 @@ def test_two_labs_have_a_redis_each_and_other_terminals_join_the_first(state, ca
         assert "answers end with lab" in said[1]
         connect(one).set("kept", "yes")
         assert connect(other).get("kept") is None
-        assert lab.running_redis() == one
+        assert shared.shared() == {"REDIS_URL": one}
+        assert os.name == "nt" or (state / "shared.json").stat().st_mode & 0o777 == 0o600
     assert not answers("127.0.0.1", int(one.split(":")[2].split("/")[0]))
-    assert not (state / "redis-url").exists()
+    assert not (state / "shared.json").exists()
+    assert shared.shared() == {}
 
 
 @pytest.mark.parametrize("why", ["none", "old", "folder"])
@@ -415,7 +421,7 @@ def test_lab_serves_and_all_it_started_ends_with_it(checkout, how):
         assert "started" in read("status")
         assert read("kernelspecs")["kernelspecs"]["python3"]["spec"]["display_name"] != "Wrong"
         assert "redis-server" in output or "valkey-server" in output or "fakeredis" in output
-        assert (checkout / ".llmstream" / "redis-url").read_text() in output
+        assert json.loads((checkout / ".llmstream" / "shared.json").read_text())["REDIS_URL"] in output
         children = tree(process.pid)
         assert len(children) >= 4  # two guards, what they guard
         process.send_signal(how)

@@ -22,6 +22,7 @@ import redis
 import uvicorn
 from fastapi import FastAPI, Header, HTTPException
 from fastapi.responses import Response, StreamingResponse
+from nbclient import NotebookClient
 from openai import OpenAI
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
@@ -269,3 +270,12 @@ def test_the_recipe_behind_fastapi(client, key) -> None:
         assert web.get(f"/{key}x").status_code == 404
         assert web.get(f"/{key}", headers={"Last-Event-ID": last}).status_code == 204
         assert REPLY.endswith(web.get(f"/{key}", headers={"Last-Event-ID": "1-9"}).text)
+
+
+def test_the_notebook_runs_in_another_folder(tmp_path):
+    notebook = nbformat.read(FOLDER / "05-take-home.ipynb", as_version=4)
+    notebook.cells = notebook.cells[:11]  # all that has to do with the file
+    client = NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute(env=os.environ | {"PYTHONPATH": str(FOLDER.parent)})
+    assert "the two parts are the whole answer: True" in notebook.cells[-1].outputs[0].text
+    assert not (tmp_path / "recipe.py").exists()

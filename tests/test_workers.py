@@ -39,7 +39,7 @@ from llmstream_nb.pool.worker import MAX_TAKEOVERS, Worker
 from llmstream_nb.protocol.events import Ended, Interrupted, Restarted, Started, text_of
 from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import DAY, POOL, AnswerExists, BadAnswerId, BadQuestion, Fenced
-from llmstream_nb.setup import cli, lab
+from llmstream_nb.setup import cli
 from llmstream_nb.setup.environment import ROOT
 
 from . import conftest
@@ -1262,7 +1262,7 @@ def test_a_worker_needs_little_memory(redis_client) -> None:
 
 def test_without_a_queue_the_command_says_what_to_do(monkeypatch, capsys) -> None:
     monkeypatch.setenv("LLMSTREAM_NO_VENV", "1")
-    monkeypatch.setattr(lab, "running_redis", lambda: None)
+    monkeypatch.setattr(cli, "shared", dict)
     assert cli.main(["worker"]) == 2
     said = capsys.readouterr().err
     assert "REDIS_URL" in said and "lab" in said and said.count("\n") == 1

@@ -21,6 +21,7 @@ from llmstream_nb.pool.groups import NEW, read_group
 from llmstream_nb.protocol.wire import DAY, POOL, LLMStreamError, Timing, check_answer_id, check_question, parse_record
 
 KEPT_FAILURES = 1_000
+END = "end"  # in place of the lease in a worker's sign of life: it is to end
 
 
 class NotAQuestion(LLMStreamError):
@@ -82,6 +83,23 @@ def read_question(job: Job, client: redis.Redis) -> dict[str, Any] | None:
     return record | {"id": answer_id, "question": check_question(record["question"])}
 
 
+def end_workers(client: redis.Redis, within: float = 5.0) -> int:
+    """End all workers of the pool, wherever they run; what they hold goes back to the queue. Return how many ended.
+
+    Waits for them, so many seconds at most: who is frozen ends once it wakes up, and is not counted.
+    """
+    names, told, deadline = names_of(client), [], time.monotonic() + within
+    with suppress(ResponseError):  # no queue, or nobody has joined it
+        for worker in client.xinfo_consumers(names.questions, POOL):
+            sign = names.worker(worker["name"])
+            # Renewed less than a lease ago: the dead need not be told.
+            if client.pttl(sign) > 1000 * DAY and client.set(sign, END, xx=True, keepttl=True):
+                told.append(sign)
+    while (left := sum(client.exists(sign) for sign in told)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return len(told) - left
+
+
 @dataclass(frozen=True)
 class Job:
     """An entry of the queue, and so a question to be answered; two are equal if they are the same entry."""
@@ -133,12 +151,20 @@ class Queue:
         raw = read_group(self.line.redis, self.key, POOL, self.consumer, NEW, count, seconds)
         return [Job.of(entry, fields) for entry, fields in raw]
 
-    def renew(self, jobs: Iterable[Job]) -> None:
-        """Reset the idle time of these jobs (XCLAIM … JUSTID to itself), and give a sign of life (PEXPIRE)."""
+    def renew(self, jobs: Iterable[Job]) -> bool:
+        """Reset the idle time of these jobs (XCLAIM … JUSTID to itself), and give a sign of life (PEXPIRE).
+
+        False where `end_workers` has asked this one to end.
+        """
         if held := [job.entry for job in jobs]:
             self.line.redis.xclaim(self.key, POOL, self.consumer, 0, held, justid=True)
-        if not self.line.redis.pexpire(self._sign, self._kept):  # not SET, which a full memory refuses
+        pipe = self.line.redis.pipeline(transaction=False)
+        alive, sign = pipe.pexpire(self._sign, self._kept).get(self._sign).execute()  # no SET: a full memory refuses it
+        if not alive:
             self.join()  # somebody has deleted it
+        elif sign == END:
+            self.line.redis.delete(self._sign)  # tells that it was heard
+        return bool(sign != END)
 
     def idle(self) -> Iterator[tuple[Job, str]]:
         """What has been idle for a lease (XPENDING … IDLE), as it will be once it is claimed, and its holder."""

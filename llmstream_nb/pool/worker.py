@@ -160,7 +160,8 @@ class Worker:
         if now >= self._tick_at:
             awake = now - self._tick_at < self.timing.lease  # else its entries may be another's by now
             self._tick_at = now + self.timing.tick
-            self._queue.renew(self._jobs if awake else ())
+            if not self._queue.renew(self._jobs if awake else ()):
+                self.finish(0)
         if self._free and now >= self._judge_from:  # before new questions: somebody watches it stand still
             self._take_over()
         pause = max(0.0, self._tick_at - time.monotonic())

@@ -25,6 +25,10 @@ class BadAnswerId(LLMStreamError, ValueError):
     """An answer id with characters that have a meaning in Redis, in a URL or in a shell."""
 
 
+class BadPrefix(LLMStreamError, ValueError):
+    """A prefix of keys with characters that have a meaning in Redis."""
+
+
 class BadQuestion(LLMStreamError, ValueError):
     """A question that is empty, blank or too long."""
 
@@ -115,7 +119,7 @@ class AnswerKeys(NamedTuple):
 
 @dataclass(frozen=True)
 class Names:
-    """All keys under one prefix; raises ValueError for one that can't be used."""
+    """All keys under one prefix; raises BadPrefix for one that can't be used."""
 
     prefix: str = "llmstream"
 
@@ -123,7 +127,7 @@ class Names:
         # Braces would move the hash tag, the rest are glob characters.
         if not self.prefix or set(self.prefix) & set("{}*?[]\\ \t\r\n"):
             rule = "must not be empty or hold spaces, braces or any of * ? [ ] \\"
-            raise ValueError(f"the key prefix {self.prefix!r} {rule}")
+            raise BadPrefix(f"the key prefix {self.prefix!r} {rule}: set LLMSTREAM_PREFIX, or `prefix`, anew")
 
     def answer(self, answer_id: str) -> AnswerKeys:
         """The keys of one answer; raises BadAnswerId."""
@@ -146,7 +150,7 @@ class Names:
         return f"{self.prefix}:failures"
 
     def worker(self, name: str) -> str:
-        """String: the sign of life of one worker of the pool, its lease in milliseconds; on the queue's node."""
+        """String: the sign of life of one worker of the pool, its lease in milliseconds, or that it is to end."""
         return f"{self.prefix}:{{{self.questions}}}:worker:{name}"
 
 

@@ -19,15 +19,11 @@ from llmstream_nb.protocol.wire import AnswerNotFound, LLMStreamError
 from llmstream_nb.setup import environment
 from llmstream_nb.setup.doctor import doctor
 from llmstream_nb.setup.environment import say
-from llmstream_nb.setup.lab import lab, running_redis
-from llmstream_nb.setup.restore import restore
+from llmstream_nb.setup.lab import lab
+from llmstream_nb.setup.restore import pristine, restore
+from llmstream_nb.setup.shared import shared
 
 EPILOG = """\
-examples:
-  python3 -m llmstream_nb lab --no-browser --port 9000
-  python3 -m llmstream_nb ask "Why streams, not Pub/Sub?"
-  python3 -m llmstream_nb watch 7f3a
-
 The first command sets the kit up in .venv (about 800 MB); later ones start at once. To set up without a
 network, fill a folder where there is one, and take it along:
   python3 -m llmstream_nb wheels DIR --for windows --for macos
@@ -49,11 +45,10 @@ UNSAFE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit code."""
+    _open_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = parser().parse_args(given)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job is born deaf to it
-    for stream in (sys.stdout, sys.stderr):  # a Windows terminal may not have every character
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         if args.command == "doctor":  # it looks, and changes nothing
             python = environment.current()
@@ -63,17 +58,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
             python = environment.ensure(dev=args.command == "test", model=model, wheels=args.wheels)
         if python != Path(sys.executable) and not environment.in_venv():
             environment.hand_over(python, given)
-        _share_redis(args)
-        return int(args.run(args))
-    except (environment.SetupError, LLMStreamError, NothingShared) as error:
+        _join_lab(args)
+        code = int(args.run(args))
+        sys.stdout.flush()  # what can't be written is to be known here
+        return code
+    except (environment.SetupError, LLMStreamError, CantDo) as error:
         say(f"llmstream-nb: {printable(str(error))}")
         return 2 if isinstance(error, (AnswerNotFound, ValueError)) else 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EOFError):
         say("\nStopped.")
         return 130
-    except BrokenPipeError:  # `ask … | head`
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush is quiet
-        return 141
+        if isinstance(error, BrokenPipeError):  # `ask … | head`
+            return 141
+        what = error.filename or "standard output"
+        say(f"llmstream-nb: {what} can't be used ({error.strerror}): make room, mend its rights, or name another.")
+        return 1
+
+
+def _open_streams() -> None:
+    """Put something in place of the streams that were closed: else the next file opened would be printed into."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # This takes the lowest free descriptor, which is `number`. What is printed is an error, not lost.
+            os.set_inheritable(os.open(os.devnull, os.O_RDONLY if number == 1 else os.O_RDWR), True)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
+        elif number:
+            getattr(sys, name).reconfigure(errors="replace")  # a Windows terminal may not have every character
 
 
 def parser() -> argparse.ArgumentParser:
@@ -83,13 +95,6 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--no-model", action="store_true", help="leave out the local model (about 200 MB)")
     group.add_argument("--wheels", type=Path, metavar="DIR", help="set up from a folder of wheels, no network")
 
-    silence = argparse.ArgumentParser(add_help=False)
-    seconds: dict[str, Any] = {"type": _positive(float), "metavar": "SECONDS"}
-    text = "how long a model may be silent in mid-answer (LLMSTREAM_TIMEOUT, 30)"
-    silence.add_argument("--timeout", help=text, **seconds)
-    text = "the same before its first word (LLMSTREAM_FIRST_TIMEOUT, 120)"
-    silence.add_argument("--first-timeout", help=text, **seconds)
-
     top = argparse.ArgumentParser(
         prog="python3 -m llmstream_nb",
         description="Stream an LLM's output through Redis Streams, and learn how it is done.",
@@ -98,9 +103,9 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str, *more: Any) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         whole = text[0].upper() + text[1:] + "."
-        one = commands.add_parser(name, parents=[common, *more], help=text, description=whole)
+        one = commands.add_parser(name, parents=[common], help=text, description=whole)
         one.set_defaults(run=run)
         return one
 
@@ -113,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("-k", metavar="EXPRESSION", help="only the tests that match, as in pytest")
     one.add_argument("--suite", choices=["core", "notebooks", "browser"], help="only this part")
 
-    one = command("ask", _ask, "ask a question and print the answer as it streams", silence)
+    one = command("ask", _ask, "ask a question and print the answer as it streams")
     one.add_argument("question")
     one.add_argument("--topic", help="what the model shall be an expert in")
     one.add_argument("--source", choices=SOURCES, help="who answers")
@@ -125,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
     one = command("watch", _watch, "show an answer from its first chunk on, and follow it to its end")
     one.add_argument("id", help="what `ask` printed, or the notebook shows")
 
-    one = command("worker", _worker, "answer the questions of the pool's queue, until Ctrl-C or SIGTERM", silence)
+    one = command("worker", _worker, "answer the questions of the pool's queue, until Ctrl-C or SIGTERM")
     one.add_argument("--slots", type=_positive(int), default=4, help="how many answers at the same time (4)")
     one.add_argument("--name", help="its name in the consumer group (host, process id and a random part)")
     lease = "a worker silent for so long counts as dead; the same for all of a pool (5)"
@@ -134,8 +139,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--within", type=float, default=30.0, metavar="SECONDS", help=within)
     one.add_argument("--with-parent", action="store_true", help=argparse.SUPPRESS)
 
-    text = "serve a web page in which to ask and to watch answers, until Ctrl-C or SIGTERM"
-    one = command("web", _web, text, silence)
+    one = command("web", _web, "serve a web page in which to ask and to watch answers, until Ctrl-C or SIGTERM")
     one.add_argument("--port", type=int, default=8700, help="on 127.0.0.1 (8700; 0: any free one)")
     one.add_argument("--no-browser", action="store_true", help="print the link instead of opening it")
     one.add_argument("--pool", action="store_true", help="leave the answers to workers, as enqueue does")
@@ -157,13 +161,12 @@ def parser() -> argparse.ArgumentParser:
     one = command("restore", lambda args: restore(args.name), "bring notebooks back as they came, after a backup")
     one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
 
+    one = command("next-group", _next_group, "end all workers, delete all answers, and restore all notebooks")
+    one.add_argument("--yes", action="store_true", help="do not ask first")
+
     one = command("save-outputs", _save_outputs, "for maintainers: run notebooks and save their outputs")
     one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
     return top
-
-
-def _timeouts(args: argparse.Namespace) -> dict[str, Any]:
-    return {"timeout": args.timeout, "first_timeout": args.first_timeout}
 
 
 def _positive(kind: type) -> Any:
@@ -186,18 +189,27 @@ def _version(text: str) -> str:
     return text
 
 
-class NothingShared(ValueError):
-    """No Redis is shared with other processes, so there is nothing to do in this one."""
+class CantDo(ValueError):
+    """What a command can't do as it was called here, and why."""
 
 
-def _share_redis(args: argparse.Namespace) -> None:
-    """Let a command in another terminal see the answers of the lab that runs here."""
-    if args.command in {"ask", "watch", "worker", "web", "clear"} and not os.environ.get("REDIS_URL"):
-        if url := running_redis():
-            os.environ["REDIS_URL"] = url
-        elif args.command in {"watch", "worker"} or getattr(args, "pool", False):
-            what = "nothing to watch" if args.command == "watch" else "no queue"
-            raise NothingShared(f"there is {what}: no lab runs in this folder, and REDIS_URL is not set.")
+NOTHING = {"watch": "nothing to watch", "clear": "nothing to clear", "next-group": "nothing to end or to clear"}
+
+
+def _join_lab(args: argparse.Namespace) -> None:
+    """Let a command in another terminal use the servers of the lab that runs here, and see its answers."""
+    if args.command in {"ask", "worker", "web", *NOTHING}:
+        os.environ.update({name: value for name, value in shared().items() if not os.environ.get(name)})
+        if not os.environ.get("REDIS_URL") and (args.command in {"worker", *NOTHING} or getattr(args, "pool", False)):
+            nothing = NOTHING.get(args.command, "no queue")
+            raise CantDo(f"there is {nothing}: no lab runs in this folder, and REDIS_URL is not set.")
+
+
+def _agreed(args: argparse.Namespace, question: str) -> bool:
+    """Whether the user wants it: by --yes, or by an answer at a terminal. Raises CantDo without either."""
+    if not args.yes and not sys.stdin.isatty():
+        raise CantDo(f"{question} Here nobody can be asked: say --yes.")
+    return args.yes or input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
 
 
 # ---------------------------------------------------------------------------------------------- answers
@@ -211,12 +223,12 @@ def printable(text: str) -> str:
 def _ask(args: argparse.Namespace) -> int:
     from llmstream_nb import Answer, ask, enqueue
 
-    put: Callable[..., Answer] = enqueue if args.pool else partial(ask, stream=not args.no_stream, **_timeouts(args))
+    put: Callable[..., Answer] = enqueue if args.pool else partial(ask, stream=not args.no_stream)
     answer = put(args.question, topic=args.topic, source=args.source, model=args.model)
     say(f"id {answer.id}")
     try:
         return _follow(answer.id)
-    except (KeyboardInterrupt, BrokenPipeError):
+    except (KeyboardInterrupt, OSError):  # the latter where it can't be printed
         answer.stop()
         raise
 
@@ -240,8 +252,7 @@ def _worker(args: argparse.Namespace) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     client = connect()
-    timing = Timing(lease=args.lease)
-    worker = Worker(slots=args.slots, name=args.name, client=client, timing=timing, **_timeouts(args))
+    worker = Worker(slots=args.slots, name=args.name, client=client, timing=Timing(lease=args.lease))
     say(f"{worker.name} answers questions from {connection.where(client)}; Ctrl-C ends it.")
     serve(worker, args.within, with_parent=args.with_parent)
     return 0
@@ -252,7 +263,7 @@ def _web(args: argparse.Namespace) -> int:
     from llmstream_nb.answers import connection
 
     client = connect()
-    server = WebServer(args.port, client=client, pool=args.pool, **_timeouts(args))
+    server = WebServer(args.port, client=client, pool=args.pool)
     environment.allow_open_files(8_192)  # each viewer is one
     say(f"Answers are kept in {connection.where(client)}. Ctrl-C ends the server.")
     if args.pool:
@@ -303,16 +314,33 @@ def _follow(answer_id: str) -> int:
 
 
 def _clear(args: argparse.Namespace) -> int:
-    from llmstream_nb import clear
+    from llmstream_nb import clear, connect
+    from llmstream_nb.answers import connection
 
     if bool(args.id) == args.all:
-        say("llmstream-nb: name the answers to delete, or say --all.")
-        return 2
-    ask_first = args.all and not args.yes and sys.stdin.isatty()
-    if ask_first and input("Delete all answers? [y/N] ").strip().lower() not in {"y", "yes"}:
+        raise CantDo("name the answers to delete, or say --all.")
+    client = connect()
+    place = f"under {connection.names_of(client).prefix!r} at {connection.where(client)}"
+    if args.all and not _agreed(args, f"Delete all answers {place}?"):
         return 1
-    say(f"{clear(*args.id)} deleted.")
+    count = clear(*args.id)
+    say(f"{count} answer{'s' * (count != 1)} {place} deleted.")
     return 0
+
+
+def _next_group(args: argparse.Namespace) -> int:
+    from llmstream_nb import clear, connect
+    from llmstream_nb.answers import connection
+    from llmstream_nb.pool.queue import end_workers
+
+    lessons = [f"nb{name.partition('-')[0]}" for name in sorted(pristine()) if name[0].isdigit()]
+    clients = [connect(prefix=prefix) for prefix in dict.fromkeys([connection.names_of(connect()).prefix, *lessons])]
+    place = f"under {', '.join(connection.names_of(one).prefix for one in clients)} at {connection.where(clients[0])}"
+    if not _agreed(args, f"End the workers, delete all answers {place}, and restore the notebooks?"):
+        return 1
+    say(f"Workers ended: {sum(end_workers(one) for one in clients)}.")
+    say(f"Answers deleted: {sum(clear(client=one) for one in clients)}, {place}.")
+    return restore([])
 
 
 # --------------------------------------------------------------------------------------------- the others

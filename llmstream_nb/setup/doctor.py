@@ -10,7 +10,8 @@ from llmstream_nb.llm.names import SOURCES
 from llmstream_nb.protocol.wire import LLMStreamError
 from llmstream_nb.setup import environment
 from llmstream_nb.setup.environment import LOCKED, LOCKED_MODEL, ROOT, VENV
-from llmstream_nb.setup.lab import StartError, find_redis, running_redis
+from llmstream_nb.setup.lab import StartError, find_redis, hindrances
+from llmstream_nb.setup.shared import shared
 
 OK, NOTE, PROBLEM = "OK", "note", "PROBLEM"
 
@@ -49,7 +50,7 @@ def _packages() -> Iterator[Check]:
         yield OK, "set-up", "done, in .venv"
         path = [str(found) for found in VENV.glob("[Ll]ib/**/site-packages")]
     elif VENV.exists():
-        yield PROBLEM, "set-up", "not complete: run python3 -m llmstream_nb lab, which goes on with it"
+        yield NOTE, "set-up", "not complete: python3 -m llmstream_nb lab goes on with it"
         return
     elif environment.differences(LOCKED):
         yield NOTE, "set-up", "not done yet: python3 -m llmstream_nb lab does it"
@@ -75,8 +76,8 @@ def _redis() -> Iterator[Check]:
         hints = {"Darwin": "brew install redis", "Linux": "sudo apt install redis-server"}
         hint = hints.get(platform.system(), "there is none for Windows; WSL or Docker have one")
         yield NOTE, "redis-server", f"{reason}: the stand-in fakeredis is used ({hint})"
-    if running := running_redis():
-        yield OK, "lab", f"runs, with its Redis at {running}"
+    if shared():
+        yield OK, "lab", "runs, and commands in this folder use its Redis and its model"
     if url := os.environ.get("REDIS_URL", "").strip():
         try:
             from llmstream_nb.answers.connection import connect, masked
@@ -114,11 +115,13 @@ def _binder() -> Iterator[Check]:
 def _machine() -> Iterator[Check]:
     free = shutil.disk_usage(ROOT).free
     installed = environment.is_set_up() or os.environ.get("LLMSTREAM_NO_VENV")
+    stops = NOTE if installed else PROBLEM  # lab starts all the same, but keeps nothing
     need = 100_000_000 if installed else environment.SPACE
-    verdict, advice = (OK, "") if free > need else (PROBLEM, f"; {need / 1e9:.1f} GB are needed: make room")
+    verdict, advice = (OK, "") if free > need else (stops, f"; {need / 1e9:.1f} GB are needed: make room")
     yield verdict, "disk", f"{free / 1e9:.1f} GB free{advice}"
     if not os.access(ROOT, os.W_OK):
-        yield PROBLEM, "folder", f"{ROOT} can't be written: copy it to a place of your own"
+        yield stops, "folder", f"{ROOT} can't be written: copy it to a place of your own"
+    yield from ((PROBLEM, what, why) for what, why in hindrances())
 
 
 CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (_python, _packages, _redis, _models, _binder, _machine)

@@ -310,7 +310,8 @@ def allow_open_files(count: int) -> None:
 
 def say(text: str) -> None:
     """Tell the user something; on standard error, so that `ask` can be piped."""
-    print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal is closed, or a log's disk full: no reason to end
+        print(text, file=sys.stderr, flush=True)
 
 
 def run(title: str, command: list[str], lock: int | None, lines: list[str], log: Path | None = None) -> int:

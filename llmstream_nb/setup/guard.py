@@ -48,7 +48,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def main(command: list[str]) -> int:
     """Run `command` until it ends or standard input does; return its exit code."""
-    group = None if sys.platform == "win32" else 0  # on Windows taskkill finds the children
+    group = None  # on Windows taskkill finds the children
+    if sys.platform != "win32":
+        group = 0
+        # Under nohup the command would be born deaf to it, and what runs in JupyterLab's terminals outlive them.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=group)
     except OSError as error:

@@ -11,17 +11,19 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from llmstream_nb.llm.local import free_port, installed, launch
-from llmstream_nb.setup.environment import ROOT, STATE, say, try_lock
+from llmstream_nb.protocol.wire import LLMStreamError, Names
+from llmstream_nb.setup.environment import ROOT, STATE, SetupError, say, try_lock
 from llmstream_nb.setup.guard import end, guarded
 from llmstream_nb.setup.restore import pristine
+from llmstream_nb.setup.shared import share
 
 FIRST_NOTEBOOK = "notebooks/00-ask.ipynb"
 OLDEST = (6, 2)  # of Redis; Valkey began at 7.2
-REDIS_URL_FILE = STATE / "redis-url"  # for other terminals, while `lab` runs
 LAB_LOCK = STATE / "lab.lock"  # held by the lab whose Redis keeps its data in this checkout
 
 
@@ -98,16 +100,6 @@ def _start_server(command: list[str], port: int, lock: int | None) -> tuple[subp
     raise StartError(f"{Path(command[0]).name} did not start ({lines[-1] if lines else 'it printed nothing'})")
 
 
-def running_redis() -> str | None:
-    """The URL of the Redis that a running `lab` of this checkout shares; None where no lab runs."""
-    with contextlib.suppress(OSError):
-        lock = try_lock(LAB_LOCK)
-        if lock is None:
-            return REDIS_URL_FILE.read_text("utf-8").strip() or None
-        os.close(lock)
-    return None
-
-
 def _choose_redis(stack: contextlib.ExitStack) -> str | None:
     """Use REDIS_URL, or start the best Redis that there is; say which, and return its URL."""
     if given := os.environ.get("REDIS_URL", "").strip():
@@ -134,9 +126,6 @@ def _choose_redis(stack: contextlib.ExitStack) -> str | None:
             say(f"Redis: each notebook has its own stand-in (fakeredis), as {reason}, and {other}.")
             return None
     stack.callback(end, process)
-    if lock is not None:  # held until this process and the server's guard are gone
-        REDIS_URL_FILE.write_text(url, "utf-8")
-        stack.callback(REDIS_URL_FILE.unlink, missing_ok=True)
     return url
 
 
@@ -161,8 +150,15 @@ def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -
     """Open JupyterLab on the first notebook; return its exit code once it has ended.
 
     Everything it starts is ended with it: on Ctrl-C in order, and by the guards when this process is killed.
+    Raises SetupError where JupyterLab could not start.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends it as Ctrl-C does
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)  # `kill`, and a terminal that closes, are as Ctrl-C
+    if port and answers("127.0.0.1", port):
+        raise SetupError(f"port {port} is in use: choose another --port, or leave it out.")
+    for what, why in hindrances():
+        raise SetupError(f"{what}: {why}")
     # It takes a second, for an import. JupyterLab has the same to import, and much more, before it shows a notebook.
     threading.Thread(target=trust_notebooks, daemon=True).start()
     with contextlib.ExitStack() as stack:
@@ -173,9 +169,9 @@ def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -
         own = str(Path(__file__).with_name("jupyter"))  # and an extension for the course's links and pictures
         paths = os.pathsep.join(filter(None, [str(kernels), os.environ.get("JUPYTER_PATH"), own]))
         config = os.pathsep.join(filter(None, [os.environ.get("JUPYTER_CONFIG_PATH"), own]))
-        environment = child_environment(
-            JUPYTER_PATH=paths, JUPYTER_CONFIG_PATH=config, REDIS_URL=url, LLMSTREAM_LOCAL_URL=local
-        )
+        servers = {"REDIS_URL": url, "LLMSTREAM_LOCAL_URL": local}
+        share(stack, servers)
+        environment = child_environment(JUPYTER_PATH=paths, JUPYTER_CONFIG_PATH=config, **servers)
         say("JupyterLab: starting. Ctrl-C in this terminal ends everything.")
         jupyter = guarded(_jupyter_command(port, base_url, browser), env=environment)
         stack.callback(end, jupyter)
@@ -187,6 +183,24 @@ def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -
         except KeyboardInterrupt:
             say("\nEnding JupyterLab, its kernels and the servers ...")
             return 0
+
+
+def hindrances() -> Iterator[tuple[str, str]]:
+    """What in this environment stops `lab`: the name of a variable, and what there is to say and to do."""
+    try:
+        Names(os.environ.get("LLMSTREAM_PREFIX", "").strip() or "llmstream")
+    except LLMStreamError as error:
+        yield "LLMSTREAM_PREFIX", str(error)
+    with contextlib.suppress(ImportError):  # not installed yet
+        from jupyter_core.paths import jupyter_runtime_dir
+
+        folder = jupyter_runtime_dir()
+        there = next(each for each in [Path(folder), *Path(folder).parents] if os.path.exists(each))
+        try:
+            with tempfile.TemporaryFile(dir=there) as file:
+                file.write(bytes(8192))
+        except OSError as error:
+            yield "HOME", f"{folder} can't be written ({error.strerror}): make room, or set it to a folder of your own"
 
 
 def trust_notebooks() -> None:
@@ -216,6 +230,7 @@ def _jupyter_command(port: int | None, base_url: str | None, browser: bool) -> l
         # On one machine no proxy cuts a silent connection, and tornado would warn of the timeout that pings need.
         "ServerApp.tornado_settings": {"ws_ping_interval": 0},
         "ServerApp.allow_root": hasattr(os, "geteuid") and os.geteuid() == 0,
+        "ServerApp.jpserver_extensions": "llmstream_nb.setup.address=True",
         "LabApp.default_url": start,
     }
     options = [f"--{name}={value}" for name, value in settings.items() if value is not None]

@@ -33,10 +33,10 @@ def restore(names: Sequence[str]) -> int:
             (backup / name).write_bytes(here[name])
         NOTEBOOKS.mkdir(exist_ok=True)
         (NOTEBOOKS / name).write_bytes(as_they_came[name])
-        say(f"{name}: restored. If it is open, choose File > Reload Notebook from Disk.")
-    if backup.exists():
-        say(f"Your versions are in {backup.relative_to(ROOT)}.")
-    if chosen and not changed:
+    if changed:
+        kept = f"; your versions are in {backup.relative_to(ROOT)}" if backup.exists() else ""
+        say(f"Restored: {', '.join(changed)}{kept}. If one is open, choose File > Reload Notebook from Disk.")
+    elif chosen:
         say("Nothing to restore: the notebooks are as they came.")
     return 0 if chosen else 2
 
