@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from llmstream_nb.protocol.wire import LLMStreamError
 
 
-class MissingExtra(LLMStreamError, ImportError):
+class MissingExtra(LLMStreamError, ModuleNotFoundError):
     """A package is not installed that an extra of the kit brings."""
 
 
@@ -21,4 +21,5 @@ def needed(extra: str, what: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if not extra or (error.name or "").startswith("llmstream_nb"):
             raise
-        raise MissingExtra(f'{what} needs {error.name}: pip install "llmstream-nb[{extra}]"') from None
+        told = f'{what} needs {error.name}: pip install "llmstream-nb[{extra}]"'
+        raise MissingExtra(told, name=error.name) from None
