@@ -27,6 +27,14 @@ _HOMES = {
     "widgets.monitor": "Monitor",
     "widgets.stream_view": "StreamView",
 }
+_EXTRAS = {  # by room; pyproject.toml says what each brings
+    "checks": "all",
+    "faults": "all",
+    "plots": "tables",
+    "tables": "tables",
+    "web": "web",
+    "widgets": "notebook",
+}
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME)
 __version__ = "0.1.0"
@@ -40,9 +48,12 @@ if hasattr(builtins, "get_ipython"):  # a notebook
 def __getattr__(name):  # no annotations: this file must parse on a Python too old for the rest
     if name not in _HOME:
         raise AttributeError("module 'llmstream_nb' has no attribute %r" % name)
-    if not _HOME[name]:
-        return import_module("llmstream_nb." + name)
-    return getattr(import_module("llmstream_nb." + _HOME[name]), name)
+    from llmstream_nb.extras import needed
+
+    home = _HOME[name] or name
+    with needed(_EXTRAS.get(home.partition(".")[0], ""), name):
+        module = import_module("llmstream_nb." + home)
+    return getattr(module, name) if _HOME[name] else module
 
 
 def __dir__():

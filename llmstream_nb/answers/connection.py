@@ -22,6 +22,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
+from llmstream_nb.extras import needed
 from llmstream_nb.protocol.wire import LLMStreamError, Names
 
 LOST = (RedisError, RedisClusterException, OSError, AttributeError)  # the last: how fakeredis meets a wrong type
@@ -50,6 +51,7 @@ def connect(url: str | None = None, *, prefix: str | None = None, **options: Any
         ValueError: the prefix is empty, or holds white space, braces or one of `*?[]`.
         RedisUnusable: the URL is malformed, nobody answers, the password is wrong, the server is older than
             Redis 6.2 or a read-only replica. The message never holds the password.
+        MissingExtra: there is no URL, and fakeredis is not installed.
     """
     global _current
     url = url or os.environ.get("REDIS_URL", "").strip() or None
@@ -61,7 +63,8 @@ def connect(url: str | None = None, *, prefix: str | None = None, **options: Any
         "retry": Retry(ExponentialBackoff(cap=0.5, base=0.02), 4),
     } | options
     if url is None:
-        from llmstream_nb.answers import embedded
+        with needed("notebook", "set REDIS_URL, or use the Redis inside Python, which"):
+            from llmstream_nb.answers import embedded
 
         client: redis.Redis = embedded.client(settings)
     else:

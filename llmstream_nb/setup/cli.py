@@ -39,6 +39,7 @@ environment variables:
                      your own endpoint; used only when chosen, and read from a file .env too
   LLMSTREAM_NO_VENV  set it to use the Python that runs this as it is, and set nothing up
 """
+IN_A_CHECKOUT = {"lab", "test", "wheels", "save-outputs"}  # not where pip has installed the package alone
 # C0 and C1 controls, which move cursors and set titles; changes of writing direction, which disguise text.
 UNSAFE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
 
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser().parse_args(given)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job is born deaf to it
     try:
+        if args.command in IN_A_CHECKOUT and not (environment.ROOT / "pyproject.toml").exists():
+            raise environment.SetupError(f"{args.command} works in a copy of the repository only.")
         if args.command == "doctor":  # it looks, and changes nothing
             python = environment.current()
         else:

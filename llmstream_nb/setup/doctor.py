@@ -46,6 +46,9 @@ def _packages() -> Iterator[Check]:
     path = None
     if os.environ.get("LLMSTREAM_NO_VENV"):
         yield OK, "set-up", "LLMSTREAM_NO_VENV is set: this Python is used as it is"
+    elif not LOCKED.exists():
+        yield OK, "set-up", "none is needed: the package was installed by itself"
+        return
     elif environment.is_set_up():
         yield OK, "set-up", "done, in .venv"
         path = [str(found) for found in VENV.glob("[Ll]ib/**/site-packages")]
@@ -114,7 +117,7 @@ def _binder() -> Iterator[Check]:
 
 def _machine() -> Iterator[Check]:
     free = shutil.disk_usage(ROOT).free
-    installed = environment.is_set_up() or os.environ.get("LLMSTREAM_NO_VENV")
+    installed = not LOCKED.exists() or environment.is_set_up() or os.environ.get("LLMSTREAM_NO_VENV")
     stops = NOTE if installed else PROBLEM  # lab starts all the same, but keeps nothing
     need = 100_000_000 if installed else environment.SPACE
     verdict, advice = (OK, "") if free > need else (stops, f"; {need / 1e9:.1f} GB are needed: make room")

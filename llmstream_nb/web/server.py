@@ -15,6 +15,7 @@ import redis
 import uvicorn
 
 from llmstream_nb.answers.connection import current
+from llmstream_nb.extras import needed
 from llmstream_nb.protocol.wire import LLMStreamError, Timing
 from llmstream_nb.web.app import Limits, Models, create_app
 
@@ -134,8 +135,12 @@ class WebServer:
         self._socket.close()
 
     def frame(self, answer: Answer | str = "", height: int = 520) -> WebFrame:
-        """The page in the notebook, `height` pixels high. A saved notebook holds neither the page nor the token."""
-        from llmstream_nb.web.frame import WebFrame
+        """The page in the notebook, `height` pixels high. A saved notebook holds neither the page nor the token.
+
+        Raises MissingExtra where the packages for widgets are not installed.
+        """
+        with needed("notebook", "WebServer.frame"):
+            from llmstream_nb.web.frame import WebFrame
 
         return WebFrame(self.port, partial(self.link, answer), height)
 
