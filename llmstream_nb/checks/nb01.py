@@ -38,7 +38,7 @@ def pages(case: Case, function: Callable[..., Any]) -> str:
         lay, noting = [(entry_id, {"word": entry_id}) for entry_id in ids], Noting(case.client)
         case.put(lay)
         result = case.call(lambda *args: list(function(*args)), about, noting, case.stream, size)
-        most = max((len(reply) for name, _, reply in noting.calls if name != "xread"), default=0)
+        most = max((len(entries) for _, entries in noting.calls), default=0)
         case.require(most <= size, f"fetches {most} entries at once: ask for {size}.")
         right = [lay[at : at + size] for at in range(0, count, size)]
         got = [[entry[0] for entry in page] for page in result]
