@@ -48,7 +48,7 @@ def poll(case: Case, function: Callable[..., tuple[str, str, bool]]) -> str:
             [*words, ("1-5", "end", "stop")],
             "1-3",
             ("error", "1-5", True),
-            "at the end, after 1-3, where the model's last word is 'error'",
+            "at the end, where the model's last word is 'error'",
         ),
         ([*words[:1], ("1-2", "error", "Stalled")], "0-0", ("One", "1-2", True), "where the model failed"),
         ([*words, ("1-5", "end", "stop")], "1-5", ("", "1-5", False), "after the end, where nothing is new"),

@@ -36,7 +36,8 @@ def exercise(examine: Callable[..., str]) -> Callable[..., Verdict]:
     what the learner gave and a `client`, by default the current one. Its verdicts give hints that stand under its name
     in hints.json, by what was wrong.
     """
-    hints = HINTS[examine.__name__] | HINTS["*"]  # its own are looked for first
+    own = HINTS[examine.__name__]
+    hints = own | HINTS["*"] | own  # its own come first, and instead of those of any check
 
     def check(*mine: Any, client: redis.Redis | None = None, **more: Any) -> Verdict:
         signature.bind(*mine, **more)  # here a wrong call raises TypeError; in the thread it would be the learner's
