@@ -41,10 +41,7 @@ def pages(case: Case, function: Callable[..., Any]) -> str:
         most = max((len(entries) for _, entries in noting.calls), default=0)
         case.require(most <= size, f"fetches {most} entries at once: ask for {size}.")
         right = [lay[at : at + size] for at in range(0, count, size)]
-        pairs = all(
-            isinstance(page, list) and all(isinstance(entry, tuple) and len(entry) == 2 for entry in page)
-            for page in result
-        )
+        pairs = all(isinstance(entry, tuple) and len(entry) == 2 for page in result for entry in page)
         form = f"{about}, your pages are {show(result)}: each is a list of pairs of an ID and fields, as XRANGE gives."
         require(pairs, form)
         got = [[entry_id for entry_id, _ in page] for page in result]

@@ -44,12 +44,7 @@ def poll(case: Case, function: Callable[..., tuple[str, str, bool]]) -> str:
         (words[:2], "0-0", ("Onetwo", "1-2", False), "at the first look"),
         (words[:2], "1-2", ("", "1-2", False), "where nothing is new"),
         (words, "1-1", ("twoenderror", "1-4", False), "in the middle, after 1-1"),
-        (
-            [*words, ("1-5", "end", "stop")],
-            "1-3",
-            ("error", "1-5", True),
-            "at the end, where the model's last word is 'error'",
-        ),
+        ([*words, ("1-5", "end", "stop")], "1-3", ("error", "1-5", True), "at the end, with one word of the model's"),
         ([*words[:1], ("1-2", "error", "Stalled")], "0-0", ("One", "1-2", True), "where the model failed"),
         ([*words, ("1-5", "end", "stop")], "1-5", ("", "1-5", False), "after the end, where nothing is new"),
         ([(f"1-{n}", "text", "x") for n in range(1, 1_201)], "0-0", ("x" * 1_200, "1-1200", False), "far behind"),
