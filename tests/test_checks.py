@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import openai  # noqa: F401 - it takes a while, which is not the learner's
 import pytest
@@ -17,6 +22,8 @@ from llmstream_nb import Answer, ask, checks
 
 from .conftest import FAST
 from .model import wait_for
+
+NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/0*.ipynb"))
 
 
 @pytest.fixture(autouse=True)
@@ -910,8 +917,8 @@ def poll_that_takes_every_text(client, stream, last):
         (poller(lambda c, s, last: c.xrange(s, last)), "where nothing is new, your function returns ('two'"),
         (poller(lambda c, s, last: c.xrange(s, f"({last}", count=100)), "far behind, your function returns ('xxx"),
         (poller(final=("end",)), "where the model failed, your function returns ('One', '1-2', False)"),
-        (poller(final=()), "whether it is over is True"),
-        (poll_that_takes_every_text, "whether it is over is False"),
+        (poller(final=()), "whether it is over should be True"),
+        (poll_that_takes_every_text, "whether it is over should be False"),
         (lambda *args: poller()(*args)[:2], "return three things"),
         (lambda c, s, last: poller()(c, s, "0-0"), "where nothing is new"),
         (lambda c, s, last: c.xread({s: last})[0], "raises IndexError"),
@@ -1117,6 +1124,15 @@ def test_what_is_not_started_costs_no_hint(client):
     assert hint_of(checks.count_entries(None, "k", 1)) == "Hint 1 of 3:"
 
 
+def test_every_mistake_has_two_short_hints():
+    for name, kinds in checks.running.HINTS.items():
+        for words, hints in kinds.items():
+            assert re.compile(words)
+            assert len(hints) == (2 if words else 3), (name, words)
+            assert all(20 < len(hint) < 130 for hint in hints), (name, words)
+    assert {*checks.running.HINTS} == {"*", *checks.__all__}
+
+
 def test_every_check_has_three_hints_in_short_lines(client):
     given = {"count_entries": (None, "k", 1), "budget": (0, 0), "capstone": (None, None, None)}
     for name in checks.__all__:
@@ -1126,6 +1142,189 @@ def test_every_check_has_three_hints_in_short_lines(client):
         assert len(hints) == len(set(hints)) == 3, name
         assert all(20 < len(hint) < 130 for hint in hints), name
         assert "`" in hints[2], f"{name}: the last hint shows the essential line"
+
+
+def hint_text(verdict):
+    return verdict.hint.splitlines()[0].partition(": ")[2]
+
+
+def ends_with(text):
+    """A producer whose end is this text."""
+
+    def produce(client, stream, question_id, chunks):
+        no_end(client, stream, question_id, chunks)
+        client.xadd(stream, item(question_id, text.format(question_id)))
+
+    return produce
+
+
+def ends_twice(client, stream, question_id, chunks):
+    try:
+        right_produce(client, stream, question_id, chunks)
+    except Exception:
+        client.xadd(stream, item(question_id, f";END:{question_id}"))
+        raise
+
+
+def follows_its_own(count=None, never=False):
+    """A reader that goes on from the last entry of its own, or from the first one for ever."""
+
+    def read(client, stream, last_id, question_id):
+        words = []
+        while True:
+            words = [] if never else words
+            for _, entries in client.xread({stream: last_id}, count=count, block=1000):
+                for entry_id, fields in entries:
+                    if fields["questionId"] != question_id:
+                        continue
+                    last_id = last_id if never else entry_id
+                    if fields["chunkOutput"] == f";END:{question_id}":
+                        return "".join(words)
+                    if fields["chunkOutput"] != f"START:{question_id};":
+                        words.append(fields["chunkOutput"])
+
+    return read
+
+
+def reads_all_again(client, keys):
+    while True:
+        texts, ended = dict.fromkeys(keys, ""), 0
+        for key, entries in client.xread(dict.fromkeys(keys, "0-0"), block=1000):
+            texts[key] = "".join(fields["text"] for _, fields in entries if fields["kind"] == "text")
+            ended += entries[-1][1]["kind"] == "end"
+        if ended == len(keys):
+            return texts
+
+
+def follows_text_alone(client, stream, after, text):
+    while True:
+        for _, entries in client.xread({stream: after}, block=1000):
+            for entry_id, entry in entries:
+                after = entry_id if entry["kind"] == "text" else after
+                if entry["kind"] in ("end", "error"):
+                    return text
+                text = text + entry["text"] if entry["kind"] == "text" else ""
+
+
+def without_the_words(client, key):
+    text = rebuilder(ends=slice(None))(client, key)
+    return re.sub("START:.;?|;END:.", "", text)
+
+
+def pages_of_one_read(client, stream, size):
+    entries = [entry for _, entries in client.xread({stream: "0-0"}) for entry in entries]
+    return [entries[at : at + size] for at in range(0, len(entries), size)]
+
+
+def waits_a_little(client, stream, last):
+    return [entry for _, entries in client.xread({stream: last}, block=10) for entry in entries]
+
+
+def poll_that_adds_the_end(client, stream, last):
+    text, last, over = poller()(client, stream, last)
+    return text + "stop" * over, last, over
+
+
+def returns_late(client, stream, last_id, wanted, seconds):
+    time.sleep(3.1 if seconds == 5.0 else 0)
+    return collector()(client, stream, last_id, wanted, seconds)
+
+
+MISTAKES = [
+    (checks.get_last_id, lambda c, s: c.xrevrange(s, count=1)[0][0], "raises IndexError", "it gives an empty list"),
+    (checks.get_last_id, lambda c, s: c.xrange(s)[0][0], "not '10-1'", "Read backwards"),
+    (checks.pages, pages_of_one_read, "fetches 7 entries at once", "bound each read"),
+    (
+        checks.pages,
+        lambda *args: [entry for page in pager()(*args) for entry in page],
+        "each is a list of pairs",
+        "A page is what XRANGE gives",
+    ),
+    (checks.pages, lambda *args: [["9-0"]], "your pages are [['9-0']]", "A page is what XRANGE gives"),
+    (checks.collect, lambda *_: None, "returns None", "`return` gives it back"),
+    (checks.collect, returns_late, "all that was wanted was there sooner", "return at once"),
+    (checks.collect, collector(per_read=True), "all of its reads together", "waits `seconds` anew"),
+    (checks.produce, ends_with("END"), "no entry holds the end", "`;END:` and then the question's id"),
+    (checks.produce, forgets_the_break, "must be written all the same", "`finally` runs all the same"),
+    (checks.produce, ends_twice, "the end comes twice", "not a second time after an error"),
+    (checks.produce, other_fields, "has the fields", "`questionId` and `chunkOutput`"),
+    (checks.produce, end_only_with_chunks, "given no chunks, your function adds nothing", "where no delta comes"),
+    (checks.rebuild, rebuilder(mine=False), "another's", "the `questionId` of the record"),
+    (checks.rebuild, without_the_words, "speaks of START and END", "Know START and END by their place"),
+    (checks.rebuild, rebuilder(ends=slice(None)), "START:a;", "They have your `questionId` too"),
+    (checks.read, follows_its_own(), "reads the same entries again: remember the ID", "What you pass over comes once"),
+    (checks.read, follows_its_own(never=True), "reads the same entries again", "What you pass over comes once"),
+    (checks.read, reader(text=lambda t: t + ";END:a"), "holds START or END", "they are no text: don't add them"),
+    (checks.read, reader(mine=False), "lie between yours", "pass over each entry that has another"),
+    (checks.read_many, many_reader(kinds=("text", "end")), "only entries of the kind `text`", "not the model's"),
+    (checks.read_many, reads_all_again, "reads the same entries again", "Note the last ID under its stream's name"),
+    (checks.poll, poll_that_adds_the_end, "the text should be 'error'", "Only what is of the kind `text` is added"),
+    (checks.poll, poller(waits_a_little), "waits for entries to come: look once", "Look once and return"),
+    (checks.resume, follows_text_alone, "reads the same entries again", "of whatever kind it is"),
+    (checks.source, breaks_off, "raises ValueError", "Python's own message"),
+]
+
+
+@pytest.mark.parametrize(("check", "solution", "words", "hint"), MISTAKES)
+@pytest.mark.parametrize("backend", ["fake"], indirect=True)  # the judge is tried here, not Redis
+def test_a_hint_belongs_to_the_mistake(client, check, solution, words, hint):
+    verdict = check(solution)
+    assert explained(verdict, words)
+    assert hint in hint_text(verdict)
+
+
+@pytest.mark.parametrize("backend", ["fake"], indirect=True)
+def test_a_reader_that_never_comes_to_its_own_entry(client, monkeypatch):
+    monkeypatch.setattr(checks.running, "TIMEOUT", 1.0)
+    verdict = checks.read(follows_its_own(count=1))
+    assert explained(verdict, "another asker's entries lie between yours, your function does not return")
+    assert "also at others'" in hint_text(verdict)
+
+
+@pytest.mark.parametrize("backend", ["fake"], indirect=True)
+def test_each_mistake_has_hints_of_its_own_and_the_last_one_is_shared(client):
+    end, late, fields = ends_with("END"), forgets_the_break, other_fields
+    given = [checks.produce(wrong) for wrong in (end, late, end, fields, late, late, end, end, fields, fields)]
+    first, second = checks.running.HINTS["produce"]["no entry holds the end"]
+    assert [hint_text(given[0]), hint_text(given[2])] == [first, second]
+    assert [hint_of(verdict)[5] for verdict in given] == list("1121233323")
+    assert [("Solution" in verdict.hint) for verdict in given] == [step == "3" for step in "1121233323"]
+
+
+@pytest.mark.parametrize("backend", ["fake"], indirect=True)
+def test_after_several_tries_the_last_hint_comes_unless_the_mistake_is_new(client):
+    for wrong in (ends_with("END"), other_fields, forgets_the_break, hides_the_break, collects):
+        assert hint_of(checks.produce(wrong)) == "Hint 1 of 3:"
+    assert hint_of(checks.produce(end_in_the_loop)) == "Hint 1 of 3:"
+    assert hint_of(checks.produce(collects)) == "Hint 3 of 3:"
+    assert hint_of(checks.produce(collects)) == "Hint 2 of 3:"  # that one was not read yet, the last one just was
+
+
+def names(code, *kinds):
+    """The names that this code sets, or with `ast.Load` uses; none where it is no code of its own."""
+    with suppress(SyntaxError):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, kinds or ast.Store):
+                yield node.id
+            elif isinstance(node, (ast.arg, ast.alias)) and not kinds:
+                yield getattr(node, "arg", None) or node.asname or node.name
+
+
+def test_hints_name_what_there_is():
+    """A hint's code uses what the notebook has set up to its exercise, or what another hint of the exercise sets."""
+    books = [
+        [c for c in json.loads(path.read_text("utf-8"))["cells"] if c["cell_type"] == "code"] for path in NOTEBOOKS
+    ]
+    sources = [["".join(cell["source"]) for cell in book] for book in books]
+    for name, kinds in checks.running.HINTS.items():
+        for book in sources:
+            at = next((n for n, source in enumerate(book) if f"checks.{name}(" in source), -1)
+            known = {name for source in book[: at + 1] for name in names(source)} | {*dir(builtins)}
+            codes = [code for kind in kinds.values() for hint in kind for code in re.findall("`([^`]+)`", hint)]
+            for code in codes:  # also of a `for …:` without its body
+                known |= {*names(code), *names(f"{code} pass"), *names(f"{code}: pass")}
+            used = {name for code in codes if not re.fullmatch(r"[\w-]+", code) for name in names(code, ast.Load)}
+            assert at < 0 or used <= known, (name, used - known)
 
 
 # ------------------------------------------------------------------------------------------------ leftovers

@@ -27,7 +27,7 @@ ROOMS = {
     "viewing": 219,  # the last resort of all who show answers, what a takeover looks like, a notebook's errors, tables
     "widgets": 910,  # views of an answer, of a stream's key and of the pool
     "web": 704,  # with what its guests may ask for, and what it does where one answer breaks
-    "checks": 880,  # twenty exercises, each tried with what learners get wrong, and a whole chat of the learner's own
+    "checks": 890,  # twenty exercises, each tried with what learners get wrong, and a whole chat of the learner's own
     "setup": 1090,  # a bare Python, any system, errors that say what to do, and ends that leave nothing behind
 }
 SET_UP = ("setup", "__main__")  # before anything is installed

@@ -1,4 +1,4 @@
-"""What the exercises check, with hints that grow more concrete from try to try."""
+"""What the exercises check, with hints for the mistake that was found, plainer where it comes again."""
 
 from llmstream_nb.checks.nb00 import count_entries, stopped
 from llmstream_nb.checks.nb01 import collect, get_last_id, pages

@@ -147,7 +147,14 @@ class Noting:
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
-        self.calls: list[tuple[str, Any, Any]] = []  # command, first argument, reply
+        self.calls: list[tuple[Any, list[tuple[Any, str]]]] = []  # first argument, and the key and ID of each entry
+        self.blocks = False  # whether a read waited
+
+    @property
+    def again(self) -> bool:
+        """Whether XREAD gave an entry more than once."""
+        got = [entry for streams, entries in self.calls if isinstance(streams, dict) for entry in entries]
+        return len(got) > len(set(got))
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
@@ -157,8 +164,10 @@ class Noting:
         def call(*args: Any, **options: Any) -> Any:
             first = args[0] if args else options.get("streams")
             first = dict(first) if isinstance(first, dict) else first  # which the loop goes on changing
+            self.blocks = self.blocks or options.get("block") is not None
             reply = method(*args, **options)
-            self.calls.append((name, first, reply))
+            streams = reply if name == "xread" else [(first, reply)]
+            self.calls.append((first, [(key, entry_id) for key, entries in streams for entry_id, _ in entries]))
             return reply
 
         return call

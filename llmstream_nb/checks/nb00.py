@@ -30,7 +30,7 @@ def count_entries(_: Case, answer: Answer, key: str, count: int) -> str:
 def stopped(_: Case, answer: Answer) -> str:
     """Optional exercise of notebook 00: an answer that was stopped when part of it was there."""
     require(isinstance(answer, Answer), f"the argument is what `ask` gave you; this is {show(answer)}.")
-    now, named = look(answer.id, answer.client), show(answer.id)
+    now, named = look(answer.id, answer.client), f"your answer (id {show(answer.id)})"
     require(now.status not in ("queued", "streaming"), f"{named} is still being written: stop it.")
     require(now.status == "ended", f"{named} is {now.status}, not ended.")
     reason = now.record.get("reason")

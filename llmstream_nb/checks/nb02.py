@@ -26,10 +26,10 @@ def produce(case: Case, function: Callable[..., object]) -> str:
         raised = case.breaks(function, about, case.client, case.stream, "a", _model(case, chunks, late, breaks))
         entries = case.entries()
         if breaks:
-            ended = [fields.get("chunkOutput") for _, fields in entries[-2:]] == ["half ", ";END:a"]
+            ended = ";END:a" in [fields.get("chunkOutput") for _, fields in entries]
             require(ended, f"{about}, the end must be written all the same: else readers wait for ever.")
             case.require(raised, "hides the error: let it pass on, after the end.")
-        _judge_produced(entries, chunks)
+        _judge_produced(case, entries, chunks)
         require(not late, "your function collects before it writes: add each chunk as soon as it comes.")
     return "an entry for each chunk, as soon as it comes, and the end after the last."
 
@@ -44,10 +44,10 @@ def _model(case: Case, chunks: list[str], late: list[str], breaks: bool) -> Iter
         raise BrokenModelError
 
 
-def _judge_produced(entries: list[tuple[str, dict[str, str]]], chunks: list[str]) -> None:
+def _judge_produced(case: Case, entries: list[tuple[str, dict[str, str]]], chunks: list[str]) -> None:
     kept = bool(entries) and entries.pop(0)[0] == "1-0"
     require(kept, "what another asker had written into the stream is gone: only add to it.")
-    require(bool(entries), "your function adds nothing to the stream that it is given.")
+    case.require(bool(entries), "adds nothing to the stream that it is given.")
     for _, fields in entries:
         names = sorted(fields)
         wanted = names == ["chunkOutput", "questionId"]
@@ -60,7 +60,7 @@ def _judge_produced(entries: list[tuple[str, dict[str, str]]], chunks: list[str]
         texts.pop(0)
     require(";END:a" in texts, f"no entry holds the end, ';END:a' for the id 'a'; the last: {show(last)}.")
     once = texts.index(";END:a") == len(texts) - 1
-    require(once, "the end stands before the last chunk: it comes once, after the loop.")
+    require(once, "the end comes twice, or before the last chunk: it comes once, after the loop.")
     require(texts[:-1] == chunks, f"given the chunks {show(chunks)}, the entries hold {show(texts[:-1])}.")
 
 

@@ -18,7 +18,7 @@ def read(case: Case, function: Callable[..., str]) -> str:
     mixed = [("b", "START:b;"), *opening, ("b", "blue"), ("a", " you"), ("b", ";END:b"), ("a", " all"), end]
     words = [*opening, ("a", " at END:"), ("a", ";END:b"), ("a", ";END:a is"), ("a", " the end"), end]
     said = "Hi there at END:;END:b;END:a is the end"
-    coming = [("b", "blue"), ("a", " you"), ("a", " all")], [("b", "seas"), ("a", " and")], [("a", " me"), end]
+    coming = [("a", " you"), ("a", " all"), ("b", "blue")], [("a", " and"), ("b", "seas")], [("a", " me"), end]
     for before, entries, later, right, about in case.each(
         ([], [*opening, end], (), "Hi there", "when the answer lies there complete"),
         ([("a", "old"), ("b", "old")], [*opening, end], (), "Hi there", "when there are entries up to `last_id`"),
@@ -30,11 +30,13 @@ def read(case: Case, function: Callable[..., str]) -> str:
         last_id = case.add(before)
         case.add(entries)
         case.trickle(*later, add=case.add)
-        result = case.call(function, about, case.client, case.stream, last_id, "a")
+        noting = Noting(case.client)
+        result = case.call(function, about, noting, case.stream, last_id, "a")
         case.require_form("the text that it has read", "the text as one string")
         marked = "START:a;" in result or result.endswith(";END:a")
         require(not marked, "your text holds START or END: they only mark where an answer lies; leave them out.")
         case.require_result(right)
+        case.require(not noting.again, "reads the same entries again: remember the ID of each, also of others'.")
     return "your words, all of them, and nobody else's."
 
 
@@ -70,7 +72,10 @@ def read_many(case: Case, function: Callable[..., dict[str, str]]) -> str:
         result = case.call(function, about, noting, list(keys.values()))
         require(isinstance(result, dict), f"{case.got}: return a dictionary.")
         named = {name: result.get(key) for name, key in keys.items()}
-        require(named == right, f"{about}, the texts of your function are {show(named)}, not {show(right)}.")
-        together = any(name == "xread" and len(streams) == 3 for name, streams, _ in noting.calls)
+        got = f"{about}, the texts of your function are {show(named)}"
+        require('": "' not in str(named), f"{got}: only entries of the kind `text` belong to them.")
+        require(named == right, f"{got}, not {show(right)}.")
+        together = any(isinstance(streams, dict) and len(streams) == 3 for streams, _ in noting.calls)
         case.require(together, "reads one stream at a time: give all of them to one XREAD.")
+        case.require(not noting.again, "reads the same entries again: remember the last ID of each stream.")
     return "all of them, with one read at a time."

@@ -5,7 +5,7 @@ from itertools import islice
 
 from llmstream_nb import tables
 from llmstream_nb.answers.ask import ask, clear
-from llmstream_nb.checks.case import Case
+from llmstream_nb.checks.case import Case, Noting
 from llmstream_nb.checks.running import TIMEOUT, exercise
 from llmstream_nb.checks.verdict import require, show
 
@@ -44,14 +44,16 @@ def poll(case: Case, function: Callable[..., tuple[str, str, bool]]) -> str:
         (words[:2], "0-0", ("Onetwo", "1-2", False), "at the first look"),
         (words[:2], "1-2", ("", "1-2", False), "where nothing is new"),
         (words, "1-1", ("twoenderror", "1-4", False), "in the middle, after 1-1"),
-        ([*words, ("1-5", "end", "stop")], "1-3", ("error", "1-5", True), "at the end, after 1-3"),
+        ([*words, ("1-5", "end", "stop")], "1-3", ("error", "1-5", True), "at the end, with one word of the model's"),
         ([*words[:1], ("1-2", "error", "Stalled")], "0-0", ("One", "1-2", True), "where the model failed"),
         ([*words, ("1-5", "end", "stop")], "1-5", ("", "1-5", False), "after the end, where nothing is new"),
         ([(f"1-{n}", "text", "x") for n in range(1, 1_201)], "0-0", ("x" * 1_200, "1-1200", False), "far behind"),
     ):
         case.write(entries)
-        result = case.call(function, about, case.client, case.stream, last)
+        noting = Noting(case.client)
+        result = case.call(function, about, noting, case.stream, last)
         require(isinstance(result, (tuple, list)) and len(result) == 3, f"{case.got}: return three things.")
         for name, one, wanted in zip(("the text", "the last ID", "whether it is over"), result, right, strict=True):
-            require(one == wanted, f"{case.got}: {name} is {show(wanted)}.")
+            require(one == wanted, f"{case.got}: {name} should be {show(wanted)}.")
+        case.require(not noting.blocks, "waits for entries to come: look once, without `block`.")
     return "new text, once, and where to go on from."

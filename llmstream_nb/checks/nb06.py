@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from llmstream_nb.checks.case import LIFETIME, Case
+from llmstream_nb.checks.case import LIFETIME, Case, Noting
 from llmstream_nb.checks.running import exercise
 from llmstream_nb.checks.verdict import require, show
 
@@ -20,7 +20,7 @@ def resume(case: Case, function: Callable[..., str]) -> str:
     words = [("1-0", "start", "{}"), ("1-1", "text", "say "), ("1-2", "text", "end"), ("1-3", "text", "start")]
     words, dead = [*words, ("1-4", "end", "{}")], [*first, ("2-0", "end", '{"closes": "1-11"}')]
     whole, half = "".join(text for _, _, text in first[1:]), "".join(text for _, _, text in first[1:10])
-    coming = first[6:], second[:2], [*second[2:], end]
+    coming = first[6:], second[:1], [*second[1:], end]
     for entries, later, after, text, right, about in case.each(
         ([*first, stop], (), "0-0", "", whole, "when it begins at the beginning"),
         ([*first, stop], (), "1-9", half, whole, "when it goes on after 1-9"),
@@ -35,12 +35,14 @@ def resume(case: Case, function: Callable[..., str]) -> str:
         case.write(entries)
         before = case.entries()
         case.trickle(*later, add=case.write)
-        result = case.call(function, about, case.client, case.stream, after, text)
+        noting = Noting(case.client)
+        result = case.call(function, about, noting, case.stream, after, text)
         case.require_form("the whole text", "one string")
         case.require(case.entries()[: len(before)] == before, "changes the stream: reading takes nothing away.")
         rest = bool(text) and right == text + result
         require(not rest, f"{case.got}, the rest alone: put it after what the viewer has, {show(text)}.")
         case.require_result(right)
+        case.require(not noting.again, "reads the same entries again: remember the ID of each, of whatever kind.")
     return "the whole text, once, wherever it goes on."
 
 

@@ -21,7 +21,7 @@ from llmstream_nb.checks.case import Case
 from llmstream_nb.checks.verdict import Verdict, WrongError, right, wrong
 from llmstream_nb.protocol.wire import LLMStreamError
 
-HINTS = json.loads(Path(__file__).with_name("hints.json").read_text("utf-8"))  # by the check's name
+HINTS = json.loads(Path(__file__).with_name("hints.json").read_text("utf-8"))  # by the check's name; "*": of any check
 TIMEOUT = 6.0  # seconds that a check waits for one call of the learner's code
 
 
@@ -33,10 +33,11 @@ def exercise(examine: Callable[..., str]) -> Callable[..., Verdict]:
     """Make a check of a function that examines what the learner gave, and returns what is right about it.
 
     That function takes a `Case` and what the learner gave; it raises WrongError where that is wrong. The check takes
-    what the learner gave and a `client`, by default the current one. Its verdicts give one after another of the hints
-    that stand under its name in hints.json.
+    what the learner gave and a `client`, by default the current one. Its verdicts give hints that stand under its name
+    in hints.json, by what was wrong.
     """
-    hints = tuple(HINTS[examine.__name__])
+    own = HINTS[examine.__name__]
+    hints = own | HINTS["*"] | own  # its own come first, and instead of those of any check
 
     def check(*mine: Any, client: redis.Redis | None = None, **more: Any) -> Verdict:
         signature.bind(*mine, **more)  # here a wrong call raises TypeError; in the thread it would be the learner's
@@ -53,8 +54,8 @@ def exercise(examine: Callable[..., str]) -> Callable[..., Verdict]:
     return check
 
 
-def _run(name: str, judge: Callable[[Case], str], hints: tuple[str, ...], client: redis.Redis | None) -> Verdict:
-    """Judge what the learner wrote, each call within TIMEOUT: what is right, or wrong, with one of the hints."""
+def _run(name: str, judge: Callable[[Case], str], hints: dict[str, list[str]], client: redis.Redis | None) -> Verdict:
+    """Judge what the learner wrote, each call within TIMEOUT: what is right, or wrong, with a hint."""
     try:
         case = Case(client or current())
     except (LLMStreamError, redis.RedisError, ValueError) as error:

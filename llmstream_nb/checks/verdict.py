@@ -1,14 +1,15 @@
-"""What a check requires, and what it says of what came instead; the hint is plainer at each try."""
+"""What a check requires, and what it says of what came instead, with a hint for that mistake."""
 
 import html
 import re
 import reprlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-tries: Counter[str] = Counter()  # failed tries of each exercise, since it was last solved
+tries: defaultdict[str, list[str]] = defaultdict(list)  # the hints given at each exercise since it was last solved
+SEVERAL = 5  # hints, after which a mistake made before leads to the last one
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80
 
@@ -35,17 +36,24 @@ class Verdict:
 
 
 def right(name: str, text: str) -> Verdict:
-    """The exercise is solved; a later try begins with the first hint again."""
+    """The exercise is solved; a later try begins with the first hints again."""
     tries.pop(name, None)
     return Verdict(True, text)
 
 
-def wrong(name: str, text: str, hints: tuple[str, ...]) -> Verdict:
-    """The exercise is not solved; each try gets the next of these hints, and then always the last."""
-    step = min(tries[name], len(hints) - 1)
-    tries[name] += 1
-    more = "\nThe whole of it stands below, under Solution." if step == len(hints) - 1 else ""
-    return Verdict(False, text, f"Hint {step + 1} of {len(hints)}: {hints[step]}{more}")
+def wrong(name: str, text: str, hints: dict[str, list[str]]) -> Verdict:
+    """The exercise is not solved; the hint belongs to the mistake, which the words in `text` tell.
+
+    `hints` holds two for each mistake, by a pattern for these words, and under "" two for any other, and the last: a
+    line of the solution. A mistake that comes again gets its next hint.
+    """
+    mistake = next((words for words in hints if words and re.search(words, text)), "")
+    ladder, given = [*hints[mistake][:2], hints[""][2]], tries[name]
+    unread = [hint for hint in ladder if hint not in given] or ladder[-1:]
+    hint = unread[-1 if len(given) >= SEVERAL and ladder[0] in given else 0]
+    given.append(hint)
+    more = "\nThe whole of it stands below, under Solution." if hint == ladder[-1] else ""
+    return Verdict(False, text, f"Hint {ladder.index(hint) + 1} of {len(ladder)}: {hint}{more}")
 
 
 class WrongError(Exception):
