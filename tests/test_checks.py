@@ -1865,11 +1865,15 @@ def test_who_interrupts_a_check_ends_the_loop_too(client):
 # ---------------------------------------------------------------------------------------------- the capstone
 
 
-def teller(*, own=True, catch=True, end=True, gather=False, look=True, keep=True, close=True, after_stop=True):
+def teller(
+    *, own=True, catch=True, end=True, gather=False, look=True, keep=True, close=True, after_stop=True, forget=False
+):
     """A producer of the capstone, right by default."""
 
     def produce(client, key, llm, model, question):
         number, stopped = 0, False
+        if forget:
+            client.delete(f"{key}:stop")
 
         def add(kind, text):
             nonlocal number
@@ -1898,7 +1902,7 @@ def teller(*, own=True, catch=True, end=True, gather=False, look=True, keep=True
     return produce
 
 
-def follower(*, block=1000, wait=True, at_once=True, all_of_it=False, tail=False, inclusive=False, pair=True):
+def follower(*, block=1000, wait=True, at_once=True, all_of_it=False, tail=None, inclusive=False, pair=True):
     """A reader of the capstone, right by default."""
 
     def read(client, key, after="0-0"):
@@ -1910,8 +1914,8 @@ def follower(*, block=1000, wait=True, at_once=True, all_of_it=False, tail=False
                 found = [entry for _, entries in client.xread({key: after}, block=block) for entry in entries]
             for after, entry in found:
                 if entry["kind"] == "end":
-                    if tail:
-                        yield after, "end"
+                    if tail is not None:
+                        yield after, tail
                     return
                 yield (after, entry["text"]) if pair else entry["text"]
             if not wait:
@@ -1959,7 +1963,26 @@ def test_a_chat_of_the_learners_own(client):
         (teller(), follower(block=None, wait=False), halt, "there before the first entry, the text is '', not '0 1 2 "),
         (teller(), follower(all_of_it=True), halt, "who has seen 6 of 12 texts, the text is '0 1 2 "),
         (teller(), follower(inclusive=True), halt, "who has seen 6 of 12 texts, the text is '5 6 7 "),
-        (teller(), follower(tail=True), halt, "in drill 1, an answer, the text is "),
+        (teller(), follower(tail="end"), halt, "in drill 1, an answer, the text is "),
+        (
+            teller(),
+            follower(tail=""),
+            halt,
+            "in drill 1, an answer, `read` yields the end itself, of a stream that ends",
+        ),
+        (
+            teller(),
+            follower(block=300, wait=False),
+            halt,
+            "there before the first entry, the text is '0 1 2 3 4 5 ', not",
+        ),
+        (
+            teller(),
+            follower(block=1000, wait=False),
+            halt,
+            "there before the first entry, the text is '0 1 2 3 4 5 ', not",
+        ),
+        (teller(forget=True), follower(), halt, "in drill 4, Stop: pressed before `produce` began, it was not heard"),
         (teller(), follower(pair=False), halt, "return pairs (ID, text), each by a `yield`"),
         (teller(), returns_the_text, halt, "`read` is no generator: `yield` each"),
         (teller(), None, halt, "`read` is no generator"),

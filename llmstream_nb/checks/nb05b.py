@@ -33,7 +33,12 @@ def capstone(case: Case, produce: Any, read: Any, stop: Any) -> str:
         case.require_form("pairs", "pairs (ID, text), each by a `yield`", list, tuple)
         text = "".join(text for _, text in pairs)
         require(right in (None, text), f"{drill}, the text is {show(text)}, not {show(right)}.")
-        return [entry_id for entry_id, _ in pairs], text
+        ids = [entry_id for entry_id, _ in pairs]
+        require(
+            not {entry_id for entry_id, _ in case.entries()[-1:]} & {*ids},
+            f"{drill}, `read` yields the end itself{there}.",
+        )
+        return ids, text
 
     def press(model: scripted.Server) -> None:
         any(case.closed.wait(0.01) or (case.client.xlen(case.stream) > 5 and model.active) for _ in range(500))  # wait
@@ -60,12 +65,13 @@ def capstone(case: Case, produce: Any, read: Any, stop: Any) -> str:
             follow(ids[seen - 1], "".join(texts[seen:]))
         drill, entries = "in drill 3, a reader who is there before the first entry", case.entries()
         case.clear()
-        case.trickle(entries[:6], entries[6:], add=case.put)
+        silence = [[]] * 12  # more than a second
+        case.trickle(entries[:6], *silence, entries[6:], add=case.put)
         follow(right="".join(texts))
 
         drill, right = "in drill 4, Stop", "".join(f"{n} " for n in range(200))
         case.other("stop")  # what `stop` may set
-        case.call(stop, f"{drill}, in `stop`", case.client, case.stream)  # would raise, where nobody sees it, below
+        case.call(stop, f"{drill}, in `stop`", case.client, case.stream)
         case.clear()
         case.trickle(scripted.server(), add=press)
         write("long=200,pace=100")
@@ -74,4 +80,8 @@ def capstone(case: Case, produce: Any, read: Any, stop: Any) -> str:
         require(kept, f"{drill}: {len(ids)} of 200 deltas are there. Write each at once, look for Stop, keep the text.")
         ended = any(case.closed.wait(0.05) or not scripted.server().active for _ in range(20))
         require(ended, f"{drill}: the model speaks on though `produce` has returned. Close its stream.")
+        case.clear()
+        stop(case.client, case.stream)
+        write("long=200,pace=100")
+        require(len(follow()[0]) < 200, f"{drill}: pressed before `produce` began, it was not heard.")
     return "exact, once each, from any ID on, and stopped when asked: a streaming chat of your own."
