@@ -30,7 +30,7 @@ from websocket import create_connection
 
 from llmstream_nb.llm.local import free_port, installed
 from llmstream_nb.setup.environment import ROOT
-from llmstream_nb.setup.lab import answers
+from llmstream_nb.setup.redis_server import answers
 
 from .test_environment import running, wait_until
 

@@ -313,5 +313,5 @@ def environment_of(client: redis.Redis) -> dict[str, str]:
     if isinstance(client, redis.Redis) and "server" in client.connection_pool.connection_kwargs:
         from llmstream_nb.answers import embedded
 
-        url = f"redis://127.0.0.1:{embedded.server().server_address[1]}/0"
+        url = embedded.url()
     return {"REDIS_URL": url, "LLMSTREAM_PREFIX": names_of(client).prefix}

@@ -19,7 +19,8 @@ from llmstream_nb.protocol.wire import AnswerNotFound, LLMStreamError
 from llmstream_nb.setup import environment
 from llmstream_nb.setup.doctor import doctor
 from llmstream_nb.setup.environment import say
-from llmstream_nb.setup.lab import lab, running_redis
+from llmstream_nb.setup.lab import lab
+from llmstream_nb.setup.redis_server import running_redis, show
 from llmstream_nb.setup.restore import restore
 
 EPILOG = """\
@@ -149,6 +150,9 @@ def parser() -> argparse.ArgumentParser:
 
     command("doctor", lambda _: doctor(), "check this machine and say what to do")
 
+    text = "show the address of lab's Redis, with its password, for Redis Insight and redis-cli"
+    command("redis", lambda _: show(os.environ["REDIS_URL"]), text)
+
     one = command("clear", _clear, "delete answers")
     one.add_argument("id", nargs="*", help="the answers to delete")
     one.add_argument("--all", action="store_true", help="all answers under LLMSTREAM_PREFIX")
@@ -192,11 +196,11 @@ class NothingShared(ValueError):
 
 def _share_redis(args: argparse.Namespace) -> None:
     """Let a command in another terminal see the answers of the lab that runs here."""
-    if args.command in {"ask", "watch", "worker", "web", "clear"} and not os.environ.get("REDIS_URL"):
+    if args.command in {"ask", "watch", "worker", "web", "redis", "clear"} and not os.environ.get("REDIS_URL"):
         if url := running_redis():
             os.environ["REDIS_URL"] = url
-        elif args.command in {"watch", "worker"} or getattr(args, "pool", False):
-            what = "nothing to watch" if args.command == "watch" else "no queue"
+        elif args.command in {"watch", "worker", "redis"} or getattr(args, "pool", False):
+            what = {"watch": "nothing to watch", "redis": "no Redis to show"}.get(args.command, "no queue")
             raise NothingShared(f"there is {what}: no lab runs in this folder, and REDIS_URL is not set.")
 
 
