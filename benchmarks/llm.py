@@ -33,8 +33,8 @@ def llm(quick: bool) -> tuple[str, Samples]:
 
     chunks, fast, runs = (8, 100, 1) if quick else (80, 2_000, 9)
     with redis_server() as server, child(_serve) as model:
-        url = model.recv()
-        os.environ |= {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": ""}
+        url, key = model.recv()
+        os.environ |= {"OPENAI_BASE_URL": url, "OPENAI_API_KEY": key}
         client = connect(server.url)
 
         def kit(name: str) -> tuple[float, float, str]:
@@ -53,7 +53,7 @@ def llm(quick: bool) -> tuple[str, Samples]:
             began, first, pieces = time.perf_counter(), 0.0, list[str]()
             # As the kit does for a model on this machine: no certificates are read, which would take 30 ms.
             http = httpx2.Client(verify=False, trust_env=False)
-            with OpenAI(api_key="none", base_url=url, max_retries=0, http_client=http) as asked:
+            with OpenAI(api_key=key, base_url=url, max_retries=0, http_client=http) as asked:
                 messages: Any = [{"role": "user", "content": "count"}]
                 for part in asked.chat.completions.create(model=name, messages=messages, stream=True):
                     if part.choices and (text := part.choices[0].delta.content):
@@ -81,7 +81,7 @@ def llm(quick: bool) -> tuple[str, Samples]:
 
 def _serve(wanted: Connection) -> None:
     """In a process of its own, as a model is: the scripted server, until the pipe closes."""
-    wanted.send(scripted.server().url)
+    wanted.send((scripted.server().url, scripted.server().key))
     while True:
         try:
             wanted.recv()

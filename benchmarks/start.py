@@ -17,7 +17,7 @@ import redis
 
 from benchmarks.harness import ROOT, Figures, Line, Samples, interleave, redis_server, row
 from llmstream_nb.setup.environment import say
-from llmstream_nb.setup.lab import child_environment
+from llmstream_nb.setup.redis_server import child_environment
 from tests.suites import ENVIRONMENT, NBVAL
 
 PATIENCE = 120.0  # seconds

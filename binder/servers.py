@@ -11,7 +11,8 @@ import shlex
 
 from llmstream_nb.setup.environment import STATE, say
 from llmstream_nb.setup.guard import end
-from llmstream_nb.setup.lab import StartError, start_model, start_redis
+from llmstream_nb.setup.lab import start_model
+from llmstream_nb.setup.redis_server import StartError, start_redis
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
                 "which terminals don't see. Launch the Binder again for the real one."
             )
             say(settings["LLMSTREAM_NOTICE"])
-        settings["LLMSTREAM_LOCAL_URL"] = start_model(stack)
+        settings |= start_model(stack)
         exports = [f"export {name}={shlex.quote(value)}\n" for name, value in settings.items() if value]
         print(*exports, "\0", sep="", end="", flush=True)
         while os.read(0, 64):

@@ -47,7 +47,7 @@ def real_servers() -> Iterator[dict[str, servers.RedisServer]]:
 @pytest.fixture(scope="session")
 def fake_tcp() -> Iterator[str]:
     """The URL of a fakeredis that is reached over TCP alone."""
-    server = embedded.serve(0)
+    server = embedded.serve()
     yield f"redis://127.0.0.1:{server.server_address[1]}/0"
     server.shutdown()
     server.server_close()

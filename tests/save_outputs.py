@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmstream_nb.setup.environment import ROOT, say
-from llmstream_nb.setup.lab import child_environment
+from llmstream_nb.setup.redis_server import child_environment
 from llmstream_nb.setup.restore import NOTEBOOKS, named
 
 from .stills import WIDGET_STATE, WIDTH, add_stills

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from llmstream_nb.setup.environment import ROOT, allow_open_files, say
 from llmstream_nb.setup.guard import end
-from llmstream_nb.setup.lab import StartError, child_environment, start_redis
+from llmstream_nb.setup.redis_server import StartError, child_environment, start_redis
 
 # Tests must neither reach a Redis of the user's nor spend a user's key.
 UNSET = "REDIS_URL LLMSTREAM_PREFIX LLMSTREAM_LOCAL_URL OPENAI_API_KEY OPENAI_BASE_URL OPENAI_MODEL"

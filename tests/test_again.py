@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from llmstream_nb.setup.lab import child_environment
+from llmstream_nb.setup.redis_server import child_environment
 
 from .test_notebooks import FOLDER, NOTEBOOKS, OPTIONAL, REFERENCE, code_cells
 

@@ -30,7 +30,7 @@ from websocket import create_connection
 
 from llmstream_nb.llm.local import free_port, installed
 from llmstream_nb.setup.environment import ROOT
-from llmstream_nb.setup.lab import answers
+from llmstream_nb.setup.redis_server import answers
 
 from .test_environment import running, wait_until
 
@@ -247,12 +247,13 @@ def test_a_notebook_runs_on_binder_and_terminals_share_its_redis_and_its_model(i
         settings = binder.call("lab/api/settings/@jupyterlab/apputils-extension:notification")
         assert settings["schema"]["properties"]["fetchNews"]["default"] == "false"  # no question over the notebook
 
-        show = "import os; print(os.environ['REDIS_URL'], os.environ['LLMSTREAM_LOCAL_URL'], os.environ['PATH'])"
+        names = "REDIS_URL", "LLMSTREAM_LOCAL_URL", "LLMSTREAM_LOCAL_KEY"
+        show = f"import os; print(*map(os.environ.get, {names}))"
         cells = [*code_cells("00-ask.ipynb"), "print(late.text)", show]
         *printed, late, places = binder.run_cells("notebooks/00-ask.ipynb", cells)
         assert late.strip() and late.strip() in [text.strip() for text in printed]  # another process has seen all of it
         assert not any("Binder" in text for text in printed)
-        redis_url, model_url, _ = places.split()
+        redis_url, model_url, key = places.split()
         with redis.Redis.from_url(redis_url) as client:
             assert client.exists("nb00:{tour}:chunks")
             program = os.path.basename(client.info("server")["executable"])
@@ -266,11 +267,13 @@ def test_a_notebook_runs_on_binder_and_terminals_share_its_redis_and_its_model(i
             "LLMSTREAM_PREFIX=nb00 $kit watch tour",
             "$kit worker & $kit ask --pool --model scripted:pace=300 'What is a Redis stream?'; kill %1; wait",
             "$kit doctor",
+            "$kit redis",
             "echo lines' 'typed",
             until="lines typed",
         )
         assert shown.count("[stop: ") == 2, shown
         assert "All that is needed works." in shown, shown
+        assert redis_url in shown and "redis-cli -h 127.0.0.1" in shown
         assert "2.1 GB of memory at most, and ends after ten idle minutes" in shown
 
         shown = binder.type_in_terminal("python3 -m llmstream_nb web --port 0", until=r"token=\S+\r")
@@ -278,7 +281,8 @@ def test_a_notebook_runs_on_binder_and_terminals_share_its_redis_and_its_model(i
         assert "<!doctype html>" in binder.browse(f"lab?token={TOKEN}", path).lower()
 
         def models() -> Any:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{model_url}/models", timeout=10) as reply:
+            asking = urllib.request.Request(f"{model_url}/models", headers={"Authorization": f"Bearer {key}"})
+            with contextlib.suppress(OSError), urllib.request.urlopen(asking, timeout=10) as reply:
                 return json.load(reply)
 
         wait_until(lambda: "smollm2-135m" in str(models()), 60)
@@ -323,7 +327,7 @@ def test_whatever_fails_the_command_is_started_as_it_was_given(image, what):
 def test_a_short_command_leaves_nothing_behind(image):
     output = image.run(image.home / "binder" / "start", *SHOW)  # which waits until nobody holds the output
     environment = json.loads(output.splitlines()[-1])[2]
-    url = re.fullmatch(r"redis://127\.0\.0\.1:(\d+)/0", environment["REDIS_URL"])
+    url = re.fullmatch(r"redis://default:\w{32}@127\.0\.0\.1:(\d+)/0", environment["REDIS_URL"])
     assert not answers("127.0.0.1", int(url[1]))
     assert "LLMSTREAM_NOTICE" not in environment
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import re
 import socketserver
 import subprocess
 import sys
@@ -49,6 +50,24 @@ def test_without_a_url_there_is_a_redis_in_this_process_that_others_can_join(mon
     env = os.environ | environment_of(client)
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == [ascii("é\r\n\0"), "conn"], done.stderr
+
+
+def test_only_who_has_the_password_joins_the_redis_of_this_process(monkeypatch) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    url = environment_of(connect(prefix="conn"))["REDIS_URL"]
+    place = url.partition("@")[2]
+    assert "wants a password" in refused(f"redis://{place}")
+    assert "refused the user name or password" in refused(f"redis://:{QUOTED}@{place}")
+    assert repr(connect(url)) == f"<Fakeredis: redis://***@{place}>"
+    with redis.Redis.from_url(url, protocol=3) as client:  # which logs in with HELLO
+        assert client.ping()
+
+
+@needs_redis
+def test_a_client_says_what_serves_it(real_servers) -> None:
+    for server in real_servers.values():
+        client = connect(server.url)
+        assert re.fullmatch(r"<(Redis|Valkey) \d+\.\d+\.\d+: redis://127.0.0.1:\d+/0>", repr(client))
 
 
 @pytest.mark.parametrize(

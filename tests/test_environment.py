@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import json
 import os
 import re
@@ -18,16 +17,16 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 from packaging.requirements import Requirement
 
-from llmstream_nb import connect
-from llmstream_nb.setup import environment, lab, shared
+from llmstream_nb.setup import environment
 from llmstream_nb.setup.environment import LOCKED, LOCKED_DEV, LOCKED_MODEL, ROOT
 from llmstream_nb.setup.guard import end, guarded
-from llmstream_nb.setup.lab import answers
+from llmstream_nb.setup.redis_server import answers
 
 # A build backend of twenty lines, so that the small checkout below needs nothing but pip.
 BACKEND = """
@@ -324,70 +323,6 @@ def test_the_guard_passes_the_exit_code_on_and_holds_a_lock(tmp_path):
         assert environment.try_lock(tmp_path / "lock") is not None
 
 
-@pytest.fixture
-def state(tmp_path, monkeypatch):
-    """A folder of its own for what labs keep, and no REDIS_URL."""
-    monkeypatch.setattr(lab, "STATE", tmp_path)
-    monkeypatch.setattr(lab, "LAB_LOCK", tmp_path / "lab.lock")
-    monkeypatch.setattr(shared, "STATE", tmp_path)
-    monkeypatch.setattr(shared, "FILE", tmp_path / "shared.json")
-    monkeypatch.setattr(shared, "LOCK", tmp_path / "shared.lock")
-    monkeypatch.delenv("REDIS_URL", raising=False)
-    return tmp_path
-
-
-def test_two_labs_have_a_redis_each_and_other_terminals_join_the_first(state, capsys):
-    if not shutil.which("redis-server"):
-        pytest.skip("redis-server is not on PATH")
-    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
-        one, other = lab._choose_redis(first), lab._choose_redis(second)
-        shared.share(first, {"REDIS_URL": one, "LLMSTREAM_LOCAL_URL": None})
-        shared.share(second, {"REDIS_URL": other})
-        said = capsys.readouterr().err.splitlines()
-        assert one in said[0]
-        assert "are kept in" in said[0]
-        assert other in said[1]
-        assert "answers end with lab" in said[1]
-        connect(one).set("kept", "yes")
-        assert connect(other).get("kept") is None
-        assert shared.shared() == {"REDIS_URL": one}
-        assert os.name == "nt" or (state / "shared.json").stat().st_mode & 0o777 == 0o600
-    assert not answers("127.0.0.1", int(one.split(":")[2].split("/")[0]))
-    assert not (state / "shared.json").exists()
-    assert shared.shared() == {}
-
-
-@pytest.mark.parametrize("why", ["none", "old", "folder"])
-def test_without_a_usable_redis_server_lab_shares_a_fake_one(state, monkeypatch, capsys, why):
-    if why == "folder":
-        if not shutil.which("redis-server"):
-            pytest.skip("redis-server is not on PATH")
-        (state / "redis").write_text("in the way")
-    else:
-        monkeypatch.setenv("PATH", str(state))
-    if why == "old" and os.name != "nt":
-        (state / "redis-server").write_text("#!/bin/sh\necho Redis server v=5.0.7 sha=0\n")
-        (state / "redis-server").chmod(0o755)
-    with contextlib.ExitStack() as stack:
-        url = lab._choose_redis(stack)
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        assert url in said
-        assert {"none": "is installed", "old": "older than 6.2", "folder": "can't be made"}[why] in said
-        assert connect(url).ping()
-
-
-def test_a_given_redis_is_used_as_it_is_and_its_password_not_shown(state, monkeypatch, capsys):
-    url = "redis://me:hunter2@127.0.0.1:9/0"
-    monkeypatch.setenv("REDIS_URL", url)
-    with contextlib.ExitStack() as stack:
-        assert lab._choose_redis(stack) == url
-    said = capsys.readouterr().err
-    assert "nothing answers at 127.0.0.1:9" in said
-    assert "hunter2" not in said
-    assert list(state.iterdir()) == []
-
-
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 is POSIX")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda how: how.name)
 def test_lab_serves_and_all_it_started_ends_with_it(checkout, how):
@@ -422,7 +357,9 @@ def test_lab_serves_and_all_it_started_ends_with_it(checkout, how):
         assert "started" in read("status")
         assert read("kernelspecs")["kernelspecs"]["python3"]["spec"]["display_name"] != "Wrong"
         assert "redis-server" in output or "valkey-server" in output or "fakeredis" in output
-        assert json.loads((checkout / ".llmstream" / "shared.json").read_text())["REDIS_URL"] in output
+        url = urlsplit(json.loads((checkout / ".llmstream" / "shared.json").read_text())["REDIS_URL"])
+        assert f"127.0.0.1:{url.port}" in output
+        assert url.password not in output
         children = tree(process.pid)
         assert len(children) >= 4  # two guards, what they guard
         process.send_signal(how)

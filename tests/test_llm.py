@@ -19,6 +19,7 @@ import urllib.request
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -53,9 +54,11 @@ def fails(*, source="scripted", timeout=5.0, **options) -> tuple[ModelError, lis
 
 def post(body: object, path="/chat/completions") -> tuple[int, dict, str]:
     """What the scripted server answers to a bare request: status, headers, body."""
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    headers = {"Authorization": f"Bearer {scripted.server().key}"}
+    request = urllib.request.Request(scripted.server().url + path, data, headers)
     try:
-        with urllib.request.urlopen(scripted.server().url + path, data) as reply:
+        with urllib.request.urlopen(request) as reply:
             return reply.status, dict(reply.headers), reply.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -92,6 +95,7 @@ def nothing_left(monkeypatch, tmp_path):
         "LLMSTREAM_FIRST_TIMEOUT",
         "LLMSTREAM_LLM",
         "LLMSTREAM_LOCAL_URL",
+        "LLMSTREAM_LOCAL_KEY",
         "OPENAI_API_KEY",
         "OPENAI_BASE_URL",
         "OPENAI_MODEL",
@@ -520,7 +524,7 @@ else:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_asks_anew():
-    environment = os.environ | {"OPENAI_BASE_URL": scripted.server().url}
+    environment = os.environ | {"OPENAI_BASE_URL": scripted.server().url, "OPENAI_API_KEY": scripted.server().key}
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", FORKED], check=True, cwd=root, env=environment, timeout=60)
 
@@ -549,6 +553,7 @@ def test_a_loop_that_ends_takes_its_requests_with_it_and_no_others():
 @pytest.mark.parametrize("fault", ["status=401", "status=403", "status=429", "status=500", "oops", "silence", "drop=0"])
 @pytest.mark.parametrize("user", ["", "jo:p%40ss-5ecret@"])
 def test_no_error_shows_a_secret(monkeypatch, fault, user):
+    monkeypatch.setattr(scripted._Handler, "_is_known", lambda _: True)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", scripted.server().url.replace("//", f"//{user}"))
     timeout = 0.3 if fault == "silence" else 5.0
@@ -562,8 +567,9 @@ def test_no_error_shows_a_secret(monkeypatch, fault, user):
         assert "***" in shown  # the server did quote it
 
 
-def test_the_scripted_server_quotes_the_key():
+def test_the_scripted_server_quotes_the_key(monkeypatch):
     """Else the test above would prove nothing."""
+    monkeypatch.setattr(scripted.server(), "key", KEY)
     body = {"model": "scripted:status=401", "messages": [{"role": "user", "content": "x"}]}
     request = urllib.request.Request(scripted.server().url + "/chat/completions", json.dumps(body).encode())
     request.add_header("Authorization", f"Bearer {KEY}")
@@ -616,6 +622,7 @@ def test_a_malformed_address(monkeypatch, url):
 
 
 def test_an_endpoint_on_this_machine_needs_no_key_and_no_proxy(monkeypatch):
+    monkeypatch.setattr(scripted.server(), "key", "none")
     monkeypatch.setenv("OPENAI_BASE_URL", scripted.server().url)
     monkeypatch.setenv("OPENAI_MODEL", "scripted:pace=0,long=2")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
@@ -674,17 +681,27 @@ def test_importing_the_package_imports_neither_openai_nor_starts_anything():
 
 
 def test_lists_its_model_and_refuses_what_it_does_not_know():
-    with urllib.request.urlopen(scripted.server().url + "/models") as reply:
-        assert [model["id"] for model in json.load(reply)["data"]] == ["scripted"]
-    with pytest.raises(urllib.error.HTTPError, match="404") as refused:
-        urllib.request.urlopen(scripted.server().url + "/else")
-    refused.value.close()
+    assert [model["id"] for model in json.loads(post(None, "/models")[2])["data"]] == ["scripted"]
+    assert post(None, "/else")[0] == 404
     ask = {"model": "scripted", "messages": [{"role": "user", "content": "x"}]}
     assert post(ask, "/embeddings")[0] == 404
     for body in (b"{", b"\xff", [], {}, {"model": 1, "messages": []}, {"model": "scripted", "messages": []}):
         status, _, text = post(body)
         assert status == 400
         assert json.loads(text)["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("path", ["/models", "/chat/completions"])
+@pytest.mark.parametrize("given", [None, "", "Bearer ", "Bearer none", "Basic bm9uZQ==", "\xe9"])
+def test_whoever_lacks_the_key_is_told_which_and_gets_nothing_else(path, given):
+    body = {"model": "scripted", "messages": [{"role": "user", "content": QUESTION}]}
+    data = json.dumps(body).encode() if "chat" in path else None
+    headers = {} if given is None else {"Authorization": given}
+    with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+        urllib.request.urlopen(urllib.request.Request(scripted.server().url + path, data, headers))
+    with refused.value as reply:
+        said = json.load(reply)["error"]["message"]
+    assert "api_key=scripted.server().key" in said and scripted.server().key not in said
 
 
 def test_a_rate_limit_has_the_headers_and_body_of_the_real_one():
@@ -834,6 +851,9 @@ def test_a_question_too_long_for_the_local_model(local_model):
 @needs_model
 def test_a_running_local_model_is_used(local_model, monkeypatch):
     monkeypatch.setenv("LLMSTREAM_LOCAL_URL", local_model)
+    with pytest.raises(ModelError, match="401"):  # as another user of the machine
+        list(complete("Say hello.", source="local"))
+    monkeypatch.setenv("LLMSTREAM_LOCAL_KEY", local.KEY)
     monkeypatch.setattr(local, "url", lambda: pytest.fail("a second one was started"))
     completion = complete("Say hello.", source="local")
     assert next(completion)
@@ -861,12 +881,12 @@ def test_the_local_model_does_not_start(monkeypatch, tmp_path):
 @needs_model
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_the_local_model_ends_with_a_killed_parent():
-    code = "from llmstream_nb.llm import local; local.url(); print(local._server.port, flush=True); input()"
+    code = "from llmstream_nb.llm import local; print(local.url(), flush=True); input()"
     command = [sys.executable, "-c", code]
     root = Path(__file__).parents[1]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=root, stdin=pipe, stdout=pipe, text=True) as parent:
-        port = int(parent.stdout.readline())
+        port = urlsplit(parent.stdout.readline()).port
         socket.create_connection(("127.0.0.1", port)).close()
         parent.send_signal(signal.SIGKILL)
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 import llmstream_nb
 from llmstream_nb import tables
-from llmstream_nb.setup.lab import child_environment
+from llmstream_nb.setup.redis_server import child_environment
 
 from . import stills
 

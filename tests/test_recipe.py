@@ -45,7 +45,7 @@ spec.loader.exec_module(recipe)
 
 
 def model() -> OpenAI:
-    return OpenAI(base_url=scripted.server().url, api_key="none", timeout=5, max_retries=0)
+    return OpenAI(base_url=scripted.server().url, api_key=scripted.server().key, timeout=5, max_retries=0)
 
 
 def pieces(name: str = "scripted:pace=0"):
@@ -190,7 +190,8 @@ def test_lost_replies_double_nothing_and_lose_nothing(real_servers) -> None:
 @pytest.mark.parametrize("backend", ["fake", "redis-server"], indirect=True)
 def test_as_two_programs(client, backend, key) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENAI")} | environment_of(client)
-    environment |= {"OPENAI_BASE_URL": scripted.server().url, "OPENAI_API_KEY": "none", "PYTHONIOENCODING": "utf-8"}
+    environment |= {"OPENAI_BASE_URL": scripted.server().url, "OPENAI_API_KEY": scripted.server().key}
+    environment["PYTHONIOENCODING"] = "utf-8"
     environment["OPENAI_MODEL"] = "scripted:pace=200"
     run = [sys.executable, str(FILE)]
     asking = subprocess.Popen([*run, "ask", key, QUESTION], env=environment)

@@ -17,8 +17,7 @@ import pytest
 from llmstream_nb import connect
 from llmstream_nb.faults import servers
 from llmstream_nb.llm import prepared, scripted
-from llmstream_nb.setup import lab
-from llmstream_nb.setup.lab import child_environment
+from llmstream_nb.setup.redis_server import answers, child_environment
 
 from . import model
 from .model import wait_for
@@ -129,7 +128,7 @@ def test_drill_stop_redis(started, tmp_path) -> None:
 
     def start() -> None:
         started.append(subprocess.Popen(words, stdout=subprocess.DEVNULL))
-        wait_for(lambda: lab.answers("127.0.0.1", int(port)))
+        wait_for(lambda: answers("127.0.0.1", int(port)))
 
     start()
     page: dict[str, Any] = {}

@@ -73,7 +73,10 @@ def connect(url: str | None = None, *, prefix: str | None = None, **options: Any
         except ValueError:  # its text may quote a piece of the password
             raise RedisUnusable(f"the URL {masked(url)!r} should look like redis://127.0.0.1:6379/0") from None
         client.where = masked(url)  # type: ignore[attr-defined]
-        if _check_server(client).get("cluster_enabled"):
+        info = _check_server(client)
+        version = info.get("valkey_version") or info.get("redis_version", "")
+        client.made = f"{info.get('server_name', 'Redis').capitalize()} {version}".strip()  # type: ignore[attr-defined]
+        if info.get("cluster_enabled"):
             try:
                 client = KitCluster.from_url(url, **settings)  # type: ignore[assignment]
             except (RedisError, RedisClusterException, OSError) as error:
@@ -98,10 +101,10 @@ def names_of(client: redis.Redis) -> Names:
 class _Named:
     """A client that says which server it talks to, in a repr that is the same at every run."""
 
-    where = ""
+    where, made = "", "Redis"
 
     def __repr__(self) -> str:
-        return f"<Redis: {self.where}>"
+        return f"<{self.made}: {self.where}>"
 
 
 class KitRedis(_Named, redis.Redis):
@@ -140,7 +143,7 @@ def _check_server(client: redis.Redis) -> dict[str, Any]:
         return {}  # an ACL user limited to its keys can't ask; the first write will tell
     except (RedisError, OSError, ValueError, TypeError) as error:  # the last two: what a URL's odd host or query brings
         if "unknown command" in str(error).lower():
-            return {}  # fakeredis over TCP has no INFO
+            return {"server_name": "fakeredis"}  # over TCP, where it has no INFO
         raise unusable(error, client) from None
     finally:
         line.close()
@@ -316,5 +319,5 @@ def environment_of(client: redis.Redis) -> dict[str, str]:
     if isinstance(client, redis.Redis) and "server" in client.connection_pool.connection_kwargs:
         from llmstream_nb.answers import embedded
 
-        url = f"redis://127.0.0.1:{embedded.server().server_address[1]}/0"
+        url = embedded.url()
     return {"REDIS_URL": url, "LLMSTREAM_PREFIX": names_of(client).prefix}

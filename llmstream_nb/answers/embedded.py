@@ -1,6 +1,6 @@
 """A fakeredis in place of a Redis: inside this process, and for other processes over TCP."""
 
-import argparse
+import hmac
 import logging
 import os
 import threading
@@ -9,12 +9,14 @@ from typing import Any
 
 from fakeredis import FakeRedis, TcpFakeServer
 from fakeredis._clients._tcp_server import TCPFakeRequestHandler
+from fakeredis._helpers import OK, SimpleError
 from redis.exceptions import ResponseError
 
 VERSION = (7, 0)  # what Debian and Ubuntu ship, so tables look alike on the fake and on a real server
 
 _lock = threading.Lock()
 _server: TcpFakeServer | None = None
+_password = os.urandom(16).hex()  # other users of this machine can reach its port, too
 
 
 def server() -> TcpFakeServer:
@@ -22,8 +24,13 @@ def server() -> TcpFakeServer:
     global _server
     with _lock:
         if _server is None:
-            _server = serve(0)
+            _server = serve(_password)
         return _server
+
+
+def url() -> str:
+    """Where other processes reach the fakeredis of this one, with its password."""
+    return f"redis://default:{_password}@127.0.0.1:{server().server_address[1]}/0"
 
 
 class KitFakeRedis(FakeRedis):
@@ -63,6 +70,32 @@ class Handler(TCPFakeRequestHandler):
                 return error
 
         client.read_response = read_response
+        if password := self.server.fake_server.config.get(b"requirepass"):
+            self._lock(client.get_socket(), password)
+
+    def _lock(self, socket: Any, password: bytes) -> None:
+        """Refuse all commands until the password came, in AUTH or HELLO."""
+        run, admitted = socket._process_command, False
+
+        def process(fields: list[bytes]) -> None:
+            nonlocal admitted
+            words = [field.upper() for field in fields]
+            at = words.index(b"AUTH") if words[:1] in ([b"AUTH"], [b"HELLO"]) and b"AUTH" in words else None
+            if at is not None:
+                *user, given = fields[at + 1 : at + 3] or [b""]
+                if not (user in ([], [b"default"]) and hmac.compare_digest(given, password)):
+                    socket.put_response(SimpleError("WRONGPASS invalid username-password pair"))
+                    return
+                admitted = True
+                fields = fields[:at] + fields[at + 3 :]  # what is left of HELLO
+            if not fields:
+                socket.put_response(OK.value)
+            elif admitted:
+                run(fields)
+            else:
+                socket.put_response(SimpleError("NOAUTH Authentication required."))
+
+        socket._process_command = process
 
     def finish(self) -> None:
         """Close what `setup` has opened."""
@@ -72,23 +105,16 @@ class Handler(TCPFakeRequestHandler):
         super().finish()
 
 
-def serve(port: int) -> TcpFakeServer:
-    """Start a fakeredis that listens on 127.0.0.1:`port` (0: any free one) in a daemon thread; return it."""
-    made = TcpFakeServer(("127.0.0.1", port), server_version=VERSION)
+def serve(password: str = "") -> TcpFakeServer:
+    """Start a fakeredis on a free port of 127.0.0.1, in a daemon thread; return it. "": anybody may use it."""
+    made = TcpFakeServer(("127.0.0.1", 0), server_version=VERSION)
     made.RequestHandlerClass = Handler
     made.daemon_threads, made.block_on_close = True, False  # else it never stops while a reader is blocked
+    made.fake_server.config[b"requirepass"] = password.encode()  # which in-process clients are not asked for
     threading.Thread(target=made.serve_forever, name="llmstream fakeredis", daemon=True).start()
     return made
 
 
-def main() -> None:
-    """A fakeredis of its own process, for several others: it prints `ready` and serves until it is ended."""
-    parser = argparse.ArgumentParser(prog="python -m llmstream_nb.answers.embedded", description=main.__doc__)
-    parser.add_argument("--serve", type=int, metavar="PORT", required=True)
-    serve(parser.parse_args().serve)
-    print("ready", flush=True)
+if __name__ == "__main__":  # for several other processes: it prints its port and serves until it is ended
+    print("Ready at port", serve(os.environ["LLMSTREAM_FAKE_PASSWORD"]).server_address[1], flush=True)
     threading.Event().wait()
-
-
-if __name__ == "__main__":
-    main()

