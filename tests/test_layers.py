@@ -27,7 +27,7 @@ ROOMS = {
     "widgets": 910,  # views of an answer, of a stream's key and of the pool
     "web": 704,  # with what its guests may ask for, and what it does where one answer breaks
     "checks": 880,  # twenty exercises, each tried with what learners get wrong, and a whole chat of the learner's own
-    "setup": 1045,  # a bare Python, any system, and errors that say what to do
+    "setup": 1110,  # a bare Python, any system, uv and pip, and errors that say what to do
 }
 SET_UP = ("setup", "__main__")  # before anything is installed
 PURE = {"__future__", "codecs", "json", "re", "collections", "dataclasses", "typing", "llmstream_nb", "math"}

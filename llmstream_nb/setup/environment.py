@@ -47,21 +47,9 @@ AGAIN = "Then run the same command again."
 BEGAN = re.compile("Installing collected packages|Prepared|Uninstalled|Installed")  # pip or uv, to change something
 PATIENCE = 900.0  # seconds to wait for another set-up of the same checkout
 NONE = "no wheel for "  # stands before a step's key in the stamp: not to be tried again
-# pip's settings on where packages come from, and what uv calls them. All others, `target` for one, would spoil `.venv`.
-SOURCES = {
-    "index-url": "UV_DEFAULT_INDEX",
-    "extra-index-url": "UV_INDEX",
-    "find-links": "UV_FIND_LINKS",
-    "no-index": "",
-    "trusted-host": "UV_INSECURE_HOST",
-    "cert": "SSL_CERT_FILE",
-    "client-cert": "SSL_CLIENT_CERT",
-    "proxy": "HTTPS_PROXY",
-    "keyring-provider": "",
-    "retries": "UV_HTTP_RETRIES",
-    "timeout": "UV_HTTP_TIMEOUT",
-    "default-timeout": "UV_HTTP_TIMEOUT",
-}
+# pip's settings on where packages come from; others, `target` for one, would spoil `.venv`. uv calls some otherwise.
+SOURCES = "[a-z-]*index-url|find-links|no-index|trusted-host|keyring-provider|[a-z-]*cert|proxy|[a-z-]*timeout"
+FOR_UV = {"cert": "SSL_CERT_FILE", "client-cert": "SSL_CLIENT_CERT", "proxy": "HTTPS_PROXY"}
 _HANDED_OVER = "_LLMSTREAM_HANDED_OVER"  # tells the .venv's Python that the set-up was done a moment ago
 
 
@@ -133,18 +121,16 @@ def _as_is() -> bool:
 def _steps(dev: bool, optional: Sequence[Path]) -> list[Step]:
     def locked(title: str, *locks: Path, needed: bool = True) -> Step:
         files = [word for lock in locks for word in ("-r", str(lock))]
-        options = [] if needed else ["--only-binary", ":all:"]
+        options = [] if needed else ["--only-binary", ":all:", "--force-reinstall"]
         return Step(title, _digest(*locks), [*options, *files], locks, needed)
 
+    steps = [locked(OPTIONAL[LOCKED_UV], LOCKED_UV, needed=False), locked("packages", LOCKED)]
     # setuptools is in the lock, so that installing the package itself needs no network.
-    kit = ["--force-reinstall", "--no-build-isolation", "-e", str(ROOT)]
-    return [
-        locked(OPTIONAL[LOCKED_UV], LOCKED_UV, needed=False),
-        locked("packages", LOCKED),
-        Step("the kit itself", _digest(ROOT / "pyproject.toml", place=str(ROOT)), kit),
-        *[locked("what the tests need", LOCKED, LOCKED_DEV)] * dev,
-        *(locked(OPTIONAL[lock], lock, needed=False) for lock in optional),
-    ]
+    arguments = ["--force-reinstall", "--no-build-isolation", "-e", str(ROOT)]
+    steps.append(Step("the kit itself", _digest(ROOT / "pyproject.toml", place=str(ROOT)), arguments))
+    if dev:
+        steps.append(locked("what the tests need", LOCKED, LOCKED_DEV))
+    return steps + [locked(OPTIONAL[lock], lock, needed=False) for lock in optional]
 
 
 def _digest(*files: Path, place: str = "") -> str:
@@ -237,12 +223,11 @@ def differences(*files: Path, path: Sequence[str] | None = None, whole: bool = F
 
 def _lost_file(info: Path) -> str:
     """A file that a package was installed with and that is gone; "" where all are there."""
-    try:
-        with (info / "RECORD").open(encoding="utf-8", newline="") as record:
-            names = [row[0] for row in csv.reader(record) if row and not row[0].endswith(".pyc")]
-    except OSError:
+    if not (info / "RECORD").exists():
         return "its RECORD"
-    return next((name for name in names if not os.path.exists(info.parent / name)), "")
+    rows = csv.reader((info / "RECORD").read_text("utf-8").splitlines())
+    names = [row[0] for row in rows if row and not row[0].endswith(".pyc")]
+    return next((name for name in names if not os.path.exists(f"{info.parent}/{name}")), "")
 
 
 def site_packages() -> list[str]:
@@ -278,7 +263,8 @@ def _set_up(todo: Sequence[Step], wheels: Path | None, lock: int) -> None:
         if step == FRESH:
             continue
         _write_stamp(stamp | {"busy": step.title})
-        able, lines = tools if UV.exists() and step.title != "uv" else tools[1:], [""]
+        lines: list[str] = []
+        able = tools if UV.exists() and step.title != "uv" else tools[1:]
         try:
             installed = _install(step, f"[{number}/{len(todo)}] {step.title}", able, lines, environment, lock)
         finally:
@@ -293,16 +279,15 @@ def _set_up(todo: Sequence[Step], wheels: Path | None, lock: int) -> None:
             reason = f"{explain(lines, f'installing {step.title} failed', wheels)} Details: {LOG}"
             if step.needed:
                 raise SetupError(reason)
-            say(f"  {reason}\n  Going on without {step.title}.")
+            say(f"  {reason}\n  Going on without {step.title}{', by pip' * (step.title == 'uv')}.")
         _write_stamp(stamp)
 
 
 def _make_venv(title: str, lock: int) -> None:
     if VENV.is_symlink() or VENV.is_file():  # what a link leads to may be another's: `--clear` would empty it
-        remove = "del" if os.name == "nt" else "rm"
-        raise SetupError(f'{VENV} is no folder of the kit. Remove it: {remove} "{VENV}". {AGAIN}')
+        raise SetupError(f'{VENV} is no folder. Remove it: {"del" if os.name == "nt" else "rm"} "{VENV}". {AGAIN}')
     base = getattr(sys, "_base_executable", None) or sys.executable
-    lines = [""]
+    lines: list[str] = []
     # A killed installer can leave half a package that the next one takes for a whole one: begin anew.
     code = run(title, [base, "-m", "venv", "--clear", str(VENV)], lines, _clean(), lock)
     if code or not PYTHON.exists():
@@ -333,23 +318,28 @@ def sources(python: Path) -> dict[str, str]:
     Raises:
         SetupError: pip can't read its own settings.
     """
-    told = {name: value for name, value in os.environ.items() if name.startswith("PIP_")} | {"PIP_QUIET": "0"}
+    heard = re.compile(f"pip-(config-file|{SOURCES})")
+    told = _clean() | {"PIP_QUIET": "0"}
+    told |= {name: value for name, value in os.environ.items() if heard.fullmatch(name.lower().replace("_", "-"))}
     command = [str(python), "-m", "pip", "config", "list"]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=_clean() | told, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=told, check=False)
     if done.returncode:
         raise SetupError(explain(done.stderr.splitlines(), "pip's settings can't be read"))
-    settings = {"retries": "2"}
+    settings: dict[str, str] = {}
     for section in ("global", "install", ":env:"):  # the later ones count
-        found = re.findall(rf"(?m)^{section}\.([\w-]+)=(.+)$", done.stdout)
+        found = re.findall(rf"(?m)^{section}\.({SOURCES})=(.+)$", done.stdout)
         settings |= {name: words for name, text in found if (words := " ".join(ast.literal_eval(text).split()))}
-    settings = {name: value for name, value in settings.items() if name in SOURCES}
     ours = {"config-file": os.devnull, "disable-pip-version-check": "1", "no-input": "1", "progress-bar": "off"}
-    for_pip = {"PIP_" + name.upper().replace("-", "_"): value for name, value in (settings | ours).items()}
-    for_uv = {SOURCES[name]: value for name, value in settings.items() if SOURCES[name]}
+
+    def named(tool: str, settings: dict[str, str]) -> dict[str, str]:
+        return {f"{tool}_{name.upper().replace('-', '_')}": value for name, value in settings.items()}
+
+    for_uv = named("UV", settings) | {FOR_UV[name]: value for name, value in settings.items() if name in FOR_UV}
     if "find-links" in settings:
         for_uv["UV_FIND_LINKS"] = settings["find-links"].replace(" ", ",")
     # Else uv would look no further than the first index that has a package, in whatever versions.
-    return _clean() | for_pip | for_uv | {"UV_INDEX_STRATEGY": "unsafe-best-match"}
+    for_uv["UV_INDEX_STRATEGY"] = "unsafe-best-match"
+    return _clean() | named("PIP", {"retries": "2"} | settings | ours) | for_uv
 
 
 def _clean() -> dict[str, str]:
@@ -456,6 +446,7 @@ def run(
     failed: str = "failed",
 ) -> int:
     """Run a command, show how it goes, add what it prints to `lines` and `log`; return its exit code."""
+    lines.append("")
     process = guarded(command, hold=lock, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
 
     def collect(file: TextIO) -> None:

@@ -135,7 +135,7 @@ def _download(folder: Path, target: Target, pins: list[str], title: str, source:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
     gone: list[str] = []
     while todo := [pin for pin in missing(folder, target, pins) if pin not in gone]:
-        lines = [""]
+        lines: list[str] = []
         if environment.run(f"{title}: {len(todo)} wheels", [*command, *target.options(), *todo], lines, source):
             if (named := environment.no_wheel(lines)) not in todo:
                 raise SetupError(environment.explain(lines, "downloading failed"))
