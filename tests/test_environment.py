@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import http.server
 import json
 import os
 import re
@@ -11,10 +12,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +27,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from llmstream_nb.setup import environment
-from llmstream_nb.setup.environment import LOCKED, LOCKED_DEV, LOCKED_MODEL, ROOT
+from llmstream_nb.setup.environment import LOCKED, LOCKED_DEV, OPTIONAL, ROOT
 from llmstream_nb.setup.guard import end, guarded
 from llmstream_nb.setup.redis_server import answers
 
@@ -44,7 +47,32 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
         wheel.writestr(info + "/RECORD", "")
     return name
 """
+# uv itself, in a wheel, which can be told to go wrong. The variable's name is none that the set-up keeps away from uv.
+SHIM = """#!/bin/sh
+if [ "$FAULT" = fails ]; then echo "error: uv is ill" >&2; exit 2; fi
+'{uv}' "$@" || exit
+case "$FAULT $*" in *requirements.txt*)
+    if [ "$FAULT" ]; then rm -f "${{0%/bin/uv}}"/lib/python*/site-packages/tiny.py; fi
+    if [ "$FAULT" = killed ]; then touch half; sleep 60; fi
+esac
+"""
+REAL_UV = Path(sys.executable).with_name("uv")
+needs_uv = pytest.mark.skipif(not REAL_UV.exists(), reason="there is no uv beside this Python")
 PYPROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+
+
+def make_wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> None:
+    info = f"{name}-{version}.dist-info"
+    files |= {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        for file, content in files.items():
+            whole = zipfile.ZipInfo(file)
+            whole.external_attr = 0o100755 << 16  # scripts can be run
+            wheel.writestr(whole, content)
 
 
 @pytest.fixture
@@ -56,14 +84,17 @@ def checkout():
         shutil.copytree(ROOT / "llmstream_nb", root / "llmstream_nb", ignore=shutil.ignore_patterns("__pycache__"))
         (root / "backend.py").write_text(BACKEND)
         (root / "pyproject.toml").write_text(PYPROJECT)
-        for file, name in (("requirements.txt", "tiny"), ("requirements-model.txt", "tinymodel")):
+        names = {
+            "requirements.txt": "tiny",
+            "requirements-server.txt": "tinyserver",
+            "requirements-model.txt": "tinymodel",
+        }
+        for file, name in names.items():
             (root / file).write_text(f"{name}==1.0\n")
-            with zipfile.ZipFile(root / "wheels" / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
-                info = f"{name}-1.0.dist-info"
-                wheel.writestr(f"{name}.py", "")
-                wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-                wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-                wheel.writestr(f"{info}/RECORD", "")
+            make_wheel(root / "wheels", name, "1.0", {f"{name}.py": ""})
+        (root / "requirements-uv.txt").write_text("uv==1.0\n")
+        if REAL_UV.exists():
+            make_wheel(root / "wheels", "uv", "1.0", {"uv-1.0.data/scripts/uv": SHIM.format(uv=REAL_UV)})
         Path(folder).chmod(0o755)
         yield root
 
@@ -102,6 +133,16 @@ DONE = r"(\[.*): done"
 WATCHED = "there is nothing to watch"
 
 
+def show(root: Path, code: str, *options: str) -> str:
+    """What the checkout's own Python prints, in a clean shell."""
+    python = root / environment.PYTHON.relative_to(ROOT)
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LLMSTREAM"))}
+    done = subprocess.run(
+        [python, *options, "-c", code], cwd=root, env=environ, capture_output=True, text=True, timeout=30
+    )
+    return done.stdout.strip() or done.stderr
+
+
 def tree(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
@@ -114,12 +155,15 @@ def running(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
 # ------------------------------------------------------------------------------------------ it works
 
 
+@needs_uv
 def test_sets_up_once_and_then_only_what_has_changed(checkout):
     code, output = run(checkout, *WATCH, "--no-model")
     assert (code, WATCHED in output) == (2, True)
-    assert re.findall(DONE, output) == ["[1/3] virtual environment", "[2/3] packages", "[3/3] the kit itself"]
+    steps = ["virtual environment", "uv", "packages", "the kit itself", "a Redis server"]
+    assert re.findall(DONE, output) == [f"[{number}/5] {step}" for number, step in enumerate(steps, 1)]
     log = (checkout / ".venv" / "set-up.log").read_text()
-    assert "Successfully installed tiny-1.0" in log
+    assert "Successfully installed uv-1.0" in log
+    assert " + tiny==1.0" in log  # as uv says it
 
     again = run(checkout, "watch", "x", "--no-model", PIP_INDEX_URL=NOWHERE)[1]  # no pip, so no index either
     assert again.startswith("llmstream-nb: ")
@@ -129,38 +173,169 @@ def test_sets_up_once_and_then_only_what_has_changed(checkout):
     with (checkout / "requirements.txt").open("a") as file:
         file.write("# changed\n")
     code, output = run(checkout, *WATCH)
-    assert re.findall(DONE, output) == ["[1/1] packages"]  # it began without a model: only lab tries again
+    assert re.findall(DONE, output) == ["[1/1] packages"]  # it began without a model: only lab adds that
 
     moved = checkout.with_name("moved")  # now the editable install points to the old place
     checkout.rename(moved)
     assert re.findall(DONE, run(moved, *WATCH)[1]) == ["[1/1] the kit itself"]
-    python = moved / environment.PYTHON.relative_to(ROOT)
-    show = "import llmstream_nb; print(llmstream_nb.__file__)"  # as a kernel in another folder does
-    done = subprocess.run([python, "-I", "-c", show], capture_output=True, text=True, timeout=30)
-    assert Path(done.stdout.strip()).parent == moved / "llmstream_nb"
+    where = show(moved, "import llmstream_nb; print(llmstream_nb.__file__)", "-I")  # as a kernel in another folder does
+    assert Path(where).parent == moved / "llmstream_nb"
 
 
+@needs_uv
+def test_a_killed_or_lying_uv_leaves_nothing_half_done(checkout):
+    halved = start(checkout, *WATCH, FAULT="killed")
+    wait_until((checkout / "half").exists, timeout=60)
+    halved.kill()
+    halved.communicate(timeout=20)
+    code, output = run(checkout, *WATCH, FAULT="lies")  # all anew, and again a file is gone that uv put there
+    assert code == 1
+    assert_one_line(output, "tiny is missing tiny.py", "run the same command again")
+    assert run(checkout, *WATCH)[0] == 2
+    assert show(checkout, "import tiny; print('whole')", "-I") == "whole"
+
+
+POISON = {
+    **{f"PIP_{name}": "1" for name in ("USER", "DRY_RUN", "QUIET", "REQUIRE_HASHES")},
+    **{f"PIP_{name}": "/nowhere" for name in ("PREFIX", "ROOT", "CONSTRAINT", "PYTHON")},
+    **{f"UV_{name}": "/nowhere" for name in ("CONFIG_FILE", "CONSTRAINT", "TARGET", "PROJECT", "DEFAULT_INDEX")},
+    "UV_LINK_MODE": "symlink",
+    "UV_OFFLINE": "1",
+    "UV_EXCLUDE_NEWER": "2000-01-01",
+}
+
+
+@pytest.mark.parametrize("fault", [pytest.param("", marks=needs_uv), "fails"])
+def test_what_the_caller_set_does_not_reach_into_the_venv(checkout, tmp_path, fault):
+    with zipfile.ZipFile(checkout / "wheels" / "tiny-1.0-py3-none-any.whl") as wheel:
+        wheel.extractall(tmp_path / "elsewhere")  # where pip would find it, and leave it at that
+    (checkout / "requirements.txt").write_text("tiny==1.0\ntinyserver==1.0\n")  # not all of it is there
+    config = tmp_path / "pip.conf"
+    config.write_text(f"[global]\ntarget = {tmp_path}\nuser = true\n[install]\ndry-run = true\n")
+    (checkout / "uv.toml").write_text("offline = 'neither true nor false'")
+    changes = {"PYTHONPATH": str(tmp_path / "elsewhere"), "PIP_CONFIG_FILE": str(config), "FAULT": fault}
+    code, output = run(checkout, *WATCH, "--no-model", **POISON, **changes)
+    assert (code, "packages: uv can't, so by pip" in output) == (2, bool(fault) and REAL_UV.exists())
+    assert show(checkout, "import tiny; print(tiny.__file__)").startswith(str(checkout / ".venv"))
+    assert run(checkout, "watch", "x")[0] == 2
+
+
+class Index(http.server.SimpleHTTPRequestHandler):
+    """A package index that is a folder of wheels, and knows who asked for what."""
+
+    def do_GET(self):
+        self.server.asked.append((self.path, self.headers["User-Agent"].split("/")[0]))
+        if self.path.startswith("/simple/"):
+            name = self.path.split("/")[2]
+            links = "".join(
+                f'<a href="/{file}">{file}</a>' for file in os.listdir(self.directory) if file.startswith(f"{name}-")
+            )
+            self.send_response(200 if links else 404)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(links)))
+            self.end_headers()
+            self.wfile.write(links.encode())
+        else:
+            super().do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+@needs_uv
+def test_a_companys_index_serves_uv_too_and_what_it_lacks_is_not_asked_for_again(checkout):
+    next(checkout.glob("wheels/tinymodel-*")).unlink()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Index, directory=checkout / "wheels")) as server:
+        server.asked = []
+        threading.Thread(target=server.serve_forever).start()
+        config = checkout / "pip.conf"
+        config.write_text(f"[global]\nindex-url = http://127.0.0.1:{server.server_port}/simple\n")
+        changes = {"PIP_CONFIG_FILE": str(config), "XDG_CACHE_HOME": str(checkout / "cache")}
+        code, output = run(checkout, "watch", "x", **changes)
+        assert code == 2
+        assert "no wheel of tinymodel==1.0 for Python" in output
+        assert "going on without the local model" in output
+        asked = list(server.asked)
+        again = run(checkout, "lab", "--no-browser", **changes)[1]
+        server.shutdown()
+    assert ("/simple/tiny/", "uv") in asked and ("/simple/tiny/", "pip") not in asked
+    assert "local model" not in again and server.asked == asked
+
+
+def test_where_pip_is_told_to_look_uv_is_told_too(tmp_path, monkeypatch):
+    for name in os.environ:
+        if name.startswith(("PIP_", "UV_")):
+            monkeypatch.delenv(name)
+    config = tmp_path / "pip.conf"
+    config.write_text(
+        "[global]\ncert = /a.pem\nproxy = p:1\nfind-links =\n  /x\n  /y\ntarget = /t\n[install]\nproxy = p:2\n"
+    )
+    for name, value in (("CONFIG_FILE", config), ("TIMEOUT", 9), ("EXTRA_INDEX_URL", "a b"), ("NO_INDEX", "")):
+        monkeypatch.setenv(f"PIP_{name}", str(value))
+    found = environment.sources(Path(sys.executable))
+    for_uv = {name: value for name, value in found.items() if name.startswith("UV_")}
+    assert for_uv["UV_FIND_LINKS"] == "/x,/y"
+    assert for_uv["UV_EXTRA_INDEX_URL"] == "a b"
+    assert "UV_TARGET" not in for_uv and "UV_CONFIG_FILE" not in for_uv
+    assert (found["SSL_CERT_FILE"], found["HTTPS_PROXY"]) == ("/a.pem", "p:2")
+    assert (found["PIP_CERT"], found["PIP_PROXY"], found["PIP_FIND_LINKS"]) == ("/a.pem", "p:2", "/x /y")
+    assert "PIP_TARGET" not in found and "PIP_NO_INDEX" not in found
+
+
+def test_a_broken_venv_is_mended(checkout):
+    run(checkout, *WATCH, "--no-model")
+    site = next((checkout / ".venv").glob("[Ll]ib/**/site-packages"))
+    look = "from llmstream_nb.setup.environment import _pending, _steps; print([len(_pending(_steps(False, []), whole)) for whole in (False, True)])"
+    base = getattr(sys, "_base_executable", sys.executable)
+
+    def pending():
+        return subprocess.check_output([base, "-c", look], cwd=checkout, text=True, timeout=30).strip()
+
+    assert pending() == "[0, 0]"
+    (site / "tiny.py").unlink()
+    assert pending() == "[0, 4]"  # `lab` and `test` look at each file
+    shutil.rmtree(site / "tiny-1.0.dist-info")
+    assert pending() == "[4, 4]"
+    (checkout / environment.PYTHON.relative_to(ROOT)).unlink()
+    assert run(checkout, *WATCH, "--no-model")[0] == 2
+    assert pending() == "[0, 0]"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+def test_what_is_in_the_way_is_not_emptied(checkout):
+    (checkout / "other" / "bin").mkdir(parents=True)
+    (checkout / ".venv").symlink_to("other")
+    for _ in ("a link", "a file"):
+        code, output = run(checkout, *WATCH)
+        assert code == 1
+        assert_one_line(output, f'rm "{checkout / ".venv"}"', "run the same command again")
+        assert (checkout / "other" / "bin").exists()
+        (checkout / ".venv").unlink()
+        (checkout / ".venv").write_text("other")
+
+
+@needs_uv
 @pytest.mark.skipif(os.name == "nt", reason="kill -9, and Ctrl-C for one process, are POSIX")
 def test_an_interrupted_set_up_is_repaired(checkout):
     def reach_the_kit_itself():
         process = start(checkout, *WATCH, SLOW="yes")
-        wait_until((checkout / "building").exists)
+        wait_until((checkout / "building").exists, timeout=60)
         (checkout / "building").unlink()
-        assert len(tree(process.pid)) >= 3  # the guard, pip and its build
+        assert len(tree(process.pid)) >= 3  # the guard, uv and its build
         return process, tree(process.pid)
 
     killed, children = reach_the_kit_itself()
     killed.kill()
     killed.communicate(timeout=20)
-    stopped, others = reach_the_kit_itself()  # this run waited until the orphaned pip was gone
+    stopped, others = reach_the_kit_itself()  # this run waited until the orphans were gone
     assert not running(children)
     stopped.send_signal(signal.SIGINT)
     output = stopped.communicate(timeout=20)[0]
-    assert "virtual environment: done" in output  # a killed pip may leave half a package: all anew
+    assert "virtual environment: done" in output  # a killed one may leave half a package: all anew
     assert stopped.returncode == 130
     assert "Traceback" not in output
     assert not running(others)
-    code, output = run(checkout, *WATCH)  # but pip had changed nothing yet when Ctrl-C came
+    code, output = run(checkout, *WATCH)  # but nothing had been changed yet when Ctrl-C came
     assert re.findall(DONE, output) == ["[1/1] the kit itself"]
     assert (code, WATCHED in output) == (2, True)
 
@@ -198,7 +373,8 @@ def test_each_failure_says_what_to_do_and_the_next_run_goes_on(checkout):
 
     next(checkout.glob("wheels/tinymodel-*")).unlink()
     code, output = run(checkout, "lab", "--no-browser", "--wheels", "wheels")
-    assert re.findall(DONE, output) == ["[1/3] packages", "[2/3] the kit itself"]
+    steps = ["packages", "the kit itself", "a Redis server"]
+    assert re.findall(DONE, output)[-3:] == [f"[{number}/4] {step}" for number, step in enumerate(steps, 1)]
     assert output.count("the local model: failed") == 1
     assert output.index("Going on without the local model") < output.index("JupyterLab: starting")
     assert code == 1  # because the small checkout has no JupyterLab to start
@@ -283,7 +459,7 @@ def test_locks_agree():
     assert (ROOT / "binder" / "requirements.txt").read_text("utf-8") == LOCKED.read_text("utf-8")
 
 
-@pytest.mark.parametrize("file", [LOCKED, LOCKED_DEV, LOCKED_MODEL], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [LOCKED, LOCKED_DEV, *OPTIONAL], ids=lambda file: file.name)
 def test_locks_name_no_index_and_no_place(file):
     text = file.read_text("utf-8")
     assert not re.search(r"https?:|file:|(?m:^-)|--index|--find-links|/\w+/", text)

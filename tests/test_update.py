@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from llmstream_nb.setup.environment import ROOT, VERSION
 
 from .conftest import FAST
 from .model import wait_for
-from .test_environment import DONE, WATCH, checkout, run  # noqa: F401 - a fixture
+from .test_environment import DONE, REAL_UV, WATCH, checkout, make_wheel, run  # noqa: F401 - a fixture
 
 # ------------------------------------------------------------------------------------------- old names
 
@@ -182,17 +181,15 @@ def test_a_venv_of_before_is_brought_up_to_date(checkout: Path) -> None:  # noqa
     done = {"packages": "8d969eef6ecad3c2", "the kit itself": "9a3a2d1c1f1e8f7b", "the local model": "1f2e3d4c5b6a7988"}
     stamp.write_text(json.dumps({"python": VERSION, "done": done}, indent=1))
     (checkout / "requirements.txt").write_text("tiny==2.0\n")
-    with zipfile.ZipFile(checkout / "wheels" / "tiny-2.0-py3-none-any.whl", "w") as wheel:
-        info = "tiny-2.0.dist-info"
-        wheel.writestr("tiny.py", "new = True")
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 2.0\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", "")
+    make_wheel(checkout / "wheels", "tiny", "2.0", {"tiny.py": "new = True"})
     copied_over_an_older_one(checkout)
 
     code, output = run(checkout, *WATCH)
     assert code == 2  # there is nothing to watch: it got that far
-    assert re.findall(DONE, output) == ["[1/2] packages", "[2/2] the kit itself"]  # only lab tries the model again
+    steps = [*["uv"] * REAL_UV.exists(), "packages", "the kit itself"]  # only lab tries the model again
+    assert re.findall(DONE, output)[-3:] == [
+        f"[{number}/3] {step}" for number, step in enumerate(steps, 4 - len(steps))
+    ]
     assert marker.exists()  # it was kept, and not made anew
     python = checkout / environment.PYTHON.relative_to(ROOT)
     show = "import tiny, llmstream_nb; print(tiny.new, llmstream_nb.__file__)"  # as a kernel in another folder does

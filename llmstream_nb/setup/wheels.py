@@ -14,7 +14,8 @@ from packaging.requirements import Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags, mac_platforms
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
-from llmstream_nb.setup.environment import LOCKED, LOCKED_MODEL, NO_WHEEL, ROOT, SetupError, explain, run, say
+from llmstream_nb.setup import environment
+from llmstream_nb.setup.environment import LOCKED, LOCKED_MODEL, OPTIONAL, ROOT, SetupError, say
 
 KIT = "llmstream-nb"  # the folder of the kit itself, beside the wheels
 USUAL = ("windows", "macos", "linux")
@@ -102,17 +103,21 @@ def fill(folder: Path, platforms: Sequence[str] | None, pythons: Sequence[str] |
         if not zipfile.is_zipfile(file):  # an earlier run was ended while it wrote this
             file.unlink()
     lacking: list[str] = []
+    optional = {lock: what for lock, what in OPTIONAL.items() if model or lock != LOCKED_MODEL}
+    source = environment.sources(Path(sys.executable))
     pairs = [(platform, python) for platform in platforms or USUAL for python in pythons or PYTHONS]
     for number, (platform, python) in enumerate(pairs, 1):
         title = f"[{number}/{len(pairs)}] {platform}, Python {python}"
         gone: dict[str, None] = {}
         for patch in (0, 99):  # a few pins differ between the first and the last 3.11.x
             target = Target(platform, f"{python}.{patch}")
-            gone |= dict.fromkeys(_download(folder, target, target.pins(LOCKED), title))
+            gone |= dict.fromkeys(_download(folder, target, target.pins(LOCKED), title, source))
         lacking += [f"{pin} for {platform} and Python {python}" for pin in gone]
-        left_out = _download(folder, target, target.pins(LOCKED_MODEL), f"{title}: local model") if model else []
-        lacks = f"lacks {', '.join([*gone, *left_out])}" if gone or left_out else "complete"
-        say(f"{title}: {lacks}" + ", and so the local model" * bool(left_out))
+        lacks = [", ".join(gone)] * bool(gone)
+        for lock, what in optional.items():
+            if left_out := _download(folder, target, target.pins(lock), f"{title}: {what}", source):
+                lacks.append(f"{', '.join(left_out)}, and so {what}")
+        say(f"{title}: " + (f"lacks {'; '.join(lacks)}" if lacks else "complete"))
     if lacking:
         raise SetupError(f"there is no wheel of {'; '.join(lacking)}. Leave those out with --for and --python.")
     _add_kit(folder)
@@ -125,19 +130,16 @@ def fill(folder: Path, platforms: Sequence[str] | None, pythons: Sequence[str] |
     return 0
 
 
-def _download(folder: Path, target: Target, pins: list[str], title: str) -> list[str]:
+def _download(folder: Path, target: Target, pins: list[str], title: str, source: dict[str, str]) -> list[str]:
     """Download what is missing; return what can't be had."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
     gone: list[str] = []
     while todo := [pin for pin in missing(folder, target, pins) if pin not in gone]:
-        lines = [""]
-        if run(f"{title}: {len(todo)} wheels", [*command, *target.options(), *todo], None, lines):
-            output = "\n".join(lines)
-            named = NO_WHEEL.search(output)
-            # To pip, an index that it can't reach has nothing either.
-            if not named or named[1] not in todo or re.search("connection broken by|SSLError", output):
-                raise SetupError(explain(lines, "downloading failed"))
-            gone.append(named[1])  # pip names one at a time, and then downloads nothing
+        lines: list[str] = []
+        if environment.run(f"{title}: {len(todo)} wheels", [*command, *target.options(), *todo], lines, source):
+            if (named := environment.no_wheel(lines)) not in todo:
+                raise SetupError(environment.explain(lines, "downloading failed"))
+            gone.append(named)  # pip names one at a time, and then downloads nothing
         elif left := missing(folder, target, todo):
             raise SetupError(f"pip brought other files than {target.platform} takes for {', '.join(left)}.")
     return gone
