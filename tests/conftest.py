@@ -15,13 +15,13 @@ for name in ("REDIS_URL", "LLMSTREAM_PREFIX", "LLMSTREAM_LLM", "OPENAI_API_KEY",
 import redis
 
 from llmstream_nb.answers import connection, embedded
-from llmstream_nb.faults import servers
+from llmstream_nb.faults.servers import RedisServer
 from llmstream_nb.protocol.wire import Timing
 
 from .model import wait_for
+from .servers import SERVERS, chosen, missing, program_of
 
-# redis-server is skipped with a reason where it is absent; Valkey, packaged for few systems, is taken where it is.
-BACKENDS = ["fake", "fake-tcp", "redis-server", *(["valkey-server"] if "valkey-server" in servers.available() else [])]
+BACKENDS = ["fake", "fake-tcp", *SERVERS]
 FAST = Timing(lease=1.0, tick=0.05, ttl=600.0, give_up=8.0, patience=2.0)
 
 
@@ -35,13 +35,47 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+class Started(dict[str, RedisServer]):
+    """The real servers by name, each started when it is first wanted; the test is skipped where it is missing."""
+
+    def __missing__(self, name: str) -> RedisServer:
+        self[name] = RedisServer(found(name))
+        return self[name]
+
+
+def found(name: str) -> str:
+    """The program of this server; skips the test where it is missing."""
+    if program := program_of(name):
+        return program
+    pytest.skip(missing(name))
+
+
 @pytest.fixture(scope="session")
-def real_servers() -> Iterator[dict[str, servers.RedisServer]]:
-    """One process per server program that is on PATH, shared by all tests that don't break it."""
-    started = {program: servers.RedisServer(program) for program in servers.available()}
+def real_servers() -> Iterator[Started]:
+    """A process of each real server, shared by all tests that don't break it."""
+    started = Started()
     yield started
     for server in started.values():
         server.stop()
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def program(request) -> str:
+    """The program of each real server in turn, for a test that starts its own, to break it."""
+    return found(request.param)
+
+
+@pytest.fixture(params=SERVERS)
+def shared(real_servers, request) -> RedisServer:
+    """Each real server in turn, which other tests use too."""
+    return real_servers[request.param]
+
+
+@pytest.fixture(scope="session", params=chosen())
+def drawn_server(request) -> str:
+    """The name of the server for fault schedules, which differs from run to run, or of each that was chosen."""
+    found(request.param)
+    return request.param
 
 
 @pytest.fixture(scope="session")
@@ -56,10 +90,7 @@ def fake_tcp() -> Iterator[str]:
 @pytest.fixture(params=BACKENDS)
 def backend(request) -> str:
     """The name of each backend in turn."""
-    name = request.param
-    if name.endswith("-server") and name not in servers.available():
-        pytest.skip(f"{name} is not on PATH")
-    return name
+    return request.param
 
 
 @pytest.fixture

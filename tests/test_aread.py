@@ -16,13 +16,14 @@ from llmstream_nb.protocol.wire import AnswerNotFound, BadAnswerId, BadEntryID, 
 from . import model
 from .conftest import FAST
 from .model import Model, stream_of
-from .web import Writer, available, until
+from .servers import SERVERS
+from .web import Writer, until
 
 
-@pytest.fixture(params=["fake", "redis-server"])
+@pytest.fixture(params=["fake", *SERVERS])
 def backend(request) -> str:
     """This reader always goes through TCP: `fake-tcp` would be the same again."""
-    return available(request.param)
+    return request.param
 
 
 async def gather(answer_id: str, after: str = "0-0", **options) -> list:
@@ -124,8 +125,8 @@ def test_errors_are_those_of_read_answer(client):
 
 
 @pytest.fixture
-def redis_server():
-    with servers.RedisServer(available("redis-server")) as server:
+def redis_server(program):
+    with servers.RedisServer(program) as server:
         yield server
 
 

@@ -17,6 +17,7 @@ from llmstream_nb import Answer, ask, checks
 
 from .conftest import FAST
 from .model import wait_for
+from .servers import SERVERS
 
 
 @pytest.fixture(autouse=True)
@@ -1733,7 +1734,7 @@ def raises(*args):
     raise RuntimeError("not today")
 
 
-@pytest.mark.parametrize("backend", ["fake", "redis-server"], indirect=True)
+@pytest.mark.parametrize("backend", ["fake", *SERVERS], indirect=True)
 def test_a_chat_of_the_learners_own(client):
     verdict = checks.capstone(teller(), follower(), halt)
     assert verdict.passed, verdict

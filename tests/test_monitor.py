@@ -494,10 +494,8 @@ def test_an_error_that_nobody_expected_harms_its_own_row_alone(client, monkeypat
     assert said == [f"bad: reading it raised {type(error).__name__}"]
 
 
-def test_a_lost_redis_is_said_and_comes_back() -> None:
-    if "redis-server" not in servers.available():
-        pytest.skip("redis-server is not on PATH")
-    with servers.RedisServer() as server:
+def test_a_lost_redis_is_said_and_comes_back(program) -> None:
+    with servers.RedisServer(program) as server:
         client = connection.connect(server.url, prefix="lost")
         index(client, "a", 1)
         lease(client)
@@ -525,11 +523,9 @@ def test_a_lost_redis_is_said_and_comes_back() -> None:
 
 
 @pytest.mark.parametrize("watched", ["before", "meanwhile"])
-def test_nobody_is_gone_for_what_redis_was_away(watched: str, samples, monkeypatch) -> None:
-    if "redis-server" not in servers.available():
-        pytest.skip("redis-server is not on PATH")
+def test_nobody_is_gone_for_what_redis_was_away(program, watched: str, samples, monkeypatch) -> None:
     monkeypatch.setattr(survey, "STALL", 0.5)
-    with servers.RedisServer() as server:
+    with servers.RedisServer(program) as server:
         client = connection.connect(server.url, prefix="lost")
         client.xgroup_create(names_of(client).questions, POOL, "0", mkstream=True)
         sign(client, "dead", ago=30)
@@ -553,12 +549,10 @@ def test_nobody_is_gone_for_what_redis_was_away(watched: str, samples, monkeypat
         client.close()
 
 
-def test_nobody_is_gone_for_what_redis_stood_still(samples, monkeypatch) -> None:
+def test_nobody_is_gone_for_what_redis_stood_still(program, samples, monkeypatch) -> None:
     """Without a word of a lost connection: nobody's reply came for longer than a lease."""
-    if "redis-server" not in servers.available():
-        pytest.skip("redis-server is not on PATH")
     monkeypatch.setattr(survey, "STALL", 0.5)
-    with servers.RedisServer() as server:
+    with servers.RedisServer(program) as server:
         client = connection.connect(server.url, prefix="lost")
         client.xgroup_create(names_of(client).questions, POOL, "0", mkstream=True)
         sign(client, "alive", ago=0)
@@ -576,10 +570,8 @@ def test_nobody_is_gone_for_what_redis_stood_still(samples, monkeypatch) -> None
         client.close()
 
 
-def test_a_redis_that_refuses_is_said(real_servers) -> None:
-    if "redis-server" not in real_servers:
-        pytest.skip("redis-server is not on PATH")
-    with servers.RedisServer(requirepass="secret") as server:
+def test_a_redis_that_refuses_is_said(program) -> None:
+    with servers.RedisServer(program, requirepass="secret") as server:
         client = connection.connect(server.url, prefix="lost")
         client.execute_command("ACL", "SETUSER", "few", "on", ">word", "~*", "+@connection", "+info", "+xlen")
         few = connection.connect(server.url.replace(":secret@", "few:word@"), prefix="lost")

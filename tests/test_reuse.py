@@ -49,7 +49,6 @@ from .network import Proxy
 from .web import TOKEN, Watcher, call
 
 QUICK = Timing(lease=0.4, tick=0.04, ttl=600.0, give_up=8.0, patience=4.0)
-REAL = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")
 
 
 def dead(client, *texts: str, timing: Timing = QUICK) -> Attempt:
@@ -214,8 +213,8 @@ def test_a_reader_in_the_moment_between_waits_for_the_new_question(client) -> No
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[tuple[servers.RedisServer, Proxy]]:
-    with servers.RedisServer() as server, Proxy("127.0.0.1", server.port) as proxy:
+def machine(program) -> Iterator[tuple[servers.RedisServer, Proxy]]:
+    with servers.RedisServer(program) as server, Proxy("127.0.0.1", server.port) as proxy:
         yield server, proxy
 
 
@@ -243,7 +242,6 @@ def suppressed(function) -> None:
         function()
 
 
-@REAL
 @pytest.mark.parametrize("what", ["opening", "text", "end"])
 @pytest.mark.parametrize("when", ["cleared", "asked", "a group waits", "begun", "ended"])
 def test_a_dead_producers_bytes_that_come_late_are_in_no_answer(late, what, when) -> None:
@@ -596,7 +594,6 @@ def test_two_producers_of_a_deleted_stream_end_it_once_and_whole(client, how, or
         attempt.close()
 
 
-@REAL
 def test_flushall_while_one_sleeps_and_one_writes(machine) -> None:
     client = connect(machine[0].url, prefix=f"t{uuid.uuid4().hex[:8]}")
     for first in ("sleeper", "heir"):

@@ -392,10 +392,8 @@ def test_one_view_that_can_t_be_read_harms_no_other(client, key, monkeypatch) ->
     assert "KeyError" in bad.marks["note"] and "hunter2" not in bad.marks["note"]
 
 
-def test_a_lost_redis_is_said_and_comes_back() -> None:
-    if "redis-server" not in servers.available():
-        pytest.skip("redis-server is not on PATH")
-    with servers.RedisServer() as server:
+def test_a_lost_redis_is_said_and_comes_back(program) -> None:
+    with servers.RedisServer(program) as server:
         client = connection.connect(server.url, prefix="lost")
         tell(client, "story", "Once upon")
         view = StreamView("story", client=client)

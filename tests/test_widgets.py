@@ -568,10 +568,8 @@ def test_a_view_that_cannot_send_does_not_end_the_others(client, monkeypatch) ->
     assert sound.text == "xy"
 
 
-def test_a_lost_redis_is_said_and_costs_no_character(caplog) -> None:
-    if "redis-server" not in servers.available():
-        pytest.skip("redis-server is not on PATH")
-    with servers.RedisServer() as server, caplog.at_level(logging.WARNING):
+def test_a_lost_redis_is_said_and_costs_no_character(program, caplog) -> None:
+    with servers.RedisServer(program) as server, caplog.at_level(logging.WARNING):
         client = connection.connect(server.url, prefix="lost")
         model = Model("before ")
         producer = start(client, model, FAST)
@@ -595,10 +593,8 @@ def test_a_lost_redis_is_said_and_costs_no_character(caplog) -> None:
     assert not caplog.records
 
 
-def test_after_redis_was_away_nobody_is_called_dead_before_they_could_show_a_sign_of_life() -> None:
-    if "redis-server" not in servers.available():
-        pytest.skip("redis-server is not on PATH")
-    with servers.RedisServer() as server:
+def test_after_redis_was_away_nobody_is_called_dead_before_they_could_show_a_sign_of_life(program) -> None:
+    with servers.RedisServer(program) as server:
         client = connection.connect(server.url, prefix="lost")
         add(client, "1-0", "start", "{}")
         add(client, "1-1", "text", "so far")
@@ -804,10 +800,8 @@ def test_without_stream_comes_in_one_chunk(client) -> None:
     idle(panel)
 
 
-def test_a_panel_on_a_lost_redis_says_so_and_works_again(monkeypatch) -> None:
-    if "redis-server" not in servers.available():
-        pytest.skip("redis-server is not on PATH")
-    with servers.RedisServer() as server:
+def test_a_panel_on_a_lost_redis_says_so_and_works_again(program, monkeypatch) -> None:
+    with servers.RedisServer(program) as server:
         client = connection.connect(server.url, prefix="lost")
         panel = AskPanel("why?", source=lambda *_: ["because"], client=client, timing=FAST)
         server.kill()
