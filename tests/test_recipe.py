@@ -185,6 +185,7 @@ def test_lost_replies_double_nothing_and_lose_nothing(shared) -> None:
         lossy.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["fake", *SERVERS], indirect=True)
 def test_as_two_programs(client, backend, key) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENAI")} | environment_of(client)
@@ -222,6 +223,7 @@ def served(app: FastAPI) -> Iterator[str]:
         thread.join(10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["fake", *SERVERS], indirect=True)
 def test_the_endpoint_for_fastapi(client) -> None:
     """The example in the notebook, with a worker behind it."""

@@ -137,6 +137,7 @@ def test_readers_of_a_dead_answer_see_the_next_one_of_its_id(client, texts) -> N
         assert text_of(after_restart(seen)) == "".join(texts) and isinstance(seen[-1], Ended)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("texts", NEW, ids=["new", "shorter", "longer"])
 @pytest.mark.parametrize("left", ["entries", "record"])
 def test_who_comes_back_with_an_id_of_the_old_answer_gets_the_new_one(client, web, texts, left) -> None:
@@ -158,6 +159,7 @@ def test_who_comes_back_with_an_id_of_the_old_answer_gets_the_new_one(client, we
         assert [name for name, _ in watcher.events if name == "start"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", [False, True], ids=["view", "plain"])
 @pytest.mark.parametrize("group", [None, "g"], ids=["alone", "group"])
 def test_a_view_of_a_dead_answer_shows_the_next_one(client, plain, group) -> None:
@@ -314,6 +316,7 @@ def test_a_dead_producers_bytes_that_come_late_are_in_no_answer(late, what, when
 # ------------------------------------------------------------------------------------------- (c) a producer asleep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("begun", [True, False], ids=["new one begun", "new one waits"])
 @pytest.mark.parametrize("asleep", ["before its opening", "between two flushes", "in its flush", "before its record"])
@@ -546,6 +549,7 @@ DELETED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["1 then 2", "2 then 1", "1, end of 2", "1, text of 2, 1, end of 2", "end of 2, 1"])
 @pytest.mark.parametrize("how", DELETED)
 @pytest.mark.parametrize("ticks", [True, False], ids=["ticks", "no tick"])
@@ -634,6 +638,7 @@ def listed(client) -> list[str]:
     return client.zrange(names_of(client).answers, 0, -1)
 
 
+@pytest.mark.slow
 def test_clear_of_many_forgets_nothing_else(client) -> None:
     """Also not what is asked, under one of these ids, while the others are being deleted."""
     many = 1_500
@@ -734,6 +739,7 @@ def test_with_a_timeout_of_zero_nobody_waits(client) -> None:
 # ------------------------------------------------------------------------------------------------ (j) a short lease
 
 
+@pytest.mark.slow
 def test_a_short_lease_does_not_flap(client) -> None:
     short = Timing(lease=0.2)
     says = Model("one ")
@@ -826,6 +832,7 @@ def reads_or_refuses(client, name: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_whatever_outsiders_write_spoils_its_own_answer_at_most(client, web) -> None:
     ids = odd_answers(client)
     start(client, Model("fine", end=True), QUICK, "fine").done.wait(5)

@@ -381,6 +381,7 @@ def test_port_in_use_is_retried(server: RedisServer, monkeypatch: pytest.MonkeyP
             assert second.port == free
 
 
+@pytest.mark.slow
 def test_killed_test_run_leaves_no_server(server: RedisServer, tmp_path: Path) -> None:
     script = f"""if True:
         from llmstream_nb.faults.servers import RedisServer

@@ -1303,6 +1303,7 @@ def test_a_silent_stream_is_kept_alive(client, serve):
     assert one.text == "x" and one.states == ["streaming"]
 
 
+@pytest.mark.slow
 @ALL
 def test_stopping_the_server_ends_everything(client, serve, says):
     before = set(threading.enumerate())

@@ -226,6 +226,7 @@ def test_a_page_that_lost_messages_is_whole_again_once_it_asks(client) -> None:
     assert Page(view, begun).state["state"] == "ended"
 
 
+@pytest.mark.slow
 def test_lost_deltas_are_healed_by_a_keyframe(client, monkeypatch) -> None:
     monkeypatch.setattr("llmstream_nb.widgets.answer_view.KEYFRAME", 0.2)
     model = Model("a")
@@ -543,6 +544,7 @@ def test_closing_waits_for_no_lock_as_the_garbage_collector_does_it_at_any_momen
         assert not closing.is_alive()
 
 
+@pytest.mark.slow
 def test_the_hub_keeps_no_view_alive(client) -> None:
     start(client, Model("x"), FAST)
     view = AnswerView("a")

@@ -329,6 +329,7 @@ def test_the_pool_goes_on_when_all_is_cleared(client, pool) -> None:
     assert consumers(client) == [worker.name] and silence(client, worker.name, FAST) < FAST.lease
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", ["queue", "group"])
 def test_a_pool_whose_queue_or_group_is_gone_makes_it_again(client, pool, gone: str) -> None:
     name, worker = names_of(client).questions, pool()
@@ -415,6 +416,7 @@ def assert_alive(client, worker: Worker, leases: float = 2.0) -> None:
     assert worker.error is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_worker_gives_signs_of_life(client, pool, busy: bool) -> None:
     """Before it has taken a question, and while all its slots are taken."""
@@ -1191,6 +1193,7 @@ def test_told_twice_the_command_hands_back_and_ends(redis_client, command) -> No
     assert row["times_delivered"] == 0 and row["time_since_delivered"] >= 5000  # free to be taken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["fake", "redis-server"])
 def test_a_worker_in_a_process_of_its_own_ends_with_its_parent(client) -> None:
     process = start_process("mule", slots=2, lease=1.0, client=client)

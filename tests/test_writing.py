@@ -197,6 +197,7 @@ def test_a_lost_reply_to_a_bounded_stream_leaves_no_hole(shared) -> None:
 # ------------------------------------------------------------------------------------- time to live, replay
 
 
+@pytest.mark.slow
 def test_an_answer_expires_with_all_that_belongs_to_it(client) -> None:
     short = Timing(lease=1.0, tick=0.05, ttl=1.0)
     ask("soon gone", source=lambda question, topic: iter(["Hi"]), id="a", timing=short).wait(10)
@@ -228,6 +229,7 @@ def test_an_ended_answer_opens_from_its_record(client) -> None:
     assert Answer("a").text == "".join(words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_replay_takes_its_time_and_ends_with_the_same_text(client, plain: bool) -> None:
     says = Model("one ")
