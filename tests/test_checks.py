@@ -1782,6 +1782,7 @@ def test_a_chat_that_is_wrong(client, monkeypatch, produce, read, stop, word):
     assert explained(verdict, word), verdict
 
 
+@pytest.mark.slow
 def test_a_chat_that_is_not_begun(client):
     def untouched(client, key): ...  # your code
 

@@ -356,6 +356,7 @@ GONE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", GONE)
 @pytest.mark.parametrize("when", ["waiting for the first entry", "waiting for more", "busy with a batch"])
 def test_what_is_deleted_meanwhile_is_told(client, commands, what: str, when: str) -> None:

@@ -244,6 +244,7 @@ def suppressed(function) -> None:
         function()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["opening", "text", "end"])
 @pytest.mark.parametrize("when", ["cleared", "asked", "a group waits", "begun", "ended"])
 def test_a_dead_producers_bytes_that_come_late_are_in_no_answer(late, what, when) -> None:
@@ -869,6 +870,7 @@ def test_whatever_outsiders_write_spoils_its_own_answer_at_most(client, web) -> 
     monitor.close()
 
 
+@pytest.mark.slow
 def test_whatever_outsiders_write_ends_no_worker(client) -> None:
     ids = odd_answers(client)
     for name in ids:
@@ -970,6 +972,7 @@ def test_who_stops_the_dead_tells_what_was_deleted_at_the_end(client, deleted) -
     assert record_of(client, "tour")["missing"] == len(deleted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["ask", "enqueue"])
 @pytest.mark.parametrize("replace", [True, False])
 def test_what_the_queue_holds_of_an_old_question_answers_no_other(client, how: str, replace: bool) -> None:

@@ -331,6 +331,7 @@ def redis_server(program):
         yield server
 
 
+@pytest.mark.slow
 def test_300_viewers_of_growing_answers_are_all_exact_on_few_connections(redis_server, serve):
     serving, writing = own_server_client(redis_server, ""), own_server_client(redis_server, "writer")
     server, dice = serve(client=serving), random.Random(5)
@@ -407,6 +408,7 @@ def test_one_who_does_not_read_delays_nobody_and_costs_little(client, serve):
     wait_for(lambda: hub_of(server).viewers == 0 and not hub_of(server)._channels)
 
 
+@pytest.mark.slow
 def test_one_who_is_behind_when_redis_goes_away_at_the_end_gets_everything(redis_server, serve):
     client = own_server_client(redis_server, "")
     server, writer = serve(client=client), Writer(client, "a")
@@ -523,6 +525,7 @@ def test_those_who_come_all_at_once_are_no_more_than_the_limit(client, serve):
     assert again.text == "x"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lossy", [False, True])
 def test_redis_restarts_while_50_watch(no_leftovers, redis_server, serve, lossy):
     client = own_server_client(redis_server, "")
@@ -556,6 +559,7 @@ def test_redis_restarts_while_50_watch(no_leftovers, redis_server, serve, lossy)
         assert one.states.count("away") == 2 and set(one.states) <= {"queued", "streaming", "away", "interrupted"}
 
 
+@pytest.mark.slow
 def test_a_server_that_was_idle_while_redis_restarted_answers_at_once(redis_server, serve):
     client = own_server_client(redis_server, "")
     server, writer = serve(client=client), Writer(client, "a").say("x").end()
@@ -1337,6 +1341,7 @@ def test_stopping_the_server_ends_everything(client, serve, says):
         socket.create_connection(("127.0.0.1", server.port), timeout=2)
 
 
+@pytest.mark.slow
 def test_stopping_the_server_without_redis(redis_server, says):
     client = own_server_client(redis_server, "")
     server = WebServer(client=client, token=TOKEN, timing=Timing(lease=1, tick=0.05, give_up=30)).start()

@@ -191,6 +191,7 @@ def test_a_page_holds_every_character_also_when_emoji_are_split_over_chunks(clie
     assert page.state["html"] == view.html != ""
 
 
+@pytest.mark.slow
 def test_a_megabyte_in_one_chunk_and_twenty_thousand_chunks(client) -> None:
     whole = ask("big", source=lambda *_: ["x😀" * 500_000], client=client)
     many = ask("many", source=lambda *_: (f"{n:05d}…\n" * 3 for n in range(20_000)), client=client)
@@ -595,6 +596,7 @@ def test_a_lost_redis_is_said_and_costs_no_character(program, caplog) -> None:
     assert not caplog.records
 
 
+@pytest.mark.slow
 def test_after_redis_was_away_nobody_is_called_dead_before_they_could_show_a_sign_of_life(program) -> None:
     with servers.RedisServer(program) as server:
         client = connection.connect(server.url, prefix="lost")

@@ -1026,6 +1026,7 @@ def test_a_lost_reply_to_enqueue_leaves_one_answer_and_an_empty_queue(network, r
     assert models.asked() == 1 and {e.id.attempt for e in stream_of(network.direct)} == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [b"XREADGROUP", b"XACK", b"XINFO", b"XPENDING", b"CREATE"])
 def test_a_lost_reply_to_a_worker_loses_no_question(network, remote, command: bytes) -> None:
     network.proxy.drop_reply(when=command)
@@ -1038,6 +1039,7 @@ def test_a_lost_reply_to_a_worker_loses_no_question(network, remote, command: by
     assert failures(network.direct) == [] and worker.error is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [b"XCLAIM", b"XPENDING", b"XRANGE"])
 def test_a_lost_reply_in_a_takeover_loses_no_question(network, remote, command: bytes) -> None:
     answer = put(network.direct)
@@ -1063,6 +1065,7 @@ def test_a_lost_reply_when_a_question_is_given_up_leaves_it_failed_and_told(netw
     assert worker.error is None
 
 
+@pytest.mark.slow
 def test_an_answer_that_can_not_be_closed_for_a_moment_is_closed_later(network, remote) -> None:
     """It is not taken for something that never can be, and forgotten while its viewer waits."""
     answer = put(network.direct)
