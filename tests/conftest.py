@@ -30,6 +30,10 @@ def pytest_configure(config) -> None:
     config.addinivalue_line("markers", "slow: on the fake and on one real server, which differs from run to run")
 
 
+def pytest_report_header() -> str:
+    return f"fault schedules on {', '.join(chosen())}"
+
+
 def pytest_collection_modifyitems(config, items) -> None:
     """Quick tests run on every server; of the slow ones each case on one, unless all are chosen."""
     if chosen() != SERVERS:

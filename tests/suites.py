@@ -51,18 +51,17 @@ class Suite(NamedTuple):
 
 def suites() -> list[Suite]:
     """All suites, in the order in which they run."""
+    every = os.environ.get(VARIABLE) == "all"
+    compared = SERVERS if every else [INSTALLED]
     return [
-        Suite("core", "tests", 780, ["tests", "--ignore=tests/browser", f"--ignore={AGAIN}", *PARALLEL]),
+        Suite(
+            "core", "tests", 2400 if every else 780, ["tests", "--ignore=tests/browser", f"--ignore={AGAIN}", *PARALLEL]
+        ),
         Suite("notebooks", "notebooks on fakeredis", 240, NBVAL),
-        *(Suite("notebooks", f"notebooks on {name}", 240, NBVAL, name) for name in compared()),
+        *(Suite("notebooks", f"notebooks on {name}", 240, NBVAL, name) for name in compared),
         Suite("notebooks", "cells run again", 420, [AGAIN, "-n3"]),
         Suite("browser", "notebooks in a browser", 780, ["tests/browser", "-n2", "--dist=loadfile"]),
     ]
-
-
-def compared() -> list[str]:
-    """The servers on which notebooks are compared: the installed one, and Valkey where all servers are wanted."""
-    return [INSTALLED, "valkey-9.1"] if os.environ.get(VARIABLE) == "all" else [INSTALLED]
 
 
 def drawn() -> str:
