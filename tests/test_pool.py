@@ -411,7 +411,7 @@ def test_scenario(zygote, server, scenario) -> None:
     scenario(zygote, server, None)
 
 
-def test_a_short_outage(zygote, url) -> None:
+def test_a_short_outage(zygote, server) -> None:
     redis_is_away(zygote, server, None, leases=0.2)
 
 
