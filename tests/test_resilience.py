@@ -398,7 +398,7 @@ def test_a_broken_variant_is_found_out(lab: Lab, monkeypatch, variant) -> None:
     with monkeypatch.context() as patch:
         variant(patch)
         with pytest.raises(AssertionError, match=said):
-            for _ in range(3):  # some are a matter of who comes first
+            for _ in range(5):  # some are a matter of who comes first
                 run = Run(lab, schedule, bound=2.0)
                 run.play()
     lab.clean_up(run)
