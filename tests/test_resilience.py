@@ -193,11 +193,13 @@ def test_a_producer_that_wakes_late_leaves_the_record_of_a_newer_question_alone(
 
 
 def no_look_at_what_redis_has(patch) -> None:
-    """After an error the producer goes on where it thinks it was; the server numbers the entries."""
+    """After an error the producer goes on where it thinks it was; an ID counts what was sent, not what was said."""
 
-    def xadd(self, pipe, seq, create=False):
+    def xadd(self, pipe, seq, create=False):  # Redis numbers by itself within an attempt (`1-*`) since 7.0 only
         kind, text, ms = self.entries[seq]
-        pipe.execute_command("XADD", self.keys.chunks, f"{self.number}-*", "kind", kind, "text", text, "ms", ms)
+        self.told = getattr(self, "told", -1) + 1
+        entry_id = f"{self.number}-{self.told}"
+        pipe.execute_command("XADD", self.keys.chunks, entry_id, "kind", kind, "text", text, "ms", ms)
 
     opened = Attempt.synchronise
     patch.setattr(Attempt, "_queue_xadd", xadd)
