@@ -352,11 +352,13 @@ def everything_of_an_answer_expires(lab: Lab) -> None:
 
 
 def no_recovery(patch) -> None:
-    """A naive producer: the server numbers the entries, and what got no reply is sent again."""
+    """A naive producer: it numbers what it sends, not what was said, and what got no reply is sent again."""
 
     def xadd(self, pipe, seq, create=False):
         kind, text, ms = self.entries[seq]
-        pipe.execute_command("XADD", self.keys.chunks, f"{self.number}-*", "kind", kind, "text", text, "ms", ms)
+        self.told = getattr(self, "told", -1) + 1
+        entry_id = f"{self.number}-{self.told}"
+        pipe.execute_command("XADD", self.keys.chunks, entry_id, "kind", kind, "text", text, "ms", ms)
 
     opened = Attempt.synchronise
     patch.setattr(Attempt, "_queue_xadd", xadd)
