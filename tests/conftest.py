@@ -20,7 +20,7 @@ from llmstream_nb.faults.servers import RedisServer
 from llmstream_nb.protocol.wire import Timing
 
 from .model import wait_for
-from .servers import SERVERS, chosen, missing, program_of
+from .versions import SERVERS, chosen, missing, program_of
 
 BACKENDS = ["fake", "fake-tcp", *SERVERS]
 FAST = Timing(lease=1.0, tick=0.05, ttl=600.0, give_up=8.0, patience=2.0)

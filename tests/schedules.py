@@ -50,7 +50,7 @@ from llmstream_nb.protocol.wire import (
 
 from .model import Model
 from .network import Proxy
-from .servers import VARIABLE, program_of
+from .versions import VARIABLE, program_of
 
 TIMING = Timing(lease=0.4, tick=0.04, ttl=600.0, give_up=8.0, patience=8.0)
 SHORT = 0.5  # seconds of patience where nobody takes over

@@ -19,7 +19,7 @@ from llmstream_nb.faults.servers import RedisServer
 from llmstream_nb.setup.environment import ROOT, allow_open_files, say
 from llmstream_nb.setup.lab import child_environment
 
-from .servers import INSTALLED, SERVERS, VARIABLE, fetch, missing, program_of
+from .versions import INSTALLED, SERVERS, VARIABLE, fetch, missing, program_of
 
 # Tests must neither reach a Redis of the user's nor spend a user's key.
 UNSET = "REDIS_URL LLMSTREAM_PREFIX LLMSTREAM_LOCAL_URL OPENAI_API_KEY OPENAI_BASE_URL OPENAI_MODEL"

@@ -16,7 +16,7 @@ from llmstream_nb.protocol.wire import AnswerNotFound, BadAnswerId, BadEntryID, 
 from . import model
 from .conftest import FAST
 from .model import Model, stream_of
-from .servers import SERVERS
+from .versions import SERVERS
 from .web import Writer, until
 
 

@@ -25,7 +25,7 @@ from llmstream_nb.widgets import AnswerView, Monitor, StreamView
 
 from .conftest import FAST
 from .model import Model, assert_whole, start, text_in, wait_for
-from .servers import program_of
+from .versions import program_of
 
 pytestmark = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")
 SLOTS = 16384

@@ -17,7 +17,7 @@ from llmstream_nb import Answer, ask, checks
 
 from .conftest import FAST
 from .model import wait_for
-from .servers import SERVERS
+from .versions import SERVERS
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ from llmstream_nb.protocol.wire import POOL, LLMStreamError, Timing
 from . import pool
 from .model import stream_of
 from .pool import Process, Zygote
-from .servers import VARIABLE
+from .versions import VARIABLE
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork, so a worker costs seconds")
 SCHEDULES = int(os.environ.get("LLMSTREAM_SCHEDULES", "50"))

@@ -33,7 +33,7 @@ from llmstream_nb.llm import prepared, scripted
 
 from .conftest import FAST
 from .model import wait_for
-from .servers import SERVERS
+from .versions import SERVERS
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 FILE = FOLDER / "recipe.py"

@@ -12,8 +12,8 @@ import redis
 from llmstream_nb.faults.servers import RedisServer
 from llmstream_nb.setup.environment import ROOT
 
-from . import servers
-from .servers import INSTALLED, SERVERS, WHEELS
+from . import versions
+from .versions import INSTALLED, SERVERS, WHEELS
 
 NEWER = {"xackdel": (8, 2), "claim_min_idle_time=0": (8, 4), "xnack": (8, 8)}  # as the table in 04b says
 CELLS = [cell for cell in nbformat.read(ROOT / "notebooks" / "04b-redis-8.ipynb", 4).cells if cell.cell_type == "code"]
@@ -40,11 +40,11 @@ def test_a_server_listens_on_loopback_alone(shared) -> None:
 
 def test_what_is_chosen_for_schedules(monkeypatch) -> None:
     for said, names in [("", [INSTALLED]), ("all", SERVERS), ("redis-6.2,valkey-9.1", ["redis-6.2", "valkey-9.1"])]:
-        monkeypatch.setenv(servers.VARIABLE, said)
-        assert servers.chosen() == names
-    monkeypatch.setenv(servers.VARIABLE, "redis-5")
+        monkeypatch.setenv(versions.VARIABLE, said)
+        assert versions.chosen() == names
+    monkeypatch.setenv(versions.VARIABLE, "redis-5")
     with pytest.raises(ValueError, match=r"redis-5 is none of redis-6\.2, "):
-        servers.chosen()
+        versions.chosen()
 
 
 # ------------------------------------------------------------------------------- the commands of notebook 04b

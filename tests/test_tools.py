@@ -24,7 +24,7 @@ from llmstream_nb.faults.servers import RedisServer
 from .model import wait_for
 from .network import Proxy
 from .schedules import Restorable
-from .servers import SERVERS
+from .versions import SERVERS
 
 NO_RETRY = Retry(NoBackoff(), 0)
 ENTRY: dict[Any, Any] = {"text": "x"}

