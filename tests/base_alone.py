@@ -69,7 +69,8 @@ def main() -> None:
     whole = text_of(read_answer(answer.id))
     assert whole and asyncio.run(gathered(answer.id)) == whole == "".join(complete(QUESTION, model=QUICK))
 
-    os.environ["OPENAI_BASE_URL"] = scripted.server().url  # any endpoint that speaks OpenAI's API
+    model = scripted.server()  # any endpoint that speaks OpenAI's API
+    os.environ |= {"OPENAI_BASE_URL": model.url, "OPENAI_API_KEY": model.key}
     assert ask(QUESTION, source="openai", model=QUICK).wait(20).text == whole
     assert ask_without_stream(QUESTION, source="openai", model=QUICK).wait(20).text == whole
 

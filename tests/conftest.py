@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -15,14 +16,41 @@ for name in ("REDIS_URL", "LLMSTREAM_PREFIX", "LLMSTREAM_LLM", "OPENAI_API_KEY",
 import redis
 
 from llmstream_nb.answers import connection, embedded
-from llmstream_nb.faults import servers
+from llmstream_nb.faults.servers import RedisServer
 from llmstream_nb.protocol.wire import Timing
 
 from .model import wait_for
+from .versions import SERVERS, chosen, missing, program_of
 
-# redis-server is skipped with a reason where it is absent; Valkey, packaged for few systems, is taken where it is.
-BACKENDS = ["fake", "fake-tcp", "redis-server", *(["valkey-server"] if "valkey-server" in servers.available() else [])]
+BACKENDS = ["fake", "fake-tcp", *SERVERS]
 FAST = Timing(lease=1.0, tick=0.05, ttl=600.0, give_up=8.0, patience=2.0)
+
+
+def pytest_configure(config) -> None:
+    config.addinivalue_line("markers", "slow: on the fake and on one real server, which differs from run to run")
+
+
+def pytest_report_header() -> str:
+    return f"fault schedules on {', '.join(chosen())}"
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """Quick tests run on every server; of the slow ones each case on one, unless all are chosen."""
+    if chosen() != SERVERS:
+        passed_over = [item for item in items if item.get_closest_marker("slow") and not is_dealt(item)]
+        config.hook.pytest_deselected(items=passed_over)
+        left = set(passed_over)
+        items[:] = [item for item in items if item not in left]
+
+
+def is_dealt(item: pytest.Item) -> bool:
+    """Whether a slow test's case is to run on this server: the cases are dealt to all, beginning with the chosen one."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    name = next((params[key] for key in ("backend", "program", "shared") if key in params), "fake")
+    if name in SERVERS:
+        number = zlib.crc32(item.nodeid.replace(name, "").encode()) + SERVERS.index(chosen()[0])
+        return name == SERVERS[number % len(SERVERS)]
+    return name == "fake"  # over TCP it would be slow once more
 
 
 @pytest.hookimpl(wrapper=True)
@@ -35,13 +63,47 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+class Started(dict[str, RedisServer]):
+    """The real servers by name, each started when it is first wanted; the test is skipped where it is missing."""
+
+    def __missing__(self, name: str) -> RedisServer:
+        self[name] = RedisServer(found(name))
+        return self[name]
+
+
+def found(name: str) -> str:
+    """The program of this server; skips the test where it is missing."""
+    if program := program_of(name):
+        return program
+    pytest.skip(missing(name))
+
+
 @pytest.fixture(scope="session")
-def real_servers() -> Iterator[dict[str, servers.RedisServer]]:
-    """One process per server program that is on PATH, shared by all tests that don't break it."""
-    started = {program: servers.RedisServer(program) for program in servers.available()}
+def real_servers() -> Iterator[Started]:
+    """A process of each real server, shared by all tests that don't break it."""
+    started = Started()
     yield started
     for server in started.values():
         server.stop()
+
+
+@pytest.fixture(scope="session", params=SERVERS)
+def program(request) -> str:
+    """The program of each real server in turn, for a test that starts its own, to break it."""
+    return found(request.param)
+
+
+@pytest.fixture(params=SERVERS)
+def shared(real_servers, request) -> RedisServer:
+    """Each real server in turn, which other tests use too."""
+    return real_servers[request.param]
+
+
+@pytest.fixture(scope="session", params=chosen())
+def drawn_server(request) -> str:
+    """The name of the server for fault schedules, which differs from run to run, or of each that was chosen."""
+    found(request.param)
+    return request.param
 
 
 @pytest.fixture(scope="session")
@@ -56,10 +118,7 @@ def fake_tcp() -> Iterator[str]:
 @pytest.fixture(params=BACKENDS)
 def backend(request) -> str:
     """The name of each backend in turn."""
-    name = request.param
-    if name.endswith("-server") and name not in servers.available():
-        pytest.skip(f"{name} is not on PATH")
-    return name
+    return request.param
 
 
 @pytest.fixture

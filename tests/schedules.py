@@ -50,6 +50,7 @@ from llmstream_nb.protocol.wire import (
 
 from .model import Model
 from .network import Proxy
+from .versions import VARIABLE, program_of
 
 TIMING = Timing(lease=0.4, tick=0.04, ttl=600.0, give_up=8.0, patience=8.0)
 SHORT = 0.5  # seconds of patience where nobody takes over
@@ -325,8 +326,9 @@ class Restorable(servers.RedisServer):
 class Lab:
     """The server and the proxy that all runs share."""
 
-    def __init__(self) -> None:
-        self.server = Restorable()
+    def __init__(self, name: str) -> None:
+        self.server = Restorable(program_of(name) or name)
+        self.again = f"{VARIABLE}={name}"  # the same server, where others are drawn
         self.proxy = Proxy("127.0.0.1", self.server.port)
         self.admin = self.server.client()
         self.processes, self._threads = processes(), threads()  # what other tests have left

@@ -1,9 +1,10 @@
-"""Run the tests: the package's own, the notebooks as tests on two kinds of Redis, and those in a browser."""
+"""Run the tests: the package's own, the notebooks as tests on several kinds of Redis, and those in a browser."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from llmstream_nb.faults.servers import RedisServer
 from llmstream_nb.setup.environment import ROOT, allow_open_files, say
-from llmstream_nb.setup.guard import end
-from llmstream_nb.setup.redis_server import StartError, child_environment, start_redis
+from llmstream_nb.setup.redis_server import child_environment
+
+from .versions import INSTALLED, SERVERS, VARIABLE, fetch, missing, program_of
 
 # Tests must neither reach a Redis of the user's nor spend a user's key.
-UNSET = "REDIS_URL LLMSTREAM_PREFIX LLMSTREAM_LOCAL_URL OPENAI_API_KEY OPENAI_BASE_URL OPENAI_MODEL"
+UNSET = "REDIS_URL LLMSTREAM_PREFIX LLMSTREAM_LOCAL_URL LLMSTREAM_LOCAL_KEY OPENAI_API_KEY OPENAI_BASE_URL OPENAI_MODEL"
 ENVIRONMENT: dict[str, str | None] = {"LLMSTREAM_LLM": "scripted", **dict.fromkeys(UNSET.split())}
 # They wait more than they work, so three processes serve even two cores; a file's tests stay together.
 PARALLEL = ["-n3", "--dist=loadfile"]
@@ -43,31 +46,48 @@ class Suite(NamedTuple):
     title: str
     budget: int  # seconds, after which it is ended and counts as failed
     arguments: list[str]
-    redis: bool = False  # on a redis-server of its own
+    server: str | None = None  # it runs on one of its own of this name
 
 
 def suites() -> list[Suite]:
     """All suites, in the order in which they run."""
+    every = os.environ.get(VARIABLE) == "all"
+    compared = SERVERS if every else [INSTALLED]
     return [
-        Suite("core", "tests", 780, ["tests", "--ignore=tests/browser", f"--ignore={AGAIN}", *PARALLEL]),
+        Suite(
+            "core", "tests", 2400 if every else 780, ["tests", "--ignore=tests/browser", f"--ignore={AGAIN}", *PARALLEL]
+        ),
         Suite("notebooks", "notebooks on fakeredis", 240, NBVAL),
-        Suite("notebooks", "notebooks on redis-server", 240, NBVAL, redis=True),
+        *(Suite("notebooks", f"notebooks on {name}", 240, NBVAL, name) for name in compared),
         Suite("notebooks", "cells run again", 420, [AGAIN, "-n3"]),
         Suite("browser", "notebooks in a browser", 780, ["tests/browser", "-n2", "--dist=loadfile"]),
     ]
+
+
+def drawn() -> str:
+    """The server for fault schedules: another one from run to run, where VARIABLE doesn't say which."""
+    return os.environ.get(VARIABLE) or random.choice(list(filter(program_of, SERVERS)) or SERVERS)
 
 
 def run(part: str | None = None, expression: str | None = None) -> int:
     """Run the suites, or one part of them; print a summary and return 0 if all is well."""
     allow_open_files(4_096)  # one process serves hundreds of viewers, and is all of them
     began, total, lines = time.monotonic(), Counter[str](), []
+    if part != "browser" and (absent := fetch()):
+        say("\n".join(map(missing, absent)))
+        if os.environ.get("CI") == "true":  # where nothing may be missing
+            return 1
+    on = drawn()
+    said = f"Fault schedules run on {on}; {VARIABLE} chooses another: {', '.join(SERVERS)}, or all."
+    say(said)
     for suite in suites():
         if part in (None, suite.part):
             say(f"\n---- {suite.title} (at most {suite.budget // 60} minutes)")
-            counts = _run(suite, ["-k", expression] if expression else [])
+            counts = _run(suite, on, ["-k", expression] if expression else [])
             total += counts
             lines.append(f"{suite.title}: {_phrase(counts)}")
     print("\n" + "\n".join(lines))
+    print(said)
     good = total["passed"] and not total["failed"] and not total["error"]
     print(f" {_phrase(total)} in {time.monotonic() - began:.2f}s ".center(80, "="), flush=True)
     return 0 if good else 1
@@ -78,22 +98,21 @@ def _phrase(counts: Counter[str]) -> str:
     return ", ".join(words) or "no tests ran"
 
 
-def _run(suite: Suite, extra: list[str]) -> Counter[str]:
+def _run(suite: Suite, schedules_on: str, extra: list[str]) -> Counter[str]:
     """Run one suite and return how many tests passed, failed, were skipped or broke."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
         url = None
-        if suite.redis:
-            try:
-                server, url = start_redis(folder)
-            except StartError as reason:
-                missing = "failed" if os.environ.get("CI") == "true" else "skipped"
-                say(f"{missing}: {reason}")
-                return Counter({missing: 1})
-            stack.callback(end, server)
+        if suite.server:
+            program = program_of(suite.server)
+            if program is None:
+                word = "failed" if os.environ.get("CI") == "true" else "skipped"
+                say(f"{word}: {missing(suite.server)}")
+                return Counter({word: 1})
+            url = stack.enter_context(RedisServer(program, requirepass=os.urandom(8).hex())).url
         report = folder / "report.xml"
         command = [sys.executable, "-m", "pytest", *suite.arguments, *extra, f"--junitxml={report}"]
-        environment = child_environment(**ENVIRONMENT | {"REDIS_URL": url})
+        environment = child_environment(**ENVIRONMENT | {"REDIS_URL": url, VARIABLE: schedules_on})
         process = subprocess.Popen(command, cwd=ROOT, env=environment)
         try:
             code = process.wait(suite.budget)

@@ -16,13 +16,14 @@ from llmstream_nb.protocol.wire import AnswerNotFound, BadAnswerId, BadEntryID, 
 from . import model
 from .conftest import FAST
 from .model import Model, stream_of
-from .web import Writer, available, until
+from .versions import SERVERS
+from .web import Writer, until
 
 
-@pytest.fixture(params=["fake", "redis-server"])
+@pytest.fixture(params=["fake", *SERVERS])
 def backend(request) -> str:
     """This reader always goes through TCP: `fake-tcp` would be the same again."""
-    return available(request.param)
+    return request.param
 
 
 async def gather(answer_id: str, after: str = "0-0", **options) -> list:
@@ -33,6 +34,7 @@ def everything(answer_id: str, after: str = "0-0", **options) -> list:
     return asyncio.run(asyncio.wait_for(gather(answer_id, after, **options), 20))
 
 
+@pytest.mark.slow
 def test_the_same_events_as_read_answer_from_every_cursor(client):
     writer = Writer(client, "a").say("thrown ", "away")
     writer.begin().say("\n", "👋", "\0", "", "gone", "x").end()
@@ -86,6 +88,7 @@ def test_a_new_attempt_is_told(client):
     assert text_of(seen) == "whole"
 
 
+@pytest.mark.slow
 def test_a_dead_producer_is_waited_for_a_while(client):
     writer = Writer(client, "a").say("half")
     client.delete(writer.keys.lease(1))
@@ -105,6 +108,7 @@ def test_an_answer_that_nobody_begins(client):
         everything("a", timing=Timing(lease=0.3, tick=0.05, patience=0.4))
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_read_answer(client):
     client.set(names_of(client).answer("s").chunks, "a string")
     client.xadd(names_of(client).answer("f").chunks, {"foreign": "fields"}, "1-0")
@@ -124,8 +128,8 @@ def test_errors_are_those_of_read_answer(client):
 
 
 @pytest.fixture
-def redis_server():
-    with servers.RedisServer(available("redis-server")) as server:
+def redis_server(program):
+    with servers.RedisServer(program) as server:
         yield server
 
 

@@ -25,6 +25,7 @@ from llmstream_nb.widgets import AnswerView, Monitor, StreamView
 
 from .conftest import FAST
 from .model import Model, assert_whole, start, text_in, wait_for
+from .versions import program_of
 
 pytestmark = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")
 SLOTS = 16384
@@ -39,9 +40,10 @@ def say(*texts: str):
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[list[servers.RedisServer]]:
+def nodes(drawn_server) -> Iterator[list[servers.RedisServer]]:
     """Three primaries that share the slots."""
-    made = [servers.RedisServer(cluster_enabled="yes", cluster_node_timeout=2000) for _ in range(3)]
+    program = program_of(drawn_server)
+    made = [servers.RedisServer(program, cluster_enabled="yes", cluster_node_timeout=2000) for _ in range(3)]
     try:
         for number, node in enumerate(made):
             admin = node.client()

@@ -22,6 +22,7 @@ from llmstream_nb import Answer, ask, checks
 
 from .conftest import FAST
 from .model import wait_for
+from .versions import SERVERS
 
 NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/0*.ipynb"))
 
@@ -302,6 +303,7 @@ def many_reader(*, together=True, kinds=("text",), final="end", of="kind"):
     return read_many
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "solution"),
     [
@@ -657,6 +659,7 @@ def test_wrong_readers(client, solution, word):
     assert explained(checks.read(solution), word)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "solution",
     [
@@ -1330,6 +1333,7 @@ def test_hints_name_what_there_is():
 # ------------------------------------------------------------------------------------------------ leftovers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "solution"),
     [
@@ -1936,7 +1940,8 @@ def raises(*args):
     raise RuntimeError("not today")
 
 
-@pytest.mark.parametrize("backend", ["fake", "redis-server"], indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["fake", *SERVERS], indirect=True)
 def test_a_chat_of_the_learners_own(client):
     verdict = checks.capstone(teller(), follower(), halt)
     assert verdict.passed, verdict
@@ -1999,6 +2004,7 @@ def test_a_chat_that_is_wrong(client, monkeypatch, produce, read, stop, word):
     assert explained(verdict, word), verdict
 
 
+@pytest.mark.slow
 def test_a_chat_that_is_not_begun(client):
     def untouched(client, key): ...  # your code
 

@@ -285,6 +285,7 @@ def test_the_summary_counts_and_a_suite_over_its_budget_fails(tmp_path, monkeypa
     good = suites.Suite("core", "good ones", 60, [str(tmp_path / "test_good.py")])
     bad = suites.Suite("browser", "bad ones", 6, ["-s", str(tmp_path / "test_bad.py")])
     monkeypatch.setattr(suites, "suites", lambda: [good, bad])
+    monkeypatch.setattr(suites, "fetch", list)
     assert suites.run("core") == 0
     assert re.search(r"^=+ 1 passed in [\d.]+s =+$", capfd.readouterr().out, re.MULTILINE)
     assert suites.run("core", "nothing_is_called_so") == 1
@@ -294,6 +295,17 @@ def test_the_summary_counts_and_a_suite_over_its_budget_fails(tmp_path, monkeypa
     assert "ended in good order" in shown.out
     assert "not done within its 6 seconds" in shown.err
     assert re.search(r"^=+ 1 failed, \d passed, 1 error in [\d.]+s =+$", shown.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("ci", "code"), [("true", 1), ("", 0)])
+def test_a_server_that_is_missing_fails_in_ci_alone(tmp_path, monkeypatch, capfd, ci, code):
+    (tmp_path / "test_good.py").write_text("def test_a(): pass\n")
+    good = suites.Suite("core", "good ones", 60, [str(tmp_path / "test_good.py")])
+    monkeypatch.setattr(suites, "suites", lambda: [good])
+    monkeypatch.setattr(suites, "fetch", lambda: ["redis-8.2"])
+    monkeypatch.setenv("CI", ci)
+    assert suites.run() == code
+    assert "redis-8.2 is not there" in capfd.readouterr().err
 
 
 def test_the_tests_can_reach_no_redis_or_key_of_the_user():

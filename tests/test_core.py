@@ -150,6 +150,7 @@ def test_stop_by_the_asker_itself(client) -> None:
     assert answer.stop() == "ended" and answer.record["reason"] == "cancelled"
 
 
+@pytest.mark.slow
 def test_stop_of_an_answer_whose_producer_is_gone(client) -> None:
     attempt = attempts.Attempt(client, {"id": "a", "asked": 0.0, "question": "?"}, FAST)
     attempt.open(lambda top: ("start", {}))
@@ -341,6 +342,7 @@ def test_a_taken_id_is_refused_and_what_stands_there_stays(client) -> None:
     assert look("a").text == "mine" and look("a").record["question"] == "first"
 
 
+@pytest.mark.slow
 def test_a_queued_question_wears_the_readers_patience_out(client) -> None:
     record = new_record("a", "?", None, "x", "x") | {"pooled": True}
     register(client, record, FAST)

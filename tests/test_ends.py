@@ -294,7 +294,8 @@ SHARE = """
 import contextlib, sys
 from llmstream_nb.setup.shared import share
 with contextlib.ExitStack() as stack:
-    share(stack, {"REDIS_URL": sys.argv[1], "LLMSTREAM_LOCAL_URL": sys.argv[2]})
+    model = {"LLMSTREAM_LOCAL_URL": sys.argv[2], "LLMSTREAM_LOCAL_KEY": sys.argv[3]}
+    share(stack, {"REDIS_URL": sys.argv[1], **model})
     print("shared", flush=True)
     sys.stdin.read()
 """
@@ -303,7 +304,7 @@ with contextlib.ExitStack() as stack:
 @contextlib.contextmanager
 def lab_shares(kit: Path, redis_url: str, model_url: str, **options) -> Iterator[subprocess.Popen]:
     """A process that shares servers as `lab` does."""
-    command = [sys.executable, "-c", SHARE, redis_url, model_url]
+    command = [sys.executable, "-c", SHARE, redis_url, model_url, scripted.server().key]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(command, cwd=kit, env=environ(kit), text=True, **pipes | options) as process:
         until(process, "shared")

@@ -126,10 +126,8 @@ def test_a_lost_reply_to_xreadgroup_costs_nothing(client) -> None:
         through.close()
 
 
-def test_a_redis_that_lost_everything_may_get_it_again_from_the_producer() -> None:
-    if "redis-server" not in servers.available():
-        pytest.skip("redis-server is not on PATH")
-    with servers.RedisServer() as server:
+def test_a_redis_that_lost_everything_may_get_it_again_from_the_producer(program) -> None:
+    with servers.RedisServer(program) as server:
         client = connection.connect(server.url, prefix="lost")
         write(client, 0, 3)
         view = AnswerView("a", group="viewer", client=client)

@@ -31,7 +31,6 @@ from .model import Model, record_of, start, stream_of, text_in, wait_for
 from .network import Proxy
 
 QUICK = replace(FAST, lease=0.3, patience=0.4)
-needs_redis_server = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")
 
 
 class Commands:
@@ -357,6 +356,7 @@ GONE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", GONE)
 @pytest.mark.parametrize("when", ["waiting for the first entry", "waiting for more", "busy with a batch"])
 def test_what_is_deleted_meanwhile_is_told(client, commands, what: str, when: str) -> None:
@@ -458,6 +458,7 @@ def test_a_name_that_is_none_is_refused(client, name) -> None:
     assert client.xinfo_groups(chunks(client)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two\nlines", "🦊", "\x1b[31mred", "a b", "$", ">", "\0", "x" * 200], ids=ascii)
 def test_odd_names_are_names(client, short_blocks, name: str) -> None:
     every = answered(client, "one")
@@ -530,9 +531,9 @@ def test_claim_from_an_unknown_group_or_answer_is_told(client) -> None:
 
 
 @pytest.fixture
-def lab(real_servers) -> Iterator[SimpleNamespace]:
+def lab(shared) -> Iterator[SimpleNamespace]:
     """A redis-server, seen directly and through a proxy."""
-    server, prefix = real_servers["redis-server"], f"t{uuid.uuid4().hex[:8]}"
+    server, prefix = shared, f"t{uuid.uuid4().hex[:8]}"
     with Proxy("127.0.0.1", server.port) as proxy:
         direct = connect(server.url, prefix=prefix)
         client = connect(proxy.url, prefix=prefix, socket_timeout=1)
@@ -541,7 +542,6 @@ def lab(real_servers) -> Iterator[SimpleNamespace]:
         client.close()
 
 
-@needs_redis_server
 def test_a_lost_reply_to_a_read_loses_nothing(lab, short_blocks) -> None:
     says = Model("one ")
     producer = start(lab.direct, says, FAST)
@@ -557,7 +557,6 @@ def test_a_lost_reply_to_a_read_loses_nothing(lab, short_blocks) -> None:
     assert reader.error is None and pending(lab.direct) == []
 
 
-@needs_redis_server
 @pytest.mark.parametrize("lost", ["drop_request", "drop_reply"])
 def test_a_lost_acknowledgement_is_sent_again(lab, short_blocks, lost: str) -> None:
     says = Model("one ")
@@ -577,7 +576,6 @@ def test_a_lost_acknowledgement_is_sent_again(lab, short_blocks, lost: str) -> N
     assert pending(lab.direct) == []
 
 
-@needs_redis_server
 def test_a_lost_reply_while_the_group_is_made_leaves_no_key_for_ever(lab, short_blocks) -> None:
     register(lab.direct, new_record("a", "?", None, "x", "x") | {"pooled": True}, FAST)
     lab.proxy.drop_reply(when=b"CREATE")
@@ -587,7 +585,6 @@ def test_a_lost_reply_while_the_group_is_made_leaves_no_key_for_ever(lab, short_
     assert lab.direct.pttl(chunks(lab.direct)) > 0
 
 
-@needs_redis_server
 def test_a_reader_through_one_cut_after_the_other_gets_every_entry_once(lab, short_blocks) -> None:
     says = Model()
     producer = start(lab.direct, says, FAST)
@@ -607,7 +604,6 @@ def test_a_reader_through_one_cut_after_the_other_gets_every_entry_once(lab, sho
     assert reader.entries == stream_of(lab.direct) and pending(lab.direct) == []
 
 
-@needs_redis_server
 def test_a_redis_that_stays_away_is_told(lab) -> None:
     dead(lab.direct, "half")
     reader = Reader(lab.client, timing=replace(QUICK, give_up=0.3, patience=60))
@@ -617,7 +613,6 @@ def test_a_redis_that_stays_away_is_told(lab) -> None:
     assert isinstance(reader.fail(), RedisUnusable)
 
 
-@needs_redis_server
 def test_a_timeout_holds_also_while_redis_is_away(lab) -> None:
     dead(lab.direct, "half")
     reader = Reader(lab.client, timing=replace(QUICK, give_up=60, patience=60), timeout=0.5)
@@ -627,9 +622,8 @@ def test_a_timeout_holds_also_while_redis_is_away(lab) -> None:
     assert isinstance(reader.fail(), StillWaiting)
 
 
-@needs_redis_server
-def test_a_redis_that_is_restarted_loses_and_repeats_nothing(short_blocks) -> None:
-    with servers.RedisServer(appendfsync="always") as server:
+def test_a_redis_that_is_restarted_loses_and_repeats_nothing(program, short_blocks) -> None:
+    with servers.RedisServer(program, appendfsync="always") as server:
         client = connect(server.url, prefix="t")
         says = Model("one ")
         producer = start(client, says, FAST)

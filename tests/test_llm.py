@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from llmstream_nb.faults import servers
 from llmstream_nb.llm import completion as room
 from llmstream_nb.llm import local, prepared, scripted
 from llmstream_nb.llm import sources as llm
@@ -745,9 +744,8 @@ def commands() -> list[str]:
     return [line for block in blocks for line in block.strip().splitlines()]
 
 
-@pytest.mark.skipif(not servers.available(), reason="redis-server is not on PATH")
-def test_redis_accepts_every_command_in_the_answers(real_servers):
-    url = next(iter(real_servers.values())).url
+def test_redis_accepts_every_command_in_the_answers(shared):
+    url = shared.url
     with redis.Redis.from_url(url, single_connection_client=True) as client:
         client.execute_command("SELECT", 9)
         client.flushdb()

@@ -145,6 +145,7 @@ def processes(client) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_silent_then_gone_and_never_idle_again(client, processes, monkeypatch) -> None:
     watching = Monitor()
     workers: dict[str, subprocess.Popen[bytes]] = {}
@@ -168,6 +169,7 @@ def test_a_killed_worker_is_silent_then_gone_and_never_idle_again(client, proces
     wait_for(lambda: pool_of(watching) == dict.fromkeys(workers, "idle"))
 
 
+@pytest.mark.slow
 def test_a_paused_worker_is_silent_then_gone_then_back(client, processes) -> None:
     watching, paused = Monitor(), processes("w1")
     wait_for(lambda: pool_of(watching) == {"w1": "idle"})
@@ -180,6 +182,7 @@ def test_a_paused_worker_is_silent_then_gone_then_back(client, processes) -> Non
     assert list(dict.fromkeys(told)) == ["silent", "gone", "idle"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_holds_a_question_is_listed_for_as_long_as_it_does(client, processes, monkeypatch) -> None:
     monkeypatch.setattr(survey, "LISTED", 0.0)
     enqueued = ask_pool("?", source="scripted", model="scripted:stall=1", client=client)
@@ -202,6 +205,7 @@ def sign(client: redis.Redis, name: str, ago: float, lease: float = 1.0) -> None
     client.set(names.worker(name), round(1000 * lease), px=round(1000 * (lease + DAY - ago)))
 
 
+@pytest.mark.slow
 def test_every_state_in_the_words_of_the_answer_view(client) -> None:
     now = time.time()
     index(client, "queued", now - 7, pooled=True, question="When?")
@@ -276,6 +280,7 @@ def test_chunks_rate_and_a_takeover(client) -> None:
     assert (rows(watching)["a"]["attempt"], rows(watching)["a"]["chunks"]) == (2, 1)
 
 
+@pytest.mark.slow
 def test_asked_again_under_the_same_id(client) -> None:
     watching = Monitor()
     start(client, Model("one", end=True), FAST, question="first?").done.wait(10)
@@ -330,6 +335,7 @@ def still(*watching: Monitor) -> None:
         wait_for(lambda each=each: rows(each)["streaming"]["rate"] == 0 and not each.unseen)
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_while_nothing_changes(client, samples, monkeypatch) -> None:
     late = itertools.cycle([0.0, 0.3])  # seconds that a reply may take
     clock = types.SimpleNamespace(time=lambda: time.time() + next(late), monotonic=time.monotonic)
@@ -347,6 +353,7 @@ def test_nothing_is_sent_while_nothing_changes(client, samples, monkeypatch) -> 
     assert set(LOG[0][2]["state"]) == {"answers", "now"}  # only what is new
 
 
+@pytest.mark.slow
 def test_monitors_of_one_client_share_one_sample(client, samples) -> None:
     first, second = Monitor(), Monitor()
     busy_but_still(client)
@@ -494,10 +501,8 @@ def test_an_error_that_nobody_expected_harms_its_own_row_alone(client, monkeypat
     assert said == [f"bad: reading it raised {type(error).__name__}"]
 
 
-def test_a_lost_redis_is_said_and_comes_back() -> None:
-    if "redis-server" not in servers.available():
-        pytest.skip("redis-server is not on PATH")
-    with servers.RedisServer() as server:
+def test_a_lost_redis_is_said_and_comes_back(program) -> None:
+    with servers.RedisServer(program) as server:
         client = connection.connect(server.url, prefix="lost")
         index(client, "a", 1)
         lease(client)
@@ -525,11 +530,9 @@ def test_a_lost_redis_is_said_and_comes_back() -> None:
 
 
 @pytest.mark.parametrize("watched", ["before", "meanwhile"])
-def test_nobody_is_gone_for_what_redis_was_away(watched: str, samples, monkeypatch) -> None:
-    if "redis-server" not in servers.available():
-        pytest.skip("redis-server is not on PATH")
+def test_nobody_is_gone_for_what_redis_was_away(program, watched: str, samples, monkeypatch) -> None:
     monkeypatch.setattr(survey, "STALL", 0.5)
-    with servers.RedisServer() as server:
+    with servers.RedisServer(program) as server:
         client = connection.connect(server.url, prefix="lost")
         client.xgroup_create(names_of(client).questions, POOL, "0", mkstream=True)
         sign(client, "dead", ago=30)
@@ -553,12 +556,10 @@ def test_nobody_is_gone_for_what_redis_was_away(watched: str, samples, monkeypat
         client.close()
 
 
-def test_nobody_is_gone_for_what_redis_stood_still(samples, monkeypatch) -> None:
+def test_nobody_is_gone_for_what_redis_stood_still(program, samples, monkeypatch) -> None:
     """Without a word of a lost connection: nobody's reply came for longer than a lease."""
-    if "redis-server" not in servers.available():
-        pytest.skip("redis-server is not on PATH")
     monkeypatch.setattr(survey, "STALL", 0.5)
-    with servers.RedisServer() as server:
+    with servers.RedisServer(program) as server:
         client = connection.connect(server.url, prefix="lost")
         client.xgroup_create(names_of(client).questions, POOL, "0", mkstream=True)
         sign(client, "alive", ago=0)
@@ -576,10 +577,8 @@ def test_nobody_is_gone_for_what_redis_stood_still(samples, monkeypatch) -> None
         client.close()
 
 
-def test_a_redis_that_refuses_is_said(real_servers) -> None:
-    if "redis-server" not in real_servers:
-        pytest.skip("redis-server is not on PATH")
-    with servers.RedisServer(requirepass="secret") as server:
+def test_a_redis_that_refuses_is_said(program) -> None:
+    with servers.RedisServer(program, requirepass="secret") as server:
         client = connection.connect(server.url, prefix="lost")
         client.execute_command("ACL", "SETUSER", "few", "on", ">word", "~*", "+@connection", "+info", "+xlen")
         few = connection.connect(server.url.replace(":secret@", "few:word@"), prefix="lost")

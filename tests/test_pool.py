@@ -24,7 +24,7 @@ import redis
 
 from llmstream_nb.answers.connection import connect, names_of
 from llmstream_nb.answers.read import look, read_answer
-from llmstream_nb.faults import servers
+from llmstream_nb.faults.servers import RedisServer
 from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.pool.worker import MAX_TAKEOVERS
 from llmstream_nb.protocol.events import Ended, Event, Gap, text_of
@@ -33,11 +33,9 @@ from llmstream_nb.protocol.wire import POOL, LLMStreamError, Timing
 from . import pool
 from .model import stream_of
 from .pool import Process, Zygote
+from .versions import VARIABLE
 
-pytestmark = [
-    pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH"),
-    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork, so a worker costs seconds"),
-]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork, so a worker costs seconds")
 SCHEDULES = int(os.environ.get("LLMSTREAM_SCHEDULES", "50"))
 SEED = int(os.environ.get("LLMSTREAM_SEED", "0"))
 AT_ONCE = 5  # schedules at the same time: they mostly wait for leases to run out
@@ -301,9 +299,9 @@ class Run:
         assert {worker.code() for worker in self.workers.values()} <= {0, -signal.SIGKILL}
 
 
-def play(zygote: Zygote, url: str, schedule: Schedule) -> Run:
+def play(zygote: Zygote, server: RedisServer, schedule: Schedule) -> Run:
     """Run a schedule, and check that all holds."""
-    with Run(zygote, url, schedule) as run:
+    with Run(zygote, server.url, schedule) as run:
         run.until_all_is_over()
         if run.thawed:
             run.check_all_are_useful(run.thawed)
@@ -319,22 +317,20 @@ def zygote() -> Iterator[Zygote]:
 
 
 @pytest.fixture
-def url(real_servers) -> str:
-    return real_servers["redis-server"].url
+def server(drawn_server, real_servers) -> RedisServer:
+    return real_servers[drawn_server]
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP"])
-def test_schedules(zygote, url, name: str) -> None:
+def test_schedules(zygote, server, drawn_server, name: str) -> None:
     """Workers killed, or frozen for longer than a lease, at any moment: no question is lost, and no text mixed."""
     number = getattr(signal, name)
 
     def one(seed: int) -> str | None:
         try:
-            play(zygote, url, drawn(seed, number))
+            play(zygote, server, drawn(seed, number))
         except Exception as error:
-            return (
-                f"LLMSTREAM_SEED={seed} LLMSTREAM_SCHEDULES=1: {type(error).__name__}: {error}\n{drawn(seed, number)}"
-            )
+            return f"{VARIABLE}={drawn_server} LLMSTREAM_SEED={seed} LLMSTREAM_SCHEDULES=1: {type(error).__name__}: {error}\n{drawn(seed, number)}"
         return None
 
     with ThreadPoolExecutor(AT_ONCE) as executor:
@@ -345,46 +341,54 @@ def test_schedules(zygote, url, name: str) -> None:
 # ---------------------------------------------------------------------------------- scenarios, and broken variants
 
 
-def a_worker_is_killed_in_mid_answer(zygote: Zygote, url: str, variant: str | None, bound: float = BOUND) -> None:
+def a_worker_is_killed_in_mid_answer(
+    zygote: Zygote, server: RedisServer, variant: str | None, bound: float = BOUND
+) -> None:
     blows = [Blow(worker=worker, point=("writes", "after", 5)) for worker in range(2)]  # whoever it is, and its heir
-    play(zygote, url, Schedule(["20 0.01"], workers=2, blows=blows, variant=variant, bound=bound))
+    play(zygote, server, Schedule(["20 0.01"], workers=2, blows=blows, variant=variant, bound=bound))
 
 
-def a_worker_is_frozen_in_mid_answer(zygote: Zygote, url: str, variant: str | None, bound: float = BOUND) -> None:
+def a_worker_is_frozen_in_mid_answer(
+    zygote: Zygote, server: RedisServer, variant: str | None, bound: float = BOUND
+) -> None:
     """It wakes up while its heir is writing."""
     blow = Blow(signal.SIGSTOP, entries=(0, 5))
-    play(zygote, url, Schedule(["40 0.02"], workers=2, blows=[blow], frozen=1.5, variant=variant, bound=bound))
+    play(zygote, server, Schedule(["40 0.02"], workers=2, blows=[blow], frozen=1.5, variant=variant, bound=bound))
 
 
-def a_worker_is_held_up(zygote: Zygote, url: str, variant: str | None, bound: float = BOUND) -> None:
+def a_worker_is_held_up(zygote: Zygote, server: RedisServer, variant: str | None, bound: float = BOUND) -> None:
     """Its entry in the queue is idle for leases, while its producer goes on writing."""
     broken = f"slow_coordinator_and_{variant}" if variant else "slow_coordinator"
-    play(zygote, url, Schedule(["75 0.02"], workers=2, undisturbed=True, variant=broken, bound=bound))
+    play(zygote, server, Schedule(["75 0.02"], workers=2, undisturbed=True, variant=broken, bound=bound))
 
 
-def a_question_kills_its_workers(zygote: Zygote, url: str, variant: str | None, bound: float = BOUND) -> None:
+def a_question_kills_its_workers(
+    zygote: Zygote, server: RedisServer, variant: str | None, bound: float = BOUND
+) -> None:
     """Three takeovers; then it is given up, and those beside it are answered."""
-    run = play(zygote, url, Schedule(["poison", "5 0.01", "5 0.01"], workers=2, variant=variant, bound=bound))
+    run = play(zygote, server, Schedule(["poison", "5 0.01", "5 0.01"], workers=2, variant=variant, bound=bound))
     assert len(run.replaced) == MAX_TAKEOVERS + 1
 
 
-def redis_is_away(zygote: Zygote, url: str, variant: str | None, bound: float = BOUND, leases: float = 1.2) -> None:
+def redis_is_away(
+    zygote: Zygote, server: RedisServer, variant: str | None, bound: float = BOUND, leases: float = 1.2
+) -> None:
     """Long enough for all leases to run out: all come back, the idle one first, and go on where they were."""
     timing = replace(TIMING, lease=1.2)
-    with servers.RedisServer(appendfsync="always") as server:
+    with RedisServer(server.program, appendfsync="always") as mortal:
         schedule = Schedule(
             ["50 0.03"] * 6, 2, 3, undisturbed=True, variant="slow_to_come_back", bound=bound, timing=timing
         )
-        with Run(zygote, server.url, schedule) as run:
+        with Run(zygote, mortal.url, schedule) as run:
             wait = lambda key: run.wait(lambda: run.client.xlen(key) > 3, "it is being answered")  # noqa: E731
             for answer_id in run.questions:
                 wait(names_of(run.client).answer(answer_id).chunks)
             run.hire(variant=variant or "as_it_is")
             wait(run.ask("50 0.03"))
-            server.kill()
+            mortal.kill()
             back = time.monotonic() + leases * timing.lease
             run.wait(lambda: time.monotonic() > back, "the outage")
-            server.start()
+            mortal.start()
             run.until_all_is_over()
             run.check()
             run.check_they_end()
@@ -403,18 +407,18 @@ SCENARIOS = dict.fromkeys(scenario for scenario, _ in VARIANTS.values())
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
-def test_scenario(zygote, url, scenario) -> None:
-    scenario(zygote, url, None)
+def test_scenario(zygote, server, scenario) -> None:
+    scenario(zygote, server, None)
 
 
-def test_a_short_outage(zygote, url) -> None:
-    redis_is_away(zygote, url, None, leases=0.2)
+def test_a_short_outage(zygote, server) -> None:
+    redis_is_away(zygote, server, None, leases=0.2)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_broken_variant_is_caught(zygote, url, variant: str) -> None:
+def test_broken_variant_is_caught(zygote, server, variant: str) -> None:
     scenario, how = VARIANTS[variant]
     bound = 4.0 if how in (NEVER_OUT, STILL_WAITING) else BOUND
     with pytest.raises(AssertionError, match=how):
         for _ in range(3):  # where it is a matter of who comes first
-            scenario(zygote, url, variant, bound)
+            scenario(zygote, server, variant, bound)

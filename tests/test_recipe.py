@@ -34,6 +34,7 @@ from llmstream_nb.llm import prepared, scripted
 
 from .conftest import FAST
 from .model import wait_for
+from .versions import SERVERS
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 FILE = FOLDER / "recipe.py"
@@ -165,10 +166,8 @@ def test_another_error_of_redis_is_not_taken_for_a_repetition(client, key) -> No
         recipe.produce(client, key, pieces())
 
 
-def test_lost_replies_double_nothing_and_lose_nothing(real_servers) -> None:
-    if "redis-server" not in real_servers:
-        pytest.skip("redis-server is not on PATH")
-    with Proxy("127.0.0.1", real_servers["redis-server"].port) as proxy:
+def test_lost_replies_double_nothing_and_lose_nothing(shared) -> None:
+    with Proxy("127.0.0.1", shared.port) as proxy:
         lossy = redis.Redis.from_url(
             f"redis://127.0.0.1:{proxy.port}", decode_responses=True, retry=Retry(ConstantBackoff(0.01), 5)
         )
@@ -187,7 +186,8 @@ def test_lost_replies_double_nothing_and_lose_nothing(real_servers) -> None:
         lossy.close()
 
 
-@pytest.mark.parametrize("backend", ["fake", "redis-server"], indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["fake", *SERVERS], indirect=True)
 def test_as_two_programs(client, backend, key) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OPENAI")} | environment_of(client)
     environment |= {"OPENAI_BASE_URL": scripted.server().url, "OPENAI_API_KEY": scripted.server().key}
@@ -225,7 +225,8 @@ def served(app: FastAPI) -> Iterator[str]:
         thread.join(10)
 
 
-@pytest.mark.parametrize("backend", ["fake", "redis-server"], indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["fake", *SERVERS], indirect=True)
 def test_the_endpoint_for_fastapi(client) -> None:
     """The example in the notebook, with a worker behind it."""
     prose = "\n".join(

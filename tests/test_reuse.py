@@ -49,7 +49,6 @@ from .network import Proxy
 from .web import TOKEN, Watcher, call
 
 QUICK = Timing(lease=0.4, tick=0.04, ttl=600.0, give_up=8.0, patience=4.0)
-REAL = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")
 
 
 def dead(client, *texts: str, timing: Timing = QUICK) -> Attempt:
@@ -138,6 +137,7 @@ def test_readers_of_a_dead_answer_see_the_next_one_of_its_id(client, texts) -> N
         assert text_of(after_restart(seen)) == "".join(texts) and isinstance(seen[-1], Ended)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("texts", NEW, ids=["new", "shorter", "longer"])
 @pytest.mark.parametrize("left", ["entries", "record"])
 def test_who_comes_back_with_an_id_of_the_old_answer_gets_the_new_one(client, web, texts, left) -> None:
@@ -159,6 +159,7 @@ def test_who_comes_back_with_an_id_of_the_old_answer_gets_the_new_one(client, we
         assert [name for name, _ in watcher.events if name == "start"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", [False, True], ids=["view", "plain"])
 @pytest.mark.parametrize("group", [None, "g"], ids=["alone", "group"])
 def test_a_view_of_a_dead_answer_shows_the_next_one(client, plain, group) -> None:
@@ -214,8 +215,8 @@ def test_a_reader_in_the_moment_between_waits_for_the_new_question(client) -> No
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[tuple[servers.RedisServer, Proxy]]:
-    with servers.RedisServer() as server, Proxy("127.0.0.1", server.port) as proxy:
+def machine(program) -> Iterator[tuple[servers.RedisServer, Proxy]]:
+    with servers.RedisServer(program) as server, Proxy("127.0.0.1", server.port) as proxy:
         yield server, proxy
 
 
@@ -243,7 +244,7 @@ def suppressed(function) -> None:
         function()
 
 
-@REAL
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["opening", "text", "end"])
 @pytest.mark.parametrize("when", ["cleared", "asked", "a group waits", "begun", "ended"])
 def test_a_dead_producers_bytes_that_come_late_are_in_no_answer(late, what, when) -> None:
@@ -316,6 +317,7 @@ def test_a_dead_producers_bytes_that_come_late_are_in_no_answer(late, what, when
 # ------------------------------------------------------------------------------------------- (c) a producer asleep
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("begun", [True, False], ids=["new one begun", "new one waits"])
 @pytest.mark.parametrize("asleep", ["before its opening", "between two flushes", "in its flush", "before its record"])
@@ -548,6 +550,7 @@ DELETED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["1 then 2", "2 then 1", "1, end of 2", "1, text of 2, 1, end of 2", "end of 2, 1"])
 @pytest.mark.parametrize("how", DELETED)
 @pytest.mark.parametrize("ticks", [True, False], ids=["ticks", "no tick"])
@@ -596,7 +599,6 @@ def test_two_producers_of_a_deleted_stream_end_it_once_and_whole(client, how, or
         attempt.close()
 
 
-@REAL
 def test_flushall_while_one_sleeps_and_one_writes(machine) -> None:
     client = connect(machine[0].url, prefix=f"t{uuid.uuid4().hex[:8]}")
     for first in ("sleeper", "heir"):
@@ -637,6 +639,7 @@ def listed(client) -> list[str]:
     return client.zrange(names_of(client).answers, 0, -1)
 
 
+@pytest.mark.slow
 def test_clear_of_many_forgets_nothing_else(client) -> None:
     """Also not what is asked, under one of these ids, while the others are being deleted."""
     many = 1_500
@@ -737,6 +740,7 @@ def test_with_a_timeout_of_zero_nobody_waits(client) -> None:
 # ------------------------------------------------------------------------------------------------ (j) a short lease
 
 
+@pytest.mark.slow
 def test_a_short_lease_does_not_flap(client) -> None:
     short = Timing(lease=0.2)
     says = Model("one ")
@@ -829,6 +833,7 @@ def reads_or_refuses(client, name: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_whatever_outsiders_write_spoils_its_own_answer_at_most(client, web) -> None:
     ids = odd_answers(client)
     start(client, Model("fine", end=True), QUICK, "fine").done.wait(5)
@@ -865,6 +870,7 @@ def test_whatever_outsiders_write_spoils_its_own_answer_at_most(client, web) -> 
     monitor.close()
 
 
+@pytest.mark.slow
 def test_whatever_outsiders_write_ends_no_worker(client) -> None:
     ids = odd_answers(client)
     for name in ids:
@@ -966,6 +972,7 @@ def test_who_stops_the_dead_tells_what_was_deleted_at_the_end(client, deleted) -
     assert record_of(client, "tour")["missing"] == len(deleted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["ask", "enqueue"])
 @pytest.mark.parametrize("replace", [True, False])
 def test_what_the_queue_holds_of_an_old_question_answers_no_other(client, how: str, replace: bool) -> None:

@@ -23,7 +23,6 @@ from llmstream_nb.answers.connection import connect, names_of
 from llmstream_nb.answers.produce import Producer
 from llmstream_nb.answers.read import look, read_answer
 from llmstream_nb.answers.record import new_record
-from llmstream_nb.faults import servers
 from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.wire import Entry, EntryID, Fenced, Timing
 
@@ -32,7 +31,6 @@ from .model import Model, assert_whole, start, stream_of, text_in, wait_for
 from .network import Proxy
 from .schedules import Restorable
 
-pytestmark = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")
 FAST = Timing(lease=0.6, tick=0.05, ttl=600, give_up=6.0, patience=1.5)
 
 
@@ -47,8 +45,8 @@ class Lab:
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[tuple[Restorable, Proxy]]:
-    with Restorable(appendfsync="always") as server, Proxy("127.0.0.1", server.port) as proxy:
+def machine(program) -> Iterator[tuple[Restorable, Proxy]]:
+    with Restorable(program, appendfsync="always") as server, Proxy("127.0.0.1", server.port) as proxy:
         yield server, proxy
 
 
@@ -354,11 +352,13 @@ def everything_of_an_answer_expires(lab: Lab) -> None:
 
 
 def no_recovery(patch) -> None:
-    """A naive producer: the server numbers the entries, and what got no reply is sent again."""
+    """A naive producer: it numbers what it sends, not what was said, and what got no reply is sent again."""
 
     def xadd(self, pipe, seq, create=False):
         kind, text, ms = self.entries[seq]
-        pipe.execute_command("XADD", self.keys.chunks, f"{self.number}-*", "kind", kind, "text", text, "ms", ms)
+        self.told = getattr(self, "told", -1) + 1
+        entry_id = f"{self.number}-{self.told}"
+        pipe.execute_command("XADD", self.keys.chunks, entry_id, "kind", kind, "text", text, "ms", ms)
 
     opened = Attempt.synchronise
     patch.setattr(Attempt, "_queue_xadd", xadd)

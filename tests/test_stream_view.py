@@ -144,7 +144,7 @@ def test_what_an_entry_says(client, key) -> None:
     ]
 
 
-def test_the_newest_are_drawn_and_all_are_counted(client, key) -> None:
+def test_the_newest_are_drawn_and_all_are_counted(client, backend, key) -> None:
     for number in range(1, 101):
         client.xadd(key, {"n": number}, id=f"1-{number}")
     few, many = StreamView(key, newest=3), StreamView(key, newest=60)
@@ -153,8 +153,9 @@ def test_the_newest_are_drawn_and_all_are_counted(client, key) -> None:
     client.xtrim(key, maxlen=50, approximate=False)
     client.xdel(key, "1-99", "1-100")
     wait_for(lambda: words(few) == ["96", "97", "98"] and len(many.entries) == 48)
+    gone = 0 if backend == "redis-6.2" else 52  # which does not count what was added
     assert few.marks | {"readers": 0} == {
-        "length": 48, "first": "1-51", "last": "1-100", "gone": 52, "groups": [], "note": "", "readers": 0,
+        "length": 48, "first": "1-51", "last": "1-100", "gone": gone, "groups": [], "note": "", "readers": 0,
     }  # fmt: skip
     client.xtrim(key, maxlen=0)
     wait_for(lambda: not many.entries)
@@ -392,10 +393,8 @@ def test_one_view_that_can_t_be_read_harms_no_other(client, key, monkeypatch) ->
     assert "KeyError" in bad.marks["note"] and "hunter2" not in bad.marks["note"]
 
 
-def test_a_lost_redis_is_said_and_comes_back() -> None:
-    if "redis-server" not in servers.available():
-        pytest.skip("redis-server is not on PATH")
-    with servers.RedisServer() as server:
+def test_a_lost_redis_is_said_and_comes_back(program) -> None:
+    with servers.RedisServer(program) as server:
         client = connection.connect(server.url, prefix="lost")
         tell(client, "story", "Once upon")
         view = StreamView("story", client=client)

@@ -19,23 +19,20 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from llmstream_nb.faults import servers
-from llmstream_nb.faults.servers import RedisServer, available
+from llmstream_nb.faults.servers import RedisServer
 
 from .model import wait_for
 from .network import Proxy
 from .schedules import Restorable
+from .versions import SERVERS
 
 NO_RETRY = Retry(NoBackoff(), 0)
 ENTRY: dict[Any, Any] = {"text": "x"}
 
-SERVERS: list[Any] = available() or [
-    pytest.param("", marks=pytest.mark.skip(reason="neither redis-server nor valkey-server is on PATH"))
-]
 
-
-@pytest.fixture(scope="module", params=SERVERS)
-def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    with RedisServer(request.param) as server:
+@pytest.fixture(scope="module")
+def server(program: str) -> Iterator[RedisServer]:
+    with RedisServer(program) as server:
         yield server
 
 
@@ -384,6 +381,7 @@ def test_port_in_use_is_retried(server: RedisServer, monkeypatch: pytest.MonkeyP
             assert second.port == free
 
 
+@pytest.mark.slow
 def test_killed_test_run_leaves_no_server(server: RedisServer, tmp_path: Path) -> None:
     script = f"""if True:
         from llmstream_nb.faults.servers import RedisServer

@@ -35,16 +35,17 @@ from llmstream_nb.web import Limits, NotServed, WebServer, admission, app, hub, 
 from . import model
 from .conftest import FAST
 from .model import Model, stream_of, wait_for
-from .web import TOKEN, Parser, Slow, Watcher, Writer, available, call, head, held, raw, until
+from .versions import SERVERS
+from .web import TOKEN, Parser, Slow, Watcher, Writer, call, head, held, raw, until
 
-BOTH = pytest.mark.parametrize("backend", ["fake", "redis-server"], indirect=True)
+ALL = pytest.mark.parametrize("backend", ["fake", *SERVERS], indirect=True)
 ODD = ["Hi ", "line\n", "\r\n\r", "\u2028\u2029\x85", "id: 9-9\n\n", "\0", "👋🏽", "data: x", "", " end ", "\ufeff"]
 
 
 @pytest.fixture
 def backend(request) -> str:
     """The fake, unless a test asks for more."""
-    return available(getattr(request, "param", "fake"))
+    return getattr(request, "param", "fake")
 
 
 @pytest.fixture
@@ -166,7 +167,7 @@ def odd_answer(client) -> Writer:
     return writer
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("header", [True, False])
 @pytest.mark.parametrize("ended", [True, False])
 def test_every_cursor_resumes_exactly(client, serve, ended, header):
@@ -275,7 +276,7 @@ def test_after_the_end_nothing_and_of_an_unknown_answer_neither(client, serve):
     assert problem(call(server, "GET", "answers/zzz/events", last_event_id="1-2"), 404) == "AnswerNotFound"
 
 
-@BOTH
+@ALL
 def test_a_cursor_ahead_of_the_stream_waits_until_redis_has_been_given_again_what_it_lost(client, serve):
     server, writer = serve(timing=Timing(lease=1, tick=0.05, patience=30)), Writer(client, "a").say("a", "b", "c")
     ahead, beside = Watcher(server, "a", "1-5", "abcde"), Watcher(server, "a")
@@ -325,11 +326,12 @@ def connections(admin) -> int:
 
 
 @pytest.fixture
-def redis_server():
-    with servers.RedisServer(available("redis-server")) as server:
+def redis_server(program):
+    with servers.RedisServer(program) as server:
         yield server
 
 
+@pytest.mark.slow
 def test_300_viewers_of_growing_answers_are_all_exact_on_few_connections(redis_server, serve):
     serving, writing = own_server_client(redis_server, ""), own_server_client(redis_server, "writer")
     server, dice = serve(client=serving), random.Random(5)
@@ -374,7 +376,7 @@ def test_300_viewers_of_growing_answers_are_all_exact_on_few_connections(redis_s
     wait_for(lambda: connections(writing) == 0)
 
 
-@BOTH
+@ALL
 def test_one_who_does_not_read_delays_nobody_and_costs_little(client, serve):
     server, writer = serve(), Writer(client, "a")
     slow, quick = Slow(server, "a"), Watcher(server, "a")
@@ -406,6 +408,7 @@ def test_one_who_does_not_read_delays_nobody_and_costs_little(client, serve):
     wait_for(lambda: hub_of(server).viewers == 0 and not hub_of(server)._channels)
 
 
+@pytest.mark.slow
 def test_one_who_is_behind_when_redis_goes_away_at_the_end_gets_everything(redis_server, serve):
     client = own_server_client(redis_server, "")
     server, writer = serve(client=client), Writer(client, "a")
@@ -465,7 +468,7 @@ def test_what_viewers_have_in_common_is_no_more_than_the_window():
     assert channel.after(EntryID(1, 200)) == []
 
 
-@BOTH
+@ALL
 def test_clients_that_vanish_leave_nothing_behind(client, serve):
     server = serve(limits=Limits(viewers=150))
     big, small = Writer(client, "big").say(*["x" * 20_000] * 400), Writer(client, "small").say("a", "b")
@@ -522,6 +525,7 @@ def test_those_who_come_all_at_once_are_no_more_than_the_limit(client, serve):
     assert again.text == "x"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lossy", [False, True])
 def test_redis_restarts_while_50_watch(no_leftovers, redis_server, serve, lossy):
     client = own_server_client(redis_server, "")
@@ -555,6 +559,7 @@ def test_redis_restarts_while_50_watch(no_leftovers, redis_server, serve, lossy)
         assert one.states.count("away") == 2 and set(one.states) <= {"queued", "streaming", "away", "interrupted"}
 
 
+@pytest.mark.slow
 def test_a_server_that_was_idle_while_redis_restarted_answers_at_once(redis_server, serve):
     client = own_server_client(redis_server, "")
     server, writer = serve(client=client), Writer(client, "a").say("x").end()
@@ -1021,7 +1026,7 @@ def test_a_whole_answer_is_waited_for_as_long_as_its_producer_lives(client, serv
     assert (reply.status, reply.json["text"], reply.json["record"]["reason"]) == (200, "at last", "stop")
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("own", [True, False])
 def test_stop_keeps_the_text(no_leftovers, client, serve, says, own):
     server = serve()
@@ -1086,7 +1091,7 @@ def test_stop_what_the_pool_has_not_begun(client, serve):
     assert one.end[1]["reason"] == "cancelled" and not one.text
 
 
-@BOTH
+@ALL
 def test_a_pool_answers(no_leftovers, client, serve):
     server = serve(pool=True, limits=Limits(queue=3))
     ids = [call(server, "POST", "answers", {"question": f"q{n}"}).json["id"] for n in range(3)]
@@ -1302,7 +1307,8 @@ def test_a_silent_stream_is_kept_alive(client, serve):
     assert one.text == "x" and one.states == ["streaming"]
 
 
-@BOTH
+@pytest.mark.slow
+@ALL
 def test_stopping_the_server_ends_everything(client, serve, says):
     before = set(threading.enumerate())
     server = serve()
@@ -1335,6 +1341,7 @@ def test_stopping_the_server_ends_everything(client, serve, says):
         socket.create_connection(("127.0.0.1", server.port), timeout=2)
 
 
+@pytest.mark.slow
 def test_stopping_the_server_without_redis(redis_server, says):
     client = own_server_client(redis_server, "")
     server = WebServer(client=client, token=TOKEN, timing=Timing(lease=1, tick=0.05, give_up=30)).start()

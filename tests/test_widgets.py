@@ -191,6 +191,7 @@ def test_a_page_holds_every_character_also_when_emoji_are_split_over_chunks(clie
     assert page.state["html"] == view.html != ""
 
 
+@pytest.mark.slow
 def test_a_megabyte_in_one_chunk_and_twenty_thousand_chunks(client) -> None:
     whole = ask("big", source=lambda *_: ["x😀" * 500_000], client=client)
     many = ask("many", source=lambda *_: (f"{n:05d}…\n" * 3 for n in range(20_000)), client=client)
@@ -226,6 +227,7 @@ def test_a_page_that_lost_messages_is_whole_again_once_it_asks(client) -> None:
     assert Page(view, begun).state["state"] == "ended"
 
 
+@pytest.mark.slow
 def test_lost_deltas_are_healed_by_a_keyframe(client, monkeypatch) -> None:
     monkeypatch.setattr("llmstream_nb.widgets.answer_view.KEYFRAME", 0.2)
     model = Model("a")
@@ -543,6 +545,7 @@ def test_closing_waits_for_no_lock_as_the_garbage_collector_does_it_at_any_momen
         assert not closing.is_alive()
 
 
+@pytest.mark.slow
 def test_the_hub_keeps_no_view_alive(client) -> None:
     start(client, Model("x"), FAST)
     view = AnswerView("a")
@@ -568,10 +571,8 @@ def test_a_view_that_cannot_send_does_not_end_the_others(client, monkeypatch) ->
     assert sound.text == "xy"
 
 
-def test_a_lost_redis_is_said_and_costs_no_character(caplog) -> None:
-    if "redis-server" not in servers.available():
-        pytest.skip("redis-server is not on PATH")
-    with servers.RedisServer() as server, caplog.at_level(logging.WARNING):
+def test_a_lost_redis_is_said_and_costs_no_character(program, caplog) -> None:
+    with servers.RedisServer(program) as server, caplog.at_level(logging.WARNING):
         client = connection.connect(server.url, prefix="lost")
         model = Model("before ")
         producer = start(client, model, FAST)
@@ -595,10 +596,9 @@ def test_a_lost_redis_is_said_and_costs_no_character(caplog) -> None:
     assert not caplog.records
 
 
-def test_after_redis_was_away_nobody_is_called_dead_before_they_could_show_a_sign_of_life() -> None:
-    if "redis-server" not in servers.available():
-        pytest.skip("redis-server is not on PATH")
-    with servers.RedisServer() as server:
+@pytest.mark.slow
+def test_after_redis_was_away_nobody_is_called_dead_before_they_could_show_a_sign_of_life(program) -> None:
+    with servers.RedisServer(program) as server:
         client = connection.connect(server.url, prefix="lost")
         add(client, "1-0", "start", "{}")
         add(client, "1-1", "text", "so far")
@@ -804,10 +804,8 @@ def test_without_stream_comes_in_one_chunk(client) -> None:
     idle(panel)
 
 
-def test_a_panel_on_a_lost_redis_says_so_and_works_again(monkeypatch) -> None:
-    if "redis-server" not in servers.available():
-        pytest.skip("redis-server is not on PATH")
-    with servers.RedisServer() as server:
+def test_a_panel_on_a_lost_redis_says_so_and_works_again(program, monkeypatch) -> None:
+    with servers.RedisServer(program) as server:
         client = connection.connect(server.url, prefix="lost")
         panel = AskPanel("why?", source=lambda *_: ["because"], client=client, timing=FAST)
         server.kill()

@@ -48,7 +48,6 @@ from .network import Proxy
 
 FAST = replace(conftest.FAST, tick=0.02)
 QUICK = replace(FAST, lease=0.4, patience=10.0)  # where somebody has to die
-needs_redis_server = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")
 
 
 class Models:
@@ -330,6 +329,7 @@ def test_the_pool_goes_on_when_all_is_cleared(client, pool) -> None:
     assert consumers(client) == [worker.name] and silence(client, worker.name, FAST) < FAST.lease
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gone", ["queue", "group"])
 def test_a_pool_whose_queue_or_group_is_gone_makes_it_again(client, pool, gone: str) -> None:
     name, worker = names_of(client).questions, pool()
@@ -416,6 +416,7 @@ def assert_alive(client, worker: Worker, leases: float = 2.0) -> None:
     assert worker.error is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_worker_gives_signs_of_life(client, pool, busy: bool) -> None:
     """Before it has taken a question, and while all its slots are taken."""
@@ -437,10 +438,8 @@ def test_signs_of_life_that_somebody_deletes_come_back(client, pool) -> None:
     assert_alive(client, worker, leases=0.5)
 
 
-def test_a_full_memory_keeps_no_worker_from_showing_that_it_lives() -> None:
-    if "redis-server" not in servers.available():
-        pytest.skip("redis-server is not on PATH")
-    with servers.RedisServer(maxmemory_policy="noeviction") as server:
+def test_a_full_memory_keeps_no_worker_from_showing_that_it_lives(program) -> None:
+    with servers.RedisServer(program, maxmemory_policy="noeviction") as server:
         client = connect(server.url, prefix="full")
         worker = Worker(client=client, timing=QUICK).start()
         assert_alive(client, worker, leases=0)
@@ -462,11 +461,9 @@ def test_ending_takes_no_lock(client) -> None:
         assert not thread.is_alive() and worker.ending
 
 
-@needs_redis_server
-def test_a_worker_leaves_no_connection_behind(real_servers) -> None:
-    server = real_servers["redis-server"]
-    with server.client() as admin:
-        client = connect(server.url, prefix=f"t{uuid.uuid4().hex[:8]}")
+def test_a_worker_leaves_no_connection_behind(shared) -> None:
+    with shared.client() as admin:
+        client = connect(shared.url, prefix=f"t{uuid.uuid4().hex[:8]}")
         client.ping()
         before = len(admin.client_list())
         worker = Worker(source=parrot, client=client, timing=FAST).start()
@@ -988,9 +985,9 @@ def test_an_odd_name_is_a_name(client, pool) -> None:
 
 
 @pytest.fixture
-def network(real_servers) -> Iterator[SimpleNamespace]:
+def network(shared) -> Iterator[SimpleNamespace]:
     """A redis-server, seen directly and through a proxy."""
-    server, prefix = real_servers["redis-server"], f"t{uuid.uuid4().hex[:8]}"
+    server, prefix = shared, f"t{uuid.uuid4().hex[:8]}"
     with Proxy("127.0.0.1", server.port) as proxy:
         direct = connect(server.url, prefix=prefix)
         client = connect(proxy.url, prefix=prefix, socket_timeout=1)
@@ -1015,7 +1012,6 @@ def remote(network) -> Iterator:
     wait_for(lambda: not threads_of_the_kit())
 
 
-@needs_redis_server
 def test_a_lost_reply_to_enqueue_leaves_one_answer_and_an_empty_queue(network, remote) -> None:
     models = Models()
     network.proxy.drop_reply(when=b"XADD")
@@ -1030,7 +1026,7 @@ def test_a_lost_reply_to_enqueue_leaves_one_answer_and_an_empty_queue(network, r
     assert models.asked() == 1 and {e.id.attempt for e in stream_of(network.direct)} == {1}
 
 
-@needs_redis_server
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [b"XREADGROUP", b"XACK", b"XINFO", b"XPENDING", b"CREATE"])
 def test_a_lost_reply_to_a_worker_loses_no_question(network, remote, command: bytes) -> None:
     network.proxy.drop_reply(when=command)
@@ -1043,7 +1039,7 @@ def test_a_lost_reply_to_a_worker_loses_no_question(network, remote, command: by
     assert failures(network.direct) == [] and worker.error is None
 
 
-@needs_redis_server
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [b"XCLAIM", b"XPENDING", b"XRANGE"])
 def test_a_lost_reply_in_a_takeover_loses_no_question(network, remote, command: bytes) -> None:
     answer = put(network.direct)
@@ -1056,7 +1052,6 @@ def test_a_lost_reply_in_a_takeover_loses_no_question(network, remote, command: 
     assert failures(network.direct) == [] and worker.error is None
 
 
-@needs_redis_server
 def test_a_lost_reply_when_a_question_is_given_up_leaves_it_failed_and_told(network, remote) -> None:
     answer = put(network.direct)
     end_lease(network.direct, open_attempt(network.direct, deliver(network.direct, times=9), "half"))
@@ -1070,7 +1065,7 @@ def test_a_lost_reply_when_a_question_is_given_up_leaves_it_failed_and_told(netw
     assert worker.error is None
 
 
-@needs_redis_server
+@pytest.mark.slow
 def test_an_answer_that_can_not_be_closed_for_a_moment_is_closed_later(network, remote) -> None:
     """It is not taken for something that never can be, and forgotten while its viewer waits."""
     answer = put(network.direct)
@@ -1081,7 +1076,6 @@ def test_an_answer_that_can_not_be_closed_for_a_moment_is_closed_later(network, 
     assert (answer.status, answer.text, len(failures(network.direct))) == ("failed", "half", 1)
 
 
-@needs_redis_server
 def test_a_short_outage_changes_nothing(network, remote) -> None:
     """Longer than the lease, so that all leases have run out when Redis is back."""
     models, answer = Models(), put(network.direct)
@@ -1101,7 +1095,6 @@ def test_a_short_outage_changes_nothing(network, remote) -> None:
     assert all(worker.error is None for worker in workers_)
 
 
-@needs_redis_server
 def test_a_redis_that_stays_away_ends_a_worker_with_an_error(network, remote) -> None:
     models, answer = Models(), put(network.direct)
     worker = remote(models, timing=replace(QUICK, give_up=0.5))
@@ -1117,7 +1110,6 @@ def test_a_redis_that_stays_away_ends_a_worker_with_an_error(network, remote) ->
     assert answer.wait(10).text == "so why?"
 
 
-@needs_redis_server
 def test_a_worker_ends_in_time_while_redis_is_away(network, remote) -> None:
     models, answer = Models(), put(network.direct)
     worker = remote(models, timing=replace(QUICK, give_up=60.0))
@@ -1171,7 +1163,6 @@ def command(redis_client, tmp_path) -> Iterator:
 
 
 @posix
-@needs_redis_server
 def test_the_command_answers_stays_small_and_finishes_when_told_to_end(redis_client, command, tmp_path) -> None:
     worker = command("worker", "--name", "mule", "--slots", "1", options=("-X", "importtime"))
     for _ in range(3):
@@ -1193,7 +1184,6 @@ def test_the_command_answers_stays_small_and_finishes_when_told_to_end(redis_cli
 
 
 @posix
-@needs_redis_server
 def test_told_twice_the_command_hands_back_and_ends(redis_client, command) -> None:
     worker = command("worker", "--name", "mule", "--within", "600")
     answer = enqueue("?", source="scripted", model="scripted:stall=3", client=redis_client)
@@ -1206,7 +1196,8 @@ def test_told_twice_the_command_hands_back_and_ends(redis_client, command) -> No
     assert row["times_delivered"] == 0 and row["time_since_delivered"] >= 5000  # free to be taken
 
 
-@pytest.mark.parametrize("backend", ["fake", pytest.param("redis-server", marks=needs_redis_server)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["fake", "redis-server"])
 def test_a_worker_in_a_process_of_its_own_ends_with_its_parent(client) -> None:
     process = start_process("mule", slots=2, lease=1.0, client=client)
     try:
@@ -1223,7 +1214,6 @@ def test_a_worker_in_a_process_of_its_own_ends_with_its_parent(client) -> None:
 
 
 @posix
-@needs_redis_server
 def test_a_worker_that_is_started_again_takes_the_place_of_the_first(redis_client) -> None:
     first = start_process("mule", client=redis_client)
     try:
@@ -1243,7 +1233,6 @@ def test_a_worker_that_is_started_again_takes_the_place_of_the_first(redis_clien
             process.wait()
 
 
-@needs_redis_server
 def test_a_worker_needs_little_memory(redis_client) -> None:
     process = start_process("mule", client=redis_client)
     try:
@@ -1268,7 +1257,6 @@ def test_without_a_queue_the_command_says_what_to_do(monkeypatch, capsys) -> Non
     assert "REDIS_URL" in said and "lab" in said and said.count("\n") == 1
 
 
-@needs_redis_server
 def test_a_redis_that_is_not_there_is_told_by_the_command(command, tmp_path) -> None:
     worker = command("worker", REDIS_URL="redis://:hunter2@127.0.0.1:9/0")
     assert worker.wait(30) == 1

@@ -12,7 +12,6 @@ from llmstream_nb.answers.connection import connect, names_of
 from llmstream_nb.answers.produce import Producer, Writing
 from llmstream_nb.answers.read import look, read_answer
 from llmstream_nb.answers.record import new_record, register
-from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.protocol.events import Gap, text_of
 from llmstream_nb.protocol.wire import AnswerNotFound, Fenced, Timing
@@ -176,10 +175,8 @@ def test_the_record_of_a_dead_trimmed_answer_says_what_it_lacks(client) -> None:
     wait_for(lambda: view.state == "stopped" and view.gaps and "41 entries are missing" in view.note)
 
 
-@pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")
-def test_a_lost_reply_to_a_bounded_stream_leaves_no_hole(real_servers) -> None:
-    server = real_servers["redis-server"]
-    with Proxy("127.0.0.1", server.port) as proxy:
+def test_a_lost_reply_to_a_bounded_stream_leaves_no_hole(shared) -> None:
+    with Proxy("127.0.0.1", shared.port) as proxy:
         client = connect(proxy.url, prefix=f"w{time.time_ns()}", socket_timeout=1)
         says = Model("one ", "two ")
         producer = write(client, says, Writing(maxlen=3))
@@ -200,6 +197,7 @@ def test_a_lost_reply_to_a_bounded_stream_leaves_no_hole(real_servers) -> None:
 # ------------------------------------------------------------------------------------- time to live, replay
 
 
+@pytest.mark.slow
 def test_an_answer_expires_with_all_that_belongs_to_it(client) -> None:
     short = Timing(lease=1.0, tick=0.05, ttl=1.0)
     ask("soon gone", source=lambda question, topic: iter(["Hi"]), id="a", timing=short).wait(10)
@@ -231,6 +229,7 @@ def test_an_ended_answer_opens_from_its_record(client) -> None:
     assert Answer("a").text == "".join(words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_replay_takes_its_time_and_ends_with_the_same_text(client, plain: bool) -> None:
     says = Model("one ")

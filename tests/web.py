@@ -14,23 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-import pytest
-
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.answers.record import new_record
-from llmstream_nb.faults import servers
 from llmstream_nb.protocol.wire import Entry, EntryID
 from llmstream_nb.web import WebServer
 
 TOKEN = "a-token-of-the-tests"
 PATIENCE = 15.0  # seconds
-
-
-def available(backend: str) -> str:
-    """The backend's name; skips where it is not there."""
-    if backend.endswith("-server") and backend not in servers.available():
-        pytest.skip(f"{backend} is not on PATH")
-    return backend
 
 
 # ------------------------------------------------------------------------------------------------ one request
