@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from llmstream_nb.llm.sources import complete
 
@@ -106,13 +106,6 @@ def ask_question(
     return record
 
 
-def ask_question_without_stream(
-    topic: str | None, question: str, *, source: str | None = None, model: str | None = None
-) -> str:
-    """Ask a model for the whole answer in one piece, without Redis, and return it. Raises ModelError."""
-    return "".join(complete(question, topic=topic, source=source, model=model, stream=False))
-
-
 # -------------------------------------------------------------------------------------------------- reading
 
 
@@ -154,45 +147,6 @@ def read_stream(
                 on_chunk(fields, entry_id)  # Breaks when another asks meanwhile: whose chunk is it?
                 if text.endswith(end_chunk(question_id)):
                     return  # Breaks when the model writes just that: START and END are ordinary text
-
-
-def listen_to_streams_by_read_group(
-    client: redis.Redis,
-    streams: Mapping[str, OnChunk],
-    group: str,
-    consumer: str,
-    question_id: str,
-    *,
-    count: int = 1,
-    timeout: float = 30.0,
-) -> None:
-    """`read_stream` with XREADGROUP: each entry goes to one consumer of the group, which acknowledges it.
-
-    `streams` has a function for each stream's entries. A missing group is made, to begin at the oldest entry.
-    Raises TimeoutError when END has not come within `timeout` seconds.
-    """
-    for stream in streams:
-        try:
-            client.xgroup_create(stream, group, id="0", mkstream=True)
-        except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
-    reading, deadline = False, time.monotonic() + timeout
-    wanted: Any = dict.fromkeys(streams, ">")
-    while True:
-        with _turn(deadline, f"{end_chunk(question_id)} for {consumer} of {group}") as ms:
-            # Breaks when a consumer dies: what it took stays pending, since nobody reads that again.
-            reply: Any = client.xreadgroup(group, consumer, wanted, count=count, block=ms)
-        for stream, entries in reply or []:
-            for entry_id, fields in entries:
-                text = fields.get("chunkOutput", "")
-                reading = reading or text.startswith(start_chunk(question_id))
-                if reading:
-                    streams[stream](fields, entry_id)
-                    if text.endswith(end_chunk(question_id)):
-                        return  # Breaks when you trust the pending list: END itself is never acknowledged
-                # Breaks when two share a group: what was meant for the other is acknowledged, and dropped.
-                client.xack(stream, group, entry_id)
 
 
 @contextmanager

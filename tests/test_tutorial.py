@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from llmstream_nb import tutorial
+from llmstream_nb import complete, tutorial
 from llmstream_nb.llm.endpoint import ModelError
 
 from .model import wait_for
@@ -76,8 +76,8 @@ def test_one_asker_end_to_end(client, stream):
     texts = [fields["chunkOutput"] for _, fields in seen]
     assert texts[0] == f"START:{question_id};"
     assert texts[-1] == f";END:{question_id}"
-    whole = tutorial.ask_question_without_stream(
-        "Redis", "What is a stream?", source="scripted", model="scripted:pace=0"
+    whole = "".join(
+        complete("What is a stream?", topic="Redis", source="scripted", model="scripted:pace=0", stream=False)
     )
     assert "".join(texts[1:-1]) == whole
     assert len(texts) > 10
@@ -218,39 +218,3 @@ def test_readers_share_one_connection(client, stream):
 def test_a_reader_gives_up_in_time(client, stream):
     with pytest.raises(TimeoutError, match=r";END:nobody in .* did not come in time"):
         tutorial.read_stream(client, stream, "0-0", "nobody", print, timeout=0.2)
-
-
-# ---------------------------------------------------------------------------------------- the group's variant
-
-
-def test_a_group_reader_gets_one_answer_and_leaves_its_end_pending(client, stream):
-    put(client, stream, "other", "foreign")
-    put(client, stream, "q", "START:q;", "one", "two")
-    end = put(client, stream, "q", ";END:q")
-    texts = []
-    handlers = {stream: lambda fields, _: texts.append(fields["chunkOutput"])}
-    tutorial.listen_to_streams_by_read_group(client, handlers, "g", "ann", "q", timeout=5)
-    assert texts == ["START:q;", "one", "two", ";END:q"]
-    pending = client.xpending_range(stream, "g", "-", "+", 10)
-    assert [p["message_id"] for p in pending] == [end]  # the foreign entry was acknowledged and is gone
-
-
-def test_two_consumers_of_a_group_take_each_others_entries(client, stream):
-    put(client, stream, "a", "START:a;")
-    put(client, stream, "b", "START:b;")
-    put(client, stream, "a", "red", ";END:a")
-    put(client, stream, "b", "blue", ";END:b")
-    for_a, for_b = [], []
-    handlers = {stream: lambda fields, _: for_a.append(fields["chunkOutput"])}
-    tutorial.listen_to_streams_by_read_group(client, handlers, "g", "ann", "a", timeout=5)
-    handlers = {stream: lambda fields, _: for_b.append(fields["chunkOutput"])}
-    with pytest.raises(TimeoutError):
-        tutorial.listen_to_streams_by_read_group(client, handlers, "g", "consumer-b", "b", timeout=SHORT)
-    assert for_a == ["START:a;", "START:b;", "red", ";END:a"]
-    assert for_b == []
-
-
-def test_a_group_reader_takes_up_an_existing_group_and_gives_up_in_time(client, stream):
-    client.xgroup_create(stream, "g", id="$", mkstream=True)
-    with pytest.raises(TimeoutError, match="for ann of g did not come in time"):
-        tutorial.listen_to_streams_by_read_group(client, {stream: print}, "g", "ann", "q", timeout=0.1)
