@@ -3,8 +3,6 @@
 import builtins
 from importlib import import_module
 
-from llmstream_nb import moved
-
 # Where the public names live. Loaded on first use, so that `import llmstream_nb` costs nothing and the set-up can run
 # on a bare Python; editors and type checkers read __init__.pyi instead.
 _HOMES = {
@@ -39,7 +37,6 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME)
 __version__ = "0.1.0"
 
-moved.install()
 if hasattr(builtins, "get_ipython"):  # a notebook
     for name in ("tracebacks", "frames"):
         import_module("llmstream_nb.viewing." + name).install(builtins.get_ipython())

@@ -438,7 +438,7 @@ def test_importing_the_package_costs_nothing():
     show = "import sys; before = set(sys.modules); import llmstream_nb; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", show], cwd=ROOT, capture_output=True, text=True, timeout=30)
     ours = [name for name in done.stdout.split() if name.startswith(("llmstream_nb.", "redis", "json"))]
-    assert ours == ["llmstream_nb.moved"]  # it is small
+    assert not ours
 
 
 def test_locks_agree():

@@ -14,7 +14,6 @@ PACKAGE = Path(__file__).parents[1] / "llmstream_nb"
 # From the ground up: a room may import only from rooms below its own, or from within itself. The number is its budget
 # in lines of code (docstrings, comments and blank lines are free), and behind it stands why it is large, if it is.
 ROOMS = {
-    "moved": 40,  # old names, for notebooks that were kept over an update
     "protocol": 478,  # with what makes JSON that anybody wrote harmless
     "extras": 15,
     "llm": 1032,  # a client for whatever calls itself OpenAI-compatible, whatever it sends, and two models of the kit's own

@@ -11,7 +11,6 @@ from subprocess import DEVNULL, PIPE, Popen, TimeoutExpired
 import redis
 
 from llmstream_nb.answers.connection import current, environment_of
-from llmstream_nb.pool.queue import enqueue  # noqa: F401 - with it, this module has all that `workers` once had
 from llmstream_nb.pool.worker import FINISH, Worker
 
 _started: dict[str, Popen[bytes]] = {}  # by the name of the worker
