@@ -9,19 +9,9 @@ from redis.exceptions import ResponseError, WatchError
 
 from llmstream_nb.answers.connection import LOST, Line, current, is_passing, milliseconds, names_of, said, unusable
 from llmstream_nb.answers.read import Backoff, longest_block, send
+from llmstream_nb.protocol import wire
 from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.round import Patience, Round, StillWaiting
-from llmstream_nb.protocol.wire import (
-    AnswerNotFound,
-    Entry,
-    LLMStreamError,
-    NotAnAnswer,
-    Timing,
-    clean,
-    first_attempt,
-    parse_entries,
-    parse_record,
-)
 
 COUNT = 100  # entries a read: a batch is lost to its consumer's successor until it is claimed, so not too many
 NEW = ">"  # XREADGROUP's ID for entries that no consumer of the group was given
@@ -29,17 +19,17 @@ LAST = 2**64 - 1  # the largest number that an ID can have
 SOON = 0.02  # seconds to the next read, where that decides
 
 
-class BadName(LLMStreamError, ValueError):
+class BadName(wire.LLMStreamError, ValueError):
     """A name that can't be a consumer group's or a consumer's."""
 
 
-class GroupGone(LLMStreamError):
+class GroupGone(wire.LLMStreamError):
     """The consumer group, or the stream that it belongs to, is no longer there."""
 
 
 def check_name(name: str) -> str:
     """Return a consumer group's or a consumer's name, or raise BadName; Redis takes any bytes, so this does too."""
-    if not isinstance(name, str) or not 0 < len(name) <= 200 or clean(name) != name:
+    if not isinstance(name, str) or not 0 < len(name) <= 200 or wire.clean(name) != name:
         raise BadName(f"{str(name)[:80]!r} can't name a group or a consumer: use 1 to 200 characters of text")
     return name
 
@@ -52,8 +42,8 @@ def read_answer_group(
     count: int = COUNT,
     timeout: float | None = None,
     client: redis.Redis | None = None,
-    timing: Timing | None = None,
-) -> Iterator[list[Entry]]:
+    timing: wire.Timing | None = None,
+) -> Iterator[list[wire.Entry]]:
     """Yield the entries that this consumer of the group is given, in batches, until the answer has ended.
 
     A batch is a list of at most `count` entries, each with an `id`, a `kind` and a `text`; `timeout` is in seconds.
@@ -73,7 +63,7 @@ def read_answer_group(
             its producer died and nobody took over, within `timing.patience` seconds.
         RedisUnusable, NotAnAnswer, BadAnswerId, BadName: as `read_answer`.
     """
-    client, timing = client or current(), timing or Timing()
+    client, timing = client or current(), timing or wire.Timing()
     line = Line(client, names_of(client).answer(answer_id).chunks)
     reads = Consumer(line, answer_id, check_name(group), check_name(consumer), timing)
     follower, retry = Follower(answer_id, timing=timing), Backoff(timing)
@@ -99,7 +89,7 @@ def read_answer_group(
                 patience.lost()
                 continue
             retry.reset()
-            if entries := parse_entries(raw):  # what was trimmed is pending without its fields: only to be acked
+            if entries := wire.parse_entries(raw):  # what was trimmed is pending without its fields: only to be acked
                 yield entries
                 follower.suspect = entries[-1].final  # nothing to wait for
             patience.heard(bool(raw))
@@ -110,7 +100,7 @@ def read_answer_group(
 class Consumer:
     """A consumer's reads of its group: what it has pending, page by page, then what is new. Redis errors pass."""
 
-    def __init__(self, line: Line, answer_id: str, group: str, name: str, timing: Timing) -> None:
+    def __init__(self, line: Line, answer_id: str, group: str, name: str, timing: wire.Timing) -> None:
         self._line, self._id, self._group, self._name, self._timing = line, answer_id, group, name, timing
         self._key = names_of(line.redis).answer(answer_id).chunks
         self._start: str | None = None  # the ID for XREADGROUP; None until the group is there
@@ -165,7 +155,7 @@ def read_group(
         time.sleep(SOON)
 
 
-def create_group(client: redis.Redis, answer_id: str, group: str, timing: Timing) -> None:
+def create_group(client: redis.Redis, answer_id: str, group: str, timing: wire.Timing) -> None:
     """Create a group at the answer's beginning unless it is there (XGROUP CREATE … 0). Redis errors pass.
 
     Raises AnswerNotFound, GroupGone where only the record is left, NotAnAnswer for a key of another type.
@@ -177,17 +167,17 @@ def create_group(client: redis.Redis, answer_id: str, group: str, timing: Timing
             # Watched, for what is seen must still hold when the group is made: an answer may begin just now, and a
             # group must not bring back the key of one that is just deleted.
             pipe.watch(key, question)
-            record = parse_record(pipe.get(question))
+            record = wire.parse_record(pipe.get(question))
             kind = pipe.type(key)  # after the record: where that tells an end, entries were there before
             if kind not in ("none", "stream"):
-                raise NotAnAnswer(f"{key!r} holds a {kind}, not a stream: use another id, or delete that key")
+                raise wire.NotAnAnswer(f"{key!r} holds a {kind}, not a stream: use another id, or delete that key")
             if kind == "none" and record is None:
-                raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
+                raise wire.AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
             if kind == "none" and record and record.get("end"):
                 raise GroupGone(f"the entries of {answer_id!r} have expired: see Answer({answer_id!r}).text")
             if kind == "none":
                 pipe.multi()
-                if first := first_attempt(record or {}) - 1:
+                if first := wire.first_attempt(record or {}) - 1:
                     # An empty stream would take what comes late of an earlier question: it has had its last ID.
                     last = f"{first}-{LAST}"
                     pipe.xadd(key, {"kind": ""}, last)
@@ -207,7 +197,7 @@ def create_group(client: redis.Redis, answer_id: str, group: str, timing: Timing
 
 def claim(
     answer_id: str, group: str, consumer: str, *, idle: float = 5.0, client: redis.Redis | None = None
-) -> list[Entry]:
+) -> list[wire.Entry]:
     """Take over what the group's consumers have left pending for `idle` seconds or more (XAUTOCLAIM).
 
     The entries, in the order of their IDs, are pending with `consumer` now: `read_answer_group` gives them to
@@ -216,11 +206,11 @@ def claim(
     """
     given: Any = client or current()
     key, group, consumer = names_of(given).answer(answer_id).chunks, check_name(group), check_name(consumer)
-    cursor, found = "", list[Entry]()
+    cursor, found = "", list[wire.Entry]()
     try:
         while cursor != "0-0":
             cursor, raw, *_ = given.xautoclaim(key, group, consumer, int(idle * 1000), cursor or "0-0", count=COUNT)
-            found += parse_entries(raw)
+            found += wire.parse_entries(raw)
         return found
     except LOST as error:
         if is_gone(error):

@@ -10,18 +10,9 @@ import redis
 
 from llmstream_nb.answers.connection import names_of, said, unusable
 from llmstream_nb.answers.read import passing_raised, send_all
+from llmstream_nb.protocol import wire
 from llmstream_nb.protocol.events import Ended, Failed
 from llmstream_nb.protocol.round import Command, Round
-from llmstream_nb.protocol.wire import (
-    DAY,
-    POOL,
-    AnswerNotFound,
-    EntryID,
-    LLMStreamError,
-    clean,
-    first_attempt,
-    parse_entries,
-)
 from llmstream_nb.viewing.broken import Broken, explained
 from llmstream_nb.viewing.transcript import LABELS, Transcript
 
@@ -58,7 +49,7 @@ class Survey:
             pipe.llen(names.failures)
             pipe.xlen(names.questions)
             pipe.xinfo_groups(names.questions)
-            pipe.xinfo_consumers(names.questions, POOL)
+            pipe.xinfo_consumers(names.questions, wire.POOL)
             index, failures, *queue, consumers = passing_raised(pipe.execute(raise_on_error=False))
         known = [] if isinstance(consumers, Exception) else consumers  # an error: there is no such group
         self._list(self._readable(index, names.answers, notes) or [], lost)
@@ -91,7 +82,7 @@ class Survey:
         length, groups = (self._readable(reply, self._names.questions, notes) for reply in (length, groups))
         if length is None or groups is None:
             return {"waiting": None, "answering": None, "consumers": []}
-        taken = sum(group["pending"] for group in groups if group["name"] == POOL)
+        taken = sum(group["pending"] for group in groups if group["name"] == wire.POOL)
         if len(workers) > MOST:
             notes.append(f"{len(workers) - MOST:,} more workers are not shown.")
         first = sorted(workers, key=lambda row: (row["state"] == "gone", not row["pending"]))[:MOST]
@@ -133,11 +124,11 @@ class Workers:
     def _row(self, consumer: dict[str, Any], sign: list[Any], now: float, known: dict[str, float]) -> dict[str, Any]:
         """What is shown of one; empty for one that is long gone, and holds nothing."""
         name, pending, (lease, left) = consumer["name"], consumer["pending"], sign
-        limits, listed, last = {"quiet": QUIET}, float(DAY), now - consumer["idle"] / 1000
+        limits, listed, last = {"quiet": QUIET}, float(wire.DAY), now - consumer["idle"] / 1000
         span = int(lease) / 1000 if isinstance(lease, str) and lease.isdecimal() and len(lease) < 16 else 0.0
-        if span and isinstance(left, int) and 0 < left <= 1000 * (span + DAY):
+        if span and isinstance(left, int) and 0 < left <= 1000 * (span + wire.DAY):
             limits, listed = {"silent": min(SILENT, span / 2), "gone": span}, span + LISTED
-            last = now - (span + DAY - left / 1000)
+            last = now - (span + wire.DAY - left / 1000)
         before, back = self._away
         if last < back:  # nobody could give a sign of life then: that time does not count
             last = back - max(0.0, before - last)
@@ -168,7 +159,7 @@ class Item:
             self._transcript.follower.reconnected(time.monotonic())
         try:
             self._round = Round(names_of(client).answer(answer_id), self._transcript.follower)
-        except LLMStreamError as error:
+        except wire.LLMStreamError as error:
             self._problem, self.done = ("unreadable", str(error)), True
 
     def ask(self) -> list[Command]:
@@ -182,17 +173,17 @@ class Item:
             for at, reply in enumerate(replies):
                 if isinstance(reply, Exception):
                     key = self._round.keys.question if at == 2 else self._round.keys.chunks
-                    raise LLMStreamError(_why(reply, key, self._client))
+                    raise wire.LLMStreamError(_why(reply, key, self._client))
             self._judge(replies[:4], replies[4])
             self._problem = ("", "")
-        except AnswerNotFound:
+        except wire.AnswerNotFound:
             self._problem = ("missing", "Cleared or expired.")
         except Exception as error:  # noqa: BLE001 - any client may have written anything there
             told = explained(error, self._client, self.id)
             self._problem, self.done = ("unreadable", str(told)), isinstance(told, Broken)
 
     def _judge(self, signs: list[Any], first: Any) -> None:
-        looked_at, start = self._attempt, parse_entries(first)
+        looked_at, start = self._attempt, wire.parse_entries(first)
         if not self._transcript.follower.done:
             self._follow(signs)
         if looked_at == self._attempt:
@@ -206,9 +197,9 @@ class Item:
         if signs.top and signs.top.final and not follower.done:
             events = follower.glance(signs, time.monotonic())  # the first has only moved on to the end
         self._question = str((signs.record or {}).get("question") or "")
-        self._first = first_attempt(signs.record or {})
+        self._first = wire.first_attempt(signs.record or {})
         ended = next((event for event in events if isinstance(event, (Ended, Failed))), None)
-        last = _last_text(ended) if ended else signs.top.id if signs.top else EntryID(1, 0)
+        last = _last_text(ended) if ended else signs.top.id if signs.top else wire.EntryID(1, 0)
         attempt, chunks = max(1, last.attempt), max(0, last.seq)
         if attempt != self._attempt:
             self._attempt, self._worker = attempt, ""
@@ -244,10 +235,10 @@ class Item:
         return rate and max(0, round(rate, None if rate >= 10 else 1))  # less than 0: written again after a loss
 
 
-def _last_text(end: Ended | Failed) -> EntryID:
+def _last_text(end: Ended | Failed) -> wire.EntryID:
     """Of an answer that has ended: its last entry before the end, whose `seq` is the number of chunks."""
     closes = end.data.get("closes")  # said by whoever closed it from outside
-    return EntryID.parse(closes) if closes else EntryID(end.id.attempt, end.id.seq - 1)
+    return wire.EntryID.parse(closes) if closes else wire.EntryID(end.id.attempt, end.id.seq - 1)
 
 
 def _why(error: Exception, key: str, client: redis.Redis) -> str:
@@ -259,5 +250,5 @@ def _why(error: Exception, key: str, client: redis.Redis) -> str:
 
 def fit(text: Any, longest: int = LONGEST // 10) -> str:
     """Text of any origin, short enough and of characters that reach the browser."""
-    shown = clean(str(text)[: longest + 1])
+    shown = wire.clean(str(text)[: longest + 1])
     return shown if len(shown) <= longest else shown[:longest] + "…"
