@@ -27,7 +27,6 @@ LAB_LOCK = STATE / "lab.lock"  # held by the lab whose Redis keeps its data in t
 PATIENCE = 30.0  # seconds that a server may take to start
 PORTS = 5  # tried one after the other, where another program takes each of them first
 READY = re.compile(r"Ready (?:to accept connections|at port (?P<port>\d+))")  # in a server's own words
-WRITER = re.compile(rb"(redis|valkey)-ver.(\d+)\.(\d+)", re.DOTALL)  # at the head of an append-only file's base
 
 
 class StartError(Exception):
@@ -161,25 +160,10 @@ def _data_folder(folder: Path, program: Program) -> Path:
     data = folder / f"{program.make}-{program.version[0]}.{program.version[1]}"
     for each in (folder, data):
         make_private(each)
-    if not any(data.glob("append*")):
-        make, *version = _writer(folder)  # where they lay before there was a folder for each
-        if make == program.make and tuple(version) <= program.version:
-            for each in [*folder.glob("append*")]:
-                each.rename(data / each.name)
-        elif others := sorted({found.parent for found in [*folder.glob("append*"), *folder.glob("*-*/append*")]}):
-            say(f"Answers that another server kept are still in {', '.join(map(str, others))}.")
+    others = sorted({found.parent for found in folder.glob("*-*/append*")} - {data})
+    if others and not any(data.glob("append*")):
+        say(f"Answers that another server kept are still in {', '.join(map(str, others))}.")
     return data
-
-
-def _writer(folder: Path) -> tuple[Any, ...]:
-    """Make and version of the server whose append-only file lies here, as it says itself."""
-    if (folder / "appendonly.aof").exists():
-        return ("redis", *OLDEST)  # later ones, and Valkey, have a folder of files
-    for base in folder.glob("appendonlydir/*.base.rdb"):
-        with base.open("rb") as file:
-            if found := WRITER.search(file.read(100)):
-                return found[1].decode(), int(found[2]), int(found[3])
-    return ("",)
 
 
 # ----------------------------------------------------------------------------------------- the one for lab
