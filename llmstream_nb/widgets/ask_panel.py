@@ -11,7 +11,7 @@ import traitlets as t
 
 from llmstream_nb.answers.ask import Answer, ask
 from llmstream_nb.llm.sources import default_source, prepared_questions, sources
-from llmstream_nb.protocol.wire import AnswerExists, LLMStreamError
+from llmstream_nb.protocol.wire import LLMStreamError
 from llmstream_nb.widgets.answer_view import AnswerView
 from llmstream_nb.widgets.bundle import bundle
 
@@ -38,8 +38,7 @@ class AskPanel(ipywidgets.VBox):  # type: ignore[misc]
     Args:
         question, topic: to begin with.
         source: as for `ask`; your own function is offered beside the others.
-        options: passed on to `ask`: model, id, client, timing, timeout. Of a given `id` the second answer is
-            called `<id>-2`, and so on.
+        options: passed on to `ask`: model, client, timing, timeout.
     """
 
     children: tuple[ipywidgets.Widget, ...]  # the form, and the view of the last answer
@@ -107,14 +106,7 @@ class AskPanel(ipywidgets.VBox):  # type: ignore[misc]
         form = self.form
         source = self._own if self._own and form.source == _name(self._own) else form.source
         asked = {"topic": form.topic.strip() or None, "source": source, "stream": not form.without_stream}
-        options = asked | self._options
-        number = 1
-        while True:
-            try:
-                return ask(form.question, **options)
-            except AnswerExists:  # a given id: one by chance is never taken
-                number += 1
-                options["id"] = f"{self._options['id']}-{number}"
+        return ask(form.question, **asked | self._options)
 
     def _show(self, answer: Answer) -> None:
         self.answer, old = answer, self.children[1:]
