@@ -62,30 +62,8 @@ def launch(port: int = 0, **options: Any) -> Any:
     return subprocess.Popen([sys.executable, __file__, str(port)], stdin=subprocess.PIPE, **options)
 
 
-class _Server:
-    """The process that serves the model, started when it is first needed."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.process: subprocess.Popen[bytes] | None = None
-        self.url = ""
-
-    def start(self) -> None:
-        process = launch(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        deadline = threading.Timer(START, process.kill)  # which also ends the reading
-        deadline.daemon = True
-        deadline.start()
-        with process.stdout as output:
-            self.url = output.readline().decode().strip()
-        deadline.cancel()
-        if not self.url:
-            process.kill()
-            process.stdin.close()
-            raise OSError(f"The local model did not start (exit code {process.wait()})")
-        self.process = process
-
-
-_server = _Server()
+_server: tuple[Any, str] | None = None  # the process that serves the model for this one, and its address
+_starting = threading.Lock()
 
 
 def url() -> str:
@@ -93,10 +71,26 @@ def url() -> str:
 
     Raises OSError if it does not start.
     """
-    with _server.lock:
-        if _server.process is None or _server.process.poll() is not None:
-            _server.start()
-        return _server.url
+    global _server
+    with _starting:
+        if _server is None or _server[0].poll() is not None:
+            _server = _start()
+        return _server[1]
+
+
+def _start() -> tuple[Any, str]:
+    process = launch(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    deadline = threading.Timer(START, process.kill)  # which also ends the reading
+    deadline.daemon = True
+    deadline.start()
+    with process.stdout as output:
+        address = output.readline().decode().strip()
+    deadline.cancel()
+    if not address:
+        process.kill()
+        process.stdin.close()
+        raise OSError(f"The local model did not start (exit code {process.wait()})")
+    return process, address
 
 
 def main() -> None:

@@ -102,15 +102,6 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: Any) -> None:
         """Keep the notebook's output clean."""
 
-    def do_GET(self) -> None:
-        if not self._is_known():
-            self._refuse(401, WANTS_KEY)
-        elif self.path == "/v1/models":
-            model = {"id": "scripted", "object": "model", "owned_by": "llmstream"}
-            self._send_json({"object": "list", "data": [model]})
-        else:
-            self._refuse(404, f"there is no {self.path}")
-
     def do_POST(self) -> None:
         with self.server.lock:
             self.server.active += 1
