@@ -25,14 +25,8 @@ _HOMES = {
     "widgets.monitor": "Monitor",
     "widgets.stream_view": "StreamView",
 }
-_EXTRAS = {  # by room; pyproject.toml says what each brings
-    "checks": "all",
-    "faults": "all",
-    "plots": "tables",
-    "tables": "tables",
-    "web": "web",
-    "widgets": "notebook",
-}
+# By room; pyproject.toml says what each brings.
+_EXTRAS = {"checks": "all", "faults": "all", "plots": "tables", "tables": "tables", "web": "web", "widgets": "notebook"}
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = sorted(_HOME)
 __version__ = "0.1.0"

@@ -123,9 +123,8 @@ def keyspace(*, client: redis.Redis | None = None) -> pd.DataFrame:
     with _redis(client) as client:
         names = names_of(client)
         found = [names.answers, names.questions, names.failures]
-        with suppress(
-            ResponseError, AttributeError
-        ):  # no queue, no group; the last is fakeredis' word for another type
+        # No queue, no group; the second is fakeredis' word for another type.
+        with suppress(ResponseError, AttributeError):
             workers: Any = client.xinfo_consumers(names.questions, wire.POOL)
             found += [names.worker(worker["name"]) for worker in workers]
         ids: Any = client.zrange(names.answers, 0, -1) if client.type(names.answers) == "zset" else ()

@@ -120,13 +120,7 @@ def get_last_id_of_stream(client: redis.Redis, stream: str) -> str:
 
 
 def read_stream(
-    client: redis.Redis,
-    stream: str,
-    last_id: str,
-    question_id: str,
-    on_chunk: OnChunk,
-    *,
-    timeout: float = 30.0,
+    client: redis.Redis, stream: str, last_id: str, question_id: str, on_chunk: OnChunk, *, timeout: float = 30.0
 ) -> None:
     """XREAD the entries after `last_id`, and give those from START to END, both included, to `on_chunk`.
 
