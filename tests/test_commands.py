@@ -55,13 +55,13 @@ def test_ask_prints_the_answer_and_watch_all_of_it_later(fake_tcp):
     code, text, said = run(fake_tcp, "ask", QUESTION, "--model", QUICK)
     assert code == 0
     answer_id = re.match(r"id (\w+)\n", said)[1]
-    assert re.search(r"\[stop: \d+ chunks, first after [\d.]+ s, all after [\d.]+ s\]\n$", said)
+    assert re.search(r"\[stop · \d+ chunks · first token [\d.]+ s · total [\d.]+ s\]\n$", said)
     assert text == llmstream_nb.Answer(answer_id, client=connect(fake_tcp)).text + "\n"
     assert run(fake_tcp, "watch", answer_id)[:2] == (0, text)
     code, nothing, said = run(fake_tcp, "watch", answer_id, LLMSTREAM_PREFIX="nb00")
     assert (code, nothing) == (2, "") and "under the prefix 'nb00'" in said
     whole = run(fake_tcp, "ask", QUESTION, "--model", QUICK, "--no-stream")
-    assert (whole[:2], "[stop: 1 chunks" in whole[2]) == ((0, text), True)
+    assert (whole[:2], "[stop · 1 chunk ·" in whole[2]) == ((0, text), True)
 
     assert re.fullmatch(r"1 answer under 'llmstream' at redis://\S+ deleted\.\n", run(fake_tcp, "clear", answer_id)[2])
     code, text, said = run(fake_tcp, "watch", answer_id)

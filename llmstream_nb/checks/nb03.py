@@ -58,16 +58,13 @@ def read_many(case: Case, function: Callable[..., dict[str, str]]) -> str:
     def write(entry: tuple[str, tuple[str, str, str]]) -> None:
         case.write([entry[1]], keys[entry[0]])
 
-    for later, about in case.each(
-        (False, "when three answers lie there"), (True, "when three answers are being written")
+    for there, later, about in case.each(
+        (entries, [], "when three answers lie there"),
+        ([], entries, "when three answers are being written"),
     ):
-        for name in keys:
-            write((name, ("1-0", "start", '{"model": "m"}')))
-        if later:
-            case.trickle(*entries, add=write)
-        else:
-            for entry in entries:
-                write(entry)
+        for entry in [*((name, ("1-0", "start", '{"model": "m"}')) for name in keys), *there]:
+            write(entry)
+        case.trickle(*later, add=write)
         noting = Noting(case.client)
         result = case.call(function, about, noting, list(keys.values()))
         require(isinstance(result, dict), f"{case.got}: return a dictionary.")

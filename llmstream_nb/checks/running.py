@@ -46,9 +46,10 @@ def exercise(examine: Callable[..., str]) -> Callable[..., Verdict]:
             return Verdict(None, "Not started yet: replace the `...`")
         return _run(examine.__name__, lambda case: examine(case, *mine, **more), hints, client)
 
-    whole, own = inspect.signature(examine), inspect.signature(check)
-    shown = [*list(whole.parameters.values())[1:], own.parameters["client"]]  # without the case
-    signature = own.replace(parameters=shown)
+    whole = inspect.signature(examine)
+    signature = whole.replace(
+        parameters=list(whole.parameters.values())[1:], return_annotation=Verdict
+    )  # without the case
     update_wrapper(check, examine)
     check.__signature__ = signature  # type: ignore[attr-defined]
     return check

@@ -170,17 +170,13 @@ class _Handler(BaseHTTPRequestHandler):
         yield "data: [DONE]\n\n"
 
     def _whole(self, script: Script, request: dict[str, Any], question: str) -> Iterator[str]:
-        """The body of an answer in one piece, which is nevertheless never in memory as one."""
+        """The body of an answer in one piece."""
         chunks = script.chunks(question)
-        count = sum(1 for _ in self._paced(script, islice(chunks, script.length)))
+        texts = list(self._paced(script, islice(chunks, script.length)))
         reason = "stop" if next(chunks, None) is None else "length"
-        choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": ""}}
-        whole = _head(request, "chat.completion") | {"usage": _usage(request, count), "choices": [choice]}
-        before, mark, after = json.dumps(whole).rpartition('"}}]}')
-        yield before
-        for text in islice(script.chunks(question), script.length):
-            yield json.dumps(text)[1:-1]
-        yield mark + after
+        choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": "".join(texts)}}
+        head = _head(request, "chat.completion")
+        yield json.dumps(head | {"usage": _usage(request, len(texts)), "choices": [choice]})
 
     def _paced(self, script: Script, chunks: Iterable[str]) -> Iterator[str]:
         """The chunks, each when it is due; the clock starts once, so that small delays don't add up."""
@@ -207,8 +203,10 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             self.connection.settimeout(None)
 
-    def _send_json(self, content: dict[str, Any], status: int = 200) -> None:
-        body = json.dumps(content).encode()
+    def _refuse(self, status: int, message: str) -> None:
+        kind = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}.get(status)
+        error = {"message": message, "type": "server_error" if status >= 500 else "invalid_request_error"}
+        body = json.dumps({"error": error | {"param": None, "code": kind}}).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -217,11 +215,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Retry-After", "20")
         self.end_headers()
         self.wfile.write(body)
-
-    def _refuse(self, status: int, message: str) -> None:
-        kind = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}.get(status)
-        error = {"message": message, "type": "server_error" if status >= 500 else "invalid_request_error"}
-        self._send_json({"error": error | {"param": None, "code": kind}}, status)
 
 
 def _head(request: dict[str, Any], kind: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Worker:
         source: as in `ask`, your own function too; else each question says who answers it.
         client: a Redis client; else that of the last `connect()`.
         timing: leases and limits in seconds, the same for all workers of a pool.
-        writing, timeout, first_timeout: as in `ask`.
+        writing: as in `ask`. How long a model may be silent, LLMSTREAM_TIMEOUT and LLMSTREAM_FIRST_TIMEOUT say.
 
     How it holds up (the commands are those of Redis 6.2): a question stays pending with its worker until the end
     of its answer is confirmed, then XACK and XDEL. Each tick the holder resets the idle time of what it holds,
@@ -64,8 +64,6 @@ class Worker:
         client: redis.Redis | None = None,
         timing: Timing | None = None,
         writing: Writing | None = None,
-        timeout: float | None = None,
-        first_timeout: float | None = None,
     ) -> None:
         if slots < 1:
             raise ValueError(f"a worker needs at least one slot, not {slots}")
@@ -73,7 +71,6 @@ class Worker:
         self.slots, self.source, self.writing = slots, source, writing
         self.client, self.timing = client or current(), timing or Timing()
         self.error: LLMStreamError | None = None  # what ended a worker that was started with `start`
-        self._limits = {"timeout": timeout, "first_timeout": first_timeout}
         self._queue = Queue(self.client, self.name, self.timing)
         self._jobs: dict[Job, Producer] = {}  # what it holds
         self._thread: threading.Thread | None = None
@@ -220,7 +217,7 @@ class Worker:
         """The deltas of an answer; what goes wrong already here comes out of their iteration, and into the answer."""
         source, model = self.source or record["source"], record["model"] or None
         try:
-            return deltas_of(record["question"], record["topic"] or None, source, model, **self._limits)
+            return deltas_of(record["question"], record["topic"] or None, source, model)
         except LLMStreamError as error:
             return _failing(error), silence()
 

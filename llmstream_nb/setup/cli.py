@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sys
-import time
 import webbrowser
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -294,27 +293,21 @@ def _follow(answer_id: str) -> int:
     from llmstream_nb.protocol import events
     from llmstream_nb.viewing.transcript import Transcript
 
-    transcript = Transcript(answer_id)  # for its words alone
-    began, first, chunks = time.monotonic(), None, 0
+    transcript = Transcript(answer_id, past=True)  # for its words and figures alone
     for event in read_answer(answer_id):
+        transcript.take([event])
         match event:
             case events.Text(text=text):
-                first, chunks = first or time.monotonic(), chunks + 1
                 print(printable(text), end="", flush=True)
-            case events.Started() | events.Restarted():
-                transcript.take([event])
-                if isinstance(event, events.Restarted):
-                    chunks = 0
-                    say(f"\n[{transcript.takeover or 'Another attempt.'} The answer begins anew.]")
+            case events.Restarted():
+                say(f"\n[{transcript.takeover or 'Another attempt.'} The answer begins anew.]")
             case events.Gap(missing=missing):
                 say(f"\n[{missing} entries are missing here]")
             case events.Interrupted():
                 say(f"\n[Interrupted. {transcript.silent}]")
             case events.Ended(reason=reason):
                 print(flush=True)
-                now = time.monotonic()
-                times = f"first after {(first or now) - began:.2f} s, all after {now - began:.2f} s"
-                say(printable(f"[{reason}: {chunks} chunks, {times}]"))
+                say(printable(f"[{' · '.join(filter(None, [reason, transcript.figures]))}]"))
                 return 0
             case events.Failed(error=error, message=message):
                 print(flush=True)

@@ -52,12 +52,9 @@ def _packages() -> Iterator[Check]:
         return
     elif environment.is_set_up():
         yield OK, "set-up", "done, in .venv"
-        path = [str(found) for found in VENV.glob("[Ll]ib/**/site-packages")]
-    elif VENV.exists():
-        yield NOTE, "set-up", "not complete: python3 -m llmstream_nb lab goes on with it"
-        return
-    elif environment.differences(LOCKED):
-        yield NOTE, "set-up", "not done yet: python3 -m llmstream_nb lab does it"
+        path = environment.site_packages()
+    elif VENV.exists() or environment.differences(LOCKED):
+        yield NOTE, "set-up", "not done yet, or not to its end: python3 -m llmstream_nb lab does it"
         return
     else:
         yield OK, "set-up", "this Python has everything"
