@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -308,7 +309,7 @@ def memory(quick: bool) -> tuple[str, Samples]:
 
         def pattern() -> Figures:
             bare.flushall()
-            name = tutorial.new_question_id()
+            name = uuid.uuid4().hex
             tutorial.ask_question(bare, name, None, "tokens", source=paced)
             text = _joined(bare, tutorial.OPENAI_STREAM, "chunkOutput")
             said = text.removeprefix(tutorial.start_chunk(name)).removesuffix(tutorial.end_chunk(name))

@@ -9,7 +9,6 @@ import json
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -30,11 +29,6 @@ _log = logging.getLogger(__name__)
 # Breaks when many read: all blocking reads queue for one connection. In the tutorial that is how the client
 # treats isolated commands; redis-py gives each its own connection, so a lock stands for it.
 _connection = threading.Lock()
-
-
-def new_question_id() -> str:
-    """A fresh question id."""
-    return str(uuid.uuid4())
 
 
 def start_chunk(question_id: str) -> str:

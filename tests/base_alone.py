@@ -94,7 +94,7 @@ def main() -> None:
     process.terminate()
     assert process.wait(20) == 0
     assert command("doctor").returncode == 0
-    assert tutorial.new_question_id()
+    assert tutorial.start_chunk("q") == "START:q;"
     assert clear() >= 6 and not client.keys(f"{client.names.prefix}:*question")
     try:
         list(read_answer(answer_id))

@@ -117,10 +117,7 @@ def test_another_process_sees_the_same(client, tmp_path) -> None:
     import sys
 
     answer = ask("shared", source=say("one ", "two")).wait(20)
-    code = (
-        "from llmstream_nb import read_answer; from llmstream_nb.protocol import text_of;"
-        f"print(text_of(read_answer({answer.id!r})))"
-    )
+    code = f"from llmstream_nb import read_answer, text_of;print(text_of(read_answer({answer.id!r})))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | environment_of(client),

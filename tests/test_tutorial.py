@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import uuid
 
 import pytest
 
@@ -54,7 +55,7 @@ def read(client, stream, last_id, question_id, timeout=SHORT):
 
 def test_one_asker_end_to_end(client, stream):
     """The reader starts first, as in the tutorial, and gets START, all chunks in order, and END."""
-    seen, question_id = [], tutorial.new_question_id()
+    seen, question_id = [], str(uuid.uuid4())
     last_id = tutorial.get_last_id_of_stream(client, stream)
     reader = threading.Thread(
         target=tutorial.read_stream,

@@ -14,7 +14,6 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from importlib import import_module
 from types import SimpleNamespace
 
 import psutil
@@ -861,11 +860,6 @@ def test_a_source_that_breaks_is_an_answer_that_failed(client, pool, source) -> 
         assert answer.record["error"] in ("RuntimeError", "TypeError")
     assert_queue_empty(client)
     assert worker.error is None
-
-
-def test_an_old_notebook_finds_the_workers() -> None:
-    old = import_module("llmstream_nb.workers")
-    assert (old.Worker, old.enqueue, old.start_process) == (Worker, enqueue, start_process) and old.serve
 
 
 def test_a_queue_of_another_type_is_told(client) -> None:

@@ -1,4 +1,20 @@
-"""The commands of `python3 -m llmstream_nb`."""
+"""The commands of `python3 -m llmstream_nb`; what follows here is the end of its --help.
+
+The first command sets the kit up in .venv (about 800 MB); later ones start at once. To set up without a
+network, fill a folder where there is one, and take it along:
+  python3 -m llmstream_nb wheels DIR --for windows --for macos
+  python3 -m llmstream_nb lab --wheels DIR
+
+environment variables:
+  REDIS_URL          the Redis to use, e.g. redis://:password@host:6379/0; else lab starts one of its own
+  LLMSTREAM_PREFIX   the first part of every key (llmstream)
+  LLMSTREAM_LLM      who answers unless a question says: scripted, local or openai
+  LLMSTREAM_TIMEOUT, LLMSTREAM_FIRST_TIMEOUT
+                     seconds that a model may be silent in mid-answer (30), and before its first word (120)
+  OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_MODEL
+                     your own endpoint; used only when chosen, and read from a file .env too
+  LLMSTREAM_NO_VENV  set it to use the Python that runs this as it is, and set nothing up
+"""
 
 import argparse
 import logging
@@ -23,22 +39,6 @@ from llmstream_nb.setup.redis_server import show
 from llmstream_nb.setup.restore import pristine, restore
 from llmstream_nb.setup.shared import shared
 
-EPILOG = """\
-The first command sets the kit up in .venv (about 800 MB); later ones start at once. To set up without a
-network, fill a folder where there is one, and take it along:
-  python3 -m llmstream_nb wheels DIR --for windows --for macos
-  python3 -m llmstream_nb lab --wheels DIR
-
-environment variables:
-  REDIS_URL          the Redis to use, e.g. redis://:password@host:6379/0; else lab starts one of its own
-  LLMSTREAM_PREFIX   the first part of every key (llmstream)
-  LLMSTREAM_LLM      who answers unless a question says: scripted, local or openai
-  LLMSTREAM_TIMEOUT, LLMSTREAM_FIRST_TIMEOUT
-                     seconds that a model may be silent in mid-answer (30), and before its first word (120)
-  OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_MODEL
-                     your own endpoint; used only when chosen, and read from a file .env too
-  LLMSTREAM_NO_VENV  set it to use the Python that runs this as it is, and set nothing up
-"""
 IN_A_CHECKOUT = {"lab", "test", "wheels", "save-outputs"}  # not where pip has installed the package alone
 # C0 and C1 controls, which move cursors and set titles; changes of writing direction, which disguise text.
 UNSAFE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python3 -m llmstream_nb",
         description="Stream an LLM's output through Redis Streams, and learn how it is done.",
-        epilog=EPILOG,
+        epilog=(__doc__ or "").partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")

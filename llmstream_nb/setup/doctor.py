@@ -4,7 +4,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from llmstream_nb.llm.names import SOURCES
 from llmstream_nb.protocol.wire import LLMStreamError
@@ -22,7 +22,7 @@ Check = tuple[str, str, str]  # a line of the table: verdict, subject, and what 
 
 def doctor() -> int:
     """Print the table of checks; return 1 if one of them is a problem."""
-    checks = [check for look in CHECKS for check in look()]
+    checks = [check for look in (_python, _packages, _redis, _models, _binder, _machine) for check in look()]
     width = max(len(subject) for _, subject, _ in checks)
     for verdict, subject, text in checks:
         print(f"{verdict:8} {subject:{width}}  {text}")
@@ -123,6 +123,3 @@ def _machine() -> Iterator[Check]:
     if not os.access(ROOT, os.W_OK):
         yield stops, "folder", f"{ROOT} can't be written: copy it to a place of your own"
     yield from ((PROBLEM, what, why) for what, why in hindrances())
-
-
-CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (_python, _packages, _redis, _models, _binder, _machine)
