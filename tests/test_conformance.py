@@ -12,8 +12,8 @@ import pytest
 import llmstream_nb
 from llmstream_nb.protocol import follow
 from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Text
-from llmstream_nb.protocol.follow import Cursor, Follower, Signs
-from llmstream_nb.protocol.wire import Entry, EntryID, Joiner, LLMStreamError, NotAnAnswer, Timing, parse_entries
+from llmstream_nb.protocol.follow import Cursor, Follower
+from llmstream_nb.protocol.wire import Entry, EntryID, Joiner, LLMStreamError, NotAnAnswer, Signs, Timing, parse_entries
 
 from .test_recipe import recipe
 
@@ -161,7 +161,7 @@ def r8_what_is_unknown_is_passed_over(patch) -> None:
         except NotAnAnswer:
             return []
 
-    patch.setattr(follow, "parse_entries", lenient)
+    patch.setattr(follow.wire, "parse_entries", lenient)
 
 
 def looking(patch, see) -> None:

@@ -40,8 +40,8 @@ from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.pool.worker import Worker
 from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, text_of
-from llmstream_nb.protocol.follow import Cursor, Follower, Signs
-from llmstream_nb.protocol.wire import ORIGIN, Entry, EntryID, Fenced, Timing
+from llmstream_nb.protocol.follow import Cursor, Follower
+from llmstream_nb.protocol.wire import ORIGIN, Entry, EntryID, Fenced, Signs, Timing
 
 from . import schedules
 from .model import Model, raw, text_in, wait_for

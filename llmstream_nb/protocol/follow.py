@@ -3,19 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from llmstream_nb.protocol import wire
 from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, Text, closing_event, opening_event
-from llmstream_nb.protocol.wire import (
-    ORIGIN,
-    AnswerNotFound,
-    BadEntryID,
-    Entry,
-    EntryID,
-    NotAnAnswer,
-    Signs,
-    Timing,
-    parse_entries,
-    parse_ms,
-)
 
 
 class Cursor:
@@ -25,7 +14,7 @@ class Cursor:
     passed over, a missing one is reported, and a newer attempt replaces the text of the older one.
     """
 
-    def __init__(self, after: EntryID = ORIGIN) -> None:
+    def __init__(self, after: wire.EntryID = wire.ORIGIN) -> None:
         self.after = after  # read on from here: XREAD … STREAMS <key> <after>
         self.closed = False  # an end or error entry was seen: nothing more will come
 
@@ -36,17 +25,17 @@ class Cursor:
             attempt, seq = self.after
             try:  # the next text, and so nearly every entry: to make an Entry of each takes three times as long
                 if raw_id == f"{attempt}-{seq + 1}" and fields["kind"] == "text" and not self.closed:
-                    events.append(Text(EntryID(attempt, seq + 1), fields["text"], parse_ms(fields["ms"])))
+                    events.append(Text(wire.EntryID(attempt, seq + 1), fields["text"], wire.parse_ms(fields["ms"])))
                     self.after = events[-1].id
                     continue
             except (KeyError, ValueError, TypeError):
                 pass  # parse_entries says what is wrong with it
-            for entry in parse_entries([(raw_id, fields)]):
+            for entry in wire.parse_entries([(raw_id, fields)]):
                 if not (self.closed or self._is_repeated(entry)):
                     self._take(entry, events)
         return events
 
-    def _take(self, entry: Entry, events: list[Event]) -> None:
+    def _take(self, entry: wire.Entry, events: list[Event]) -> None:
         """Add what a new entry of any kind means."""
         before = self._before(entry)
         restarts, missing = self._restarts(before), self._missing(before)
@@ -61,24 +50,24 @@ class Cursor:
             events.append(closing_event(entry.id, entry.data, entry.kind))
             self.closed = True
 
-    def _is_repeated(self, entry: Entry) -> bool:
+    def _is_repeated(self, entry: wire.Entry) -> bool:
         """R2: whether it was seen before, as when a read is done again after a lost reply."""
         return entry.id <= self.after
 
-    def _before(self, entry: Entry) -> EntryID:
+    def _before(self, entry: wire.Entry) -> wire.EntryID:
         """R5: the entry that must have come right before; who closes an attempt from outside names its last.
 
         Without a name the stream was empty then: what was read before is no part of this answer.
         """
         if entry.final and entry.id.seq == 0 and (closes := entry.data.get("closes")):
             return max(self.after, _written_id(closes))
-        return EntryID(entry.id.attempt, entry.id.seq - 1)
+        return wire.EntryID(entry.id.attempt, entry.id.seq - 1)
 
-    def _missing(self, before: EntryID) -> int:
+    def _missing(self, before: wire.EntryID) -> int:
         """R3: how many entries, up to the one before, are neither seen nor there."""
         return before.seq - (self.after.seq if before.attempt == self.after.attempt else -1)
 
-    def _restarts(self, before: EntryID) -> bool:
+    def _restarts(self, before: wire.EntryID) -> bool:
         """R4: whether another attempt than the one that was seen has begun."""
         return before.attempt > self.after.attempt > 0
 
@@ -90,10 +79,10 @@ class Follower:
     answer; `state` is then one of queued, streaming, interrupted, ended, failed.
     """
 
-    def __init__(self, answer_id: str, after: EntryID = ORIGIN, timing: Timing | None = None) -> None:
+    def __init__(self, answer_id: str, after: wire.EntryID = wire.ORIGIN, timing: wire.Timing | None = None) -> None:
         self.answer_id = answer_id
         self.cursor = Cursor(after)
-        self.timing = timing or Timing()
+        self.timing = timing or wire.Timing()
         self.state = "queued"
         self.suspect = False  # no sign of life at the last look: read once more, soon
         self._judge_from = 0.0  # monotonic time before which nobody is declared dead
@@ -111,19 +100,21 @@ class Follower:
         """Take entries as redis-py gives them and return the events they bring; raises NotAnAnswer."""
         return self._told(self.cursor.feed(raw))
 
-    def silence(self, signs: Signs, now: float) -> list[Event]:
+    def silence(self, signs: wire.Signs, now: float) -> list[Event]:
         """Judge a read that brought nothing, by what Redis told after it; `now` in monotonic seconds.
 
         Raises AnswerNotFound when there is nothing under this id, also at a second look.
         """
         (top, leased, record, cleared), after = signs, self.cursor.after
-        gone, unread, known = top is None, after == ORIGIN, record or {}
+        gone, unread, known = top is None, after == wire.ORIGIN, record or {}
         if self.done or (top and top.id > after):
             return []  # R9: there is more to read, so this is no silence
         if top and top.final and top.id == after:
             return self._told([closing_event(top.id, top.data, top.kind)])  # R10: joined exactly at the end
         if top and top.final and top.id < after:  # a cursor of another answer, or of one that Redis has lost
-            raise BadEntryID(f"{self.answer_id!r} has nothing at {after}: it ended at {top.id}, so read it from 0-0")
+            raise wire.BadEntryID(
+                f"{self.answer_id!r} has nothing at {after}: it ended at {top.id}, so read it from 0-0"
+            )
         if gone and (known.get("reason") or known.get("error")):
             return self.from_record(known)  # R11: the entries have expired, the record has not
         anew = gone and not unread and signs.first > after.attempt  # the same id, another question
@@ -137,11 +128,11 @@ class Follower:
             self.suspect = True  # R14, R15: its end may have come between the read and the look, so read once more
             return []
         if gone and unread and record is None:  # R16
-            raise AnswerNotFound(f"there is no answer {self.answer_id!r}: never asked, cleared, or expired")
+            raise wire.AnswerNotFound(f"there is no answer {self.answer_id!r}: never asked, cleared, or expired")
         was, self.state = self.state, "interrupted"  # R17
         return [] if was == "interrupted" else [Interrupted(after)]
 
-    def glance(self, signs: Signs, now: float) -> list[Event]:
+    def glance(self, signs: wire.Signs, now: float) -> list[Event]:
         """`silence` for a follower that does not read the entries: it goes by the last one, and the signs of life."""
         top = signs.top
         if self.done or top is None or top.id <= self.cursor.after:
@@ -153,9 +144,9 @@ class Follower:
         """The events of an ended answer, from its record alone: the text comes in one piece."""
         after, whole = self.cursor.after, record.get("text")
         end = _written_id(record["end"]) if record.get("end") else after
-        first = opening_event(end, record if after == ORIGIN else {}, again=after != ORIGIN)
+        first = opening_event(end, record if after == wire.ORIGIN else {}, again=after != wire.ORIGIN)
         text = [Text(end, whole)] if whole and isinstance(whole, str) else []
-        unseen = [] if after >= end > ORIGIN else [first, *text]
+        unseen = [] if after >= end > wire.ORIGIN else [first, *text]
         return self._told([*unseen, closing_event(end, record)])
 
     def _told(self, events: list[Event]) -> list[Event]:
@@ -167,9 +158,9 @@ class Follower:
         return events
 
 
-def _written_id(text: str) -> EntryID:
+def _written_id(text: str) -> wire.EntryID:
     """An ID that stands in an entry or a record, where anybody may have written it; raises NotAnAnswer."""
     try:
-        return EntryID.parse(text)
-    except BadEntryID:
-        raise NotAnAnswer(f"{str(text)[:80]!r} stands where an entry's ID should: this is not the kit's") from None
+        return wire.EntryID.parse(text)
+    except wire.BadEntryID:
+        raise wire.NotAnAnswer(f"{str(text)[:80]!r} stands where an entry's ID should: this is not the kit's") from None
