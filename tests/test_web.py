@@ -116,7 +116,7 @@ def sent(data: bytes, cut: int = 1 << 30) -> list:
 def test_any_text_comes_out_of_the_frames_as_it_went_in(texts, cut):
     texts = [clean(text) for text in texts]
     events = [Text(EntryID(1, seq), text, seq) for seq, text in enumerate(texts, 1)]
-    data = sse.HELLO + sse.KEEP_ALIVE + b"".join(made.data for made in sse.frames(events))
+    data = sse.HELLO + b"".join(made.data for made in sse.frames(events))
     got = sent(data, cut)
     assert [json.loads(event.data) for event in got] == [{"text": t, "ms": n} for n, t in enumerate(texts, 1)]
     assert [event.id for event in got] == [f"1-{seq}" for seq in range(1, len(texts) + 1)]
@@ -1294,7 +1294,7 @@ def test_a_silent_stream_is_kept_alive(client, serve):
 
     async def main() -> None:
         running = asyncio.create_task(one.run())
-        await until(lambda: one.comments >= 3)
+        await until(lambda: one.alive >= 3)
         writer.end()
         await running
 

@@ -7,8 +7,8 @@ import re
 import signal
 import sys
 import time
-import webbrowser
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -138,6 +138,8 @@ def parser() -> argparse.ArgumentParser:
     one = command("web", _web, text, silence)
     one.add_argument("--port", type=int, default=8700, help="on 127.0.0.1 (8700; 0: any free one)")
     one.add_argument("--no-browser", action="store_true", help="print the link instead of opening it")
+    token = "the link's token stands in this file (else in LLMSTREAM_WEB_TOKEN; else it is random)"
+    one.add_argument("--token-file", type=_token, metavar="FILE", dest="token", help=token)
     one.add_argument("--pool", action="store_true", help="leave the answers to workers, as enqueue does")
 
     one = command("wheels", _wheels, "fill a folder with all that lab --wheels needs, for other machines too")
@@ -164,6 +166,17 @@ def parser() -> argparse.ArgumentParser:
 
 def _timeouts(args: argparse.Namespace) -> dict[str, Any]:
     return {"timeout": args.timeout, "first_timeout": args.first_timeout}
+
+
+def _token(path: str) -> str:
+    """A type of argument: the token in this file. What stands in an argument itself, all users of a machine can see."""
+    try:
+        token = Path(path).read_text("utf-8").strip()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not token:
+        raise argparse.ArgumentTypeError(f"{path} is empty: write a token into it that nobody can guess")
+    return token
 
 
 def _positive(kind: type) -> Any:
@@ -252,7 +265,7 @@ def _web(args: argparse.Namespace) -> int:
     from llmstream_nb.answers import connection
 
     client = connect()
-    server = WebServer(args.port, client=client, pool=args.pool, **_timeouts(args))
+    server = WebServer(args.port, client=client, token=args.token, pool=args.pool, **_timeouts(args))
     environment.allow_open_files(8_192)  # each viewer is one
     say(f"Answers are kept in {connection.where(client)}. Ctrl-C ends the server.")
     if args.pool:
@@ -260,9 +273,8 @@ def _web(args: argparse.Namespace) -> int:
     if server.base.startswith("/"):
         say("Open this at the host of your JupyterLab's own address, e.g. https://hub.example.org/user/…/proxy/…:")
     print(server.link(), flush=True)  # the link holds the token: only who has it may ask
-    if not args.no_browser:
-        webbrowser.open(server.link())
-    server.run()
+    with nullcontext() if args.no_browser else server.in_browser():
+        server.run()
     return 0
 
 

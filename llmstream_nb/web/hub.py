@@ -19,7 +19,7 @@ from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.round import COUNT, Round
 from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, EntryID, Signs, Timing
 from llmstream_nb.viewing.broken import explained
-from llmstream_nb.web.sse import HELLO, KEEP_ALIVE, Frame, frame, frames
+from llmstream_nb.web.sse import ALIVE, HELLO, Frame, frame, frames
 
 TICK = 0.02  # seconds between two rounds while something changes
 SLOWEST = 0.1  # the same when nothing has changed for a few seconds
@@ -27,6 +27,7 @@ RETRY = 0.5  # seconds between tries to reach a lost Redis
 WINDOW = 256_000  # bytes of an answer's newest frames that are kept for its viewers
 PAGE = 64_000  # bytes written to a viewer at once; it has to take them before it gets more
 CATCH_UP = 3  # connections for all viewers who are behind
+HEALTHY = 3.0  # seconds in which a Redis that is well says so
 FEW = 100  # entries in a viewer's first read; the next ones are as large as what it takes at once
 
 
@@ -110,7 +111,7 @@ class Viewer:
             return frame("state", {"state": state})
         if now - self._sent >= self.hub.keep_alive:
             self._sent = now
-            return KEEP_ALIVE
+            return ALIVE
         if self.channel and self._waiting() is not None:
             await self.channel.news.wait()
         return b""
@@ -163,6 +164,7 @@ class Hub:
         self._line, self._pool = async_client(client, 1), async_client(client, CATCH_UP)
         self._turn = asyncio.Semaphore(CATCH_UP)
         self._task: asyncio.Task[None] | None = None
+        self.keeper: asyncio.Task[None]  # lives as long as whoever started the hub wants it
 
     def end(self) -> None:
         """End all viewers' streams; browsers come back by themselves."""
@@ -179,6 +181,14 @@ class Hub:
         for line in (self._line, self._pool):
             with suppress(*LOST):
                 await line.aclose()
+
+    async def answers(self) -> bool:
+        """Whether Redis answers, and in time."""
+        with suppress(*LOST):
+            async with asyncio.timeout(HEALTHY), self._turn:
+                await self._pool.ping()
+                return True
+        return False
 
     # For each viewer
 
