@@ -1575,11 +1575,11 @@ def test_a_hub_without_a_window_would_be_found_out(monkeypatch):
 
 
 def test_a_guard_without_the_origin_rule_would_be_found_out(monkeypatch, standing):
-    rule = admission.Admission._refusal
+    rule = admission.Admission._check
 
     def blind(self, scope, headers):
         return rule(self, scope, {name: value for name, value in headers.items() if name != "origin"})
 
-    monkeypatch.setattr(admission.Admission, "_refusal", blind)
+    monkeypatch.setattr(admission.Admission, "_check", blind)
     with pytest.raises(AssertionError):
         test_another_sites_page_may_not_change_anything(standing)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import inspect
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,6 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmstream_nb.answers.connection import RedisUnusable
@@ -37,6 +34,18 @@ PAGE = Path(__file__).parent / "page"
 PROXY = "behind a proxy, let it pass on the header Host that it was sent"
 # What to answer when the kit says no. A ValueError is the asker's: a bad id, a bad question.
 STATUS: dict[Any, int] = {AnswerNotFound: 404, NotAnAnswer: 409, RedisUnusable: 503, (ModelError, ValueError): 422}
+
+
+class TooLarge(HTTPException):
+    """The body has too many bytes."""
+
+
+class ForeignOrigin(HTTPException):
+    """Another site's page sent it."""
+
+
+class ForeignHost(HTTPException):
+    """It was sent to another name than this server's."""
 
 
 class NoToken(HTTPException):
@@ -83,9 +92,7 @@ class Admission:
 
         headers, path = Headers(scope=scope), _path(scope)
         try:
-            if refusal := self._refusal(scope, headers):
-                await problem(*refusal)(scope, receive, reply)
-                return
+            self._check(scope, headers)
             if path not in (*OPEN, HEALTH):
                 await self._ask_who(scope)
             await self.app(scope, receive, reply)
@@ -101,27 +108,25 @@ class Admission:
             logging.getLogger(__name__).error("%s %s: %s", scope["method"], scope["path"], type(error).__name__)
             await problem(500, "Broken", "the server could not do this: its log says why")(scope, receive, reply)
 
-    def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str, str] | None:
+    def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
         length, host, origin = headers.get("content-length", "0"), headers.get("host", ""), headers.get("origin")
         if not length.isdigit() or int(length) > self.body:
-            return 413, "TooLarge", f"a request may have {self.body:,} bytes"
+            raise TooLarge(413, f"a request may have {self.body:,} bytes")
         if scope["method"] not in ("GET", "HEAD") and origin and origin.partition("://")[2] != host:
-            return 403, "ForeignOrigin", f"another site's page may not do this; {PROXY}"
-        port = (scope.get("server") or ("", None))[1]
-        known = self.authorize or host in self.hosts or host in [f"{name}:{port}" for name in LOCAL]
-        if not known and _path(scope) != HEALTH:
+            raise ForeignOrigin(403, f"another site's page may not do this; {PROXY}")
+        local = [f"{name}:{port}" for name in LOCAL for _, port in [scope.get("server") or ("", 80)]]
+        if not self.authorize and host not in (*local, *self.hosts) and _path(scope) != HEALTH:
             advice = f"name it in create_app(hosts=[…]), or give the server a token; {PROXY}"
-            return 403, "ForeignHost", f"this server does not go by that name: {advice}"
-        return None
+            raise ForeignHost(403, f"this server does not go by that name: {advice}")
 
     async def _ask_who(self, scope: Scope) -> None:
         """Raise HTTPException if they may not do this; what else the host's own function raises is passed on."""
         if not self.authorize:
             return
-        answer_id = ""
-        for route in scope["app"].routes:  # as it will be found there: a guess at it could be another
-            match, found = route.matches(scope)
-            answer_id = found.get("path_params", {}).get("answer_id", "") if match is not Match.NONE else answer_id
+        # As the router will find it: a guess at it could be another.
+        matches = (route.matches(scope) for route in scope["app"].routes)
+        found: Any = next((found for match, found in matches if match.value), {})
+        answer_id = found.get("path_params", {}).get("answer_id", "")
         asks = scope["method"] == "POST" or _path(scope) == "/sources"
         action: Action = "stop" if scope["method"] == "DELETE" else "ask" if asks else "read"
         may: Any = partial(self.authorize, Request(scope), answer_id, action)
@@ -146,11 +151,11 @@ def by_token(token: str) -> Authorize:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             given = request.query_params.get("token", "")
-        if secrets.compare_digest(given.encode(), token.encode()):
+        if hmac.compare_digest(given.encode(), token.encode()):
             return True
         # The page itself is at /?answer=…
         reads = reading_token(token, answer_id or request.query_params.get("answer", ""))
-        if not secrets.compare_digest(given.encode(), reads.encode()):
+        if not hmac.compare_digest(given.encode(), reads.encode()):
             raise NoToken(401, "this address lacks its token: use the link that the server printed")
         return action == "read"
 
@@ -159,7 +164,7 @@ def by_token(token: str) -> Authorize:
 
 def reading_token(token: str, answer_id: str) -> str:
     """A token that lets its holder read this answer, and from which the server's own can't be had."""
-    return hmac.new(token.encode(), b"read " + answer_id.encode(), hashlib.sha256).hexdigest()[:32]
+    return hmac.new(token.encode(), b"read " + answer_id.encode(), "sha256").hexdigest()[:32]
 
 
 def problem(status: int, error: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -169,8 +174,7 @@ def problem(status: int, error: str, message: str, headers: Mapping[str, str] | 
 
 def told(error: Exception) -> JSONResponse:
     """An error of the kit, or one of HTTP, as JSON."""
-    if isinstance(error, HTTPException):
-        name = "HTTP" if type(error).__name__ == "HTTPException" else type(error).__name__
-        return problem(error.status_code, name, str(error.detail), error.headers)
-    status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
-    return problem(status, type(error).__name__, str(error))
+    status = getattr(error, "status_code", None)
+    status = status or next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
+    name = type(error).__name__.removesuffix("Exception")
+    return problem(status, name, getattr(error, "detail", str(error)), getattr(error, "headers", None))

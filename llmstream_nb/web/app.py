@@ -222,31 +222,17 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        task = hub_of(app).keeper
+        hub = hub_of(app)
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.wait([task])
-
-    async def keep(hub: Hub) -> None:
-        """Wait to be cancelled, at the end of the application or of its event loop."""
-        try:
-            await asyncio.Event().wait()
-        finally:
             await hub.close()
-            await desk.leave()
-
-    def start() -> Hub:
-        hub = Hub(client, timing, keep_alive=limits.keep_alive)
-        hub.keeper = asyncio.create_task(keep(hub))
-        return hub
 
     problems: Any = {code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)}
-    refusals: Any = {LLMStreamError: _refused, RequestValidationError: _invalid, HTTPException: _http_error}
+    refusals: Any = {LLMStreamError: _refused, RequestValidationError: _invalid, HTTPException: _refused}
     about: Any = {"title": "llmstream-nb", "version": "1", "docs_url": None, "redoc_url": None}
     app = FastAPI(lifespan=lifespan, responses=problems, exception_handlers=refusals, **about)
-    app.state.hub, app.state.start = None, start
+    app.state.hub, app.state.start = None, partial(Hub, client, timing, limits.keep_alive, desk.leave)
     who = authorize or (by_token(token) if token else None)
     app.add_middleware(Admission, authorize=who, hosts=hosts, body=limits.body, frame_ancestors=frame_ancestors)
 
@@ -259,7 +245,7 @@ def create_app(
 def hub_of(app: FastAPI) -> Hub:
     """The reader of this event loop: an application that is mounted is not told that it starts, nor in which."""
     hub: Hub | None = app.state.hub
-    if hub is None or hub.keeper.done() or hub.keeper.get_loop() is not asyncio.get_running_loop():
+    if hub is None or hub.life.done() or hub.life.get_loop() is not asyncio.get_running_loop():
         hub = app.state.hub = app.state.start()
     return hub
 
@@ -361,16 +347,12 @@ class Watching(StreamingResponse):
 # ------------------------------------------------------------------------------------------------- errors
 
 
-async def _refused(_: Request, error: Exception) -> JSONResponse:
-    return told(error)
-
-
 async def _invalid(_: Request, error: Any) -> JSONResponse:
     first = error.errors()[0]
     return problem(422, "Invalid", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
 
 
-async def _http_error(request: Request, error: Any) -> JSONResponse:
-    if error.status_code == 413:  # of a body that did not say its size in advance
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    if getattr(error, "status_code", 0) == 413:  # of a body that did not say its size in advance
         return problem(413, "TooLarge", f"a request may have {request.scope[MAX_BODY_SIZE_SCOPE_KEY]:,} bytes")
     return told(error)

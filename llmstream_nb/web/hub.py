@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_right
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from operator import attrgetter
 from typing import Any
@@ -154,8 +154,10 @@ class Viewer:
 class Hub:
     """Reads for all viewers of a process, on one connection, and on a few more for those who are behind."""
 
-    def __init__(self, client: redis.Redis, timing: Timing | None = None, *, keep_alive: float = 15.0) -> None:
-        self.client, self.timing, self.keep_alive = client, timing or Timing(), keep_alive
+    def __init__(
+        self, client: redis.Redis, timing: Timing, keep_alive: float, at_end: Callable[[], Awaitable[None]]
+    ) -> None:
+        self.client, self.timing, self.keep_alive = client, timing, keep_alive
         self.names = names_of(client)
         self.viewers = 0  # streams that are open
         self.closing = False
@@ -164,7 +166,7 @@ class Hub:
         self._line, self._pool = async_client(client, 1), async_client(client, CATCH_UP)
         self._turn = asyncio.Semaphore(CATCH_UP)
         self._task: asyncio.Task[None] | None = None
-        self.keeper: asyncio.Task[None]  # lives as long as whoever started the hub wants it
+        self.life = asyncio.create_task(self._live(at_end))
 
     def end(self) -> None:
         """End all viewers' streams; browsers come back by themselves."""
@@ -173,14 +175,22 @@ class Hub:
 
     async def close(self) -> None:
         """Stop reading, and give the connections back."""
-        self.end()
-        if self._task:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-        for line in (self._line, self._pool):
-            with suppress(*LOST):
-                await line.aclose()
+        self.life.cancel()
+        await asyncio.wait([self.life])
+
+    async def _live(self, at_end: Callable[[], Awaitable[None]]) -> None:
+        """Wait for `close`, or for the end of the event loop, which cancels all its tasks."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.end()
+            if self._task:
+                self._task.cancel()
+                await asyncio.wait([self._task])
+            for line in (self._line, self._pool):
+                with suppress(*LOST):
+                    await line.aclose()
+            await at_end()
 
     async def answers(self) -> bool:
         """Whether Redis answers, and in time."""

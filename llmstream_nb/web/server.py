@@ -44,51 +44,33 @@ class NotServed(LLMStreamError):
 
 
 class _Server(uvicorn.Server):
-    """Ends the event streams first when it shuts down: it would wait for them, and they have no end of their own."""
+    """Closes on those who owe it a request for too long: uvicorn waits for ever, and a file is open for each."""
+
+    _owing: dict[Any, float] = {}  # noqa: RUF012 - since when, by connection and the request before
+
+    async def on_tick(self, counter: int) -> bool:
+        now, waiting = time.monotonic(), (h11.IDLE, h11.SEND_BODY)
+        connections: Any = self.server_state.connections
+        owing = [one for one in connections if one.conn.their_state in waiting and not one.timeout_keep_alive_task]
+        self._owing = {(one, one.cycle): self._owing.get((one, one.cycle), now) for one in owing}
+        for (one, _), since in self._owing.items():
+            if now - since > ARRIVE:
+                one.transport.abort()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the event streams first: uvicorn would wait for them, and they have no end of their own."""
         self.config.app.state.hub.end()  # type: ignore[union-attr]
         await super().shutdown(sockets)
 
 
 class _Connection(H11Protocol):
-    """Closes on those who send no whole request in time, and on those for whom no file is left.
-
-    At the limit a request gets 503, by uvicorn; but it waits for that request, and a few who send none would use up
-    the files of all.
-    """
-
-    _deadline: asyncio.TimerHandle | None = None
+    """At the limit, uvicorn answers a request with 503. But it waits for that: beyond it nobody is let in."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch()
         if len(self.connections) > (self.limit_concurrency or 0) * 5 // 4:
             transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()  # which may have begun the next request
-        self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._unwatch()
-
-    def _watch(self) -> None:
-        """Give the client time while it has to say something; more of it doesn't give it more."""
-        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY) or self.timeout_keep_alive_task:
-            self._unwatch()
-        elif not self._deadline:
-            self._deadline = self.loop.call_later(ARRIVE, self.transport.abort)
-
-    def _unwatch(self) -> None:
-        if self._deadline:
-            self._deadline.cancel()
-        self._deadline = None
 
 
 class WebServer:
@@ -185,8 +167,6 @@ class WebServer:
 
     def run(self) -> None:
         """Serve in this thread until `stop`, SIGTERM or Ctrl-C."""
-        if self._socket.fileno() < 0:
-            self._listen()
         self._server.config.limit_concurrency = _room()
         self._server.run(sockets=[self._socket])
 
