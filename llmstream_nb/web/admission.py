@@ -153,18 +153,17 @@ def by_token(token: str) -> Authorize:
             given = request.query_params.get("token", "")
         if hmac.compare_digest(given.encode(), token.encode()):
             return True
-        # The page itself is at /?answer=…
-        reads = reading_token(token, answer_id or request.query_params.get("answer", ""))
-        if not hmac.compare_digest(given.encode(), reads.encode()):
+        readable = given.rpartition(".")[0]
+        if not hmac.compare_digest(given.encode(), reading_token(token, readable).encode()):
             raise NoToken(401, "this address lacks its token: use the link that the server printed")
-        return action == "read"
+        return action == "read" and answer_id in ("", readable)
 
     return authorize
 
 
 def reading_token(token: str, answer_id: str) -> str:
     """A token that lets its holder read this answer, and from which the server's own can't be had."""
-    return hmac.new(token.encode(), b"read " + answer_id.encode(), "sha256").hexdigest()[:32]
+    return f"{answer_id}.{hmac.new(token.encode(), answer_id.encode(), 'sha256').hexdigest()[:32]}"
 
 
 def problem(status: int, error: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
