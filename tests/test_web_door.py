@@ -25,6 +25,9 @@ from starlette.testclient import TestClient
 from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import Answer
 from llmstream_nb.faults import servers
+from llmstream_nb.pool.queue import enqueue
+from llmstream_nb.pool.worker import Worker
+from llmstream_nb.setup import cli
 from llmstream_nb.web import NotServed, WebServer, create_app
 from llmstream_nb.web import server as serving
 
@@ -131,6 +134,27 @@ def test_servers_that_share_a_token_serve_the_same_pages(client, monkeypatch, se
     assert len(serve(token=None).token) > 16
 
 
+def test_the_command_takes_a_token_from_a_file(tmp_path, capsys):
+    file = tmp_path / "token"
+    file.write_text(f"{TOKEN}\n")
+    assert cli.parser().parse_args(["web", "--token-file", str(file)]).token == TOKEN
+    assert cli.parser().parse_args(["web"]).token is None
+    file.write_text(" \n")
+    for path, said in [(file, "is empty: write a token"), (tmp_path / "none", "No such file")]:
+        with pytest.raises(SystemExit):
+            cli.parser().parse_args(["web", "--token-file", str(path)])
+        assert said in capsys.readouterr().err
+
+
+def test_an_owner_outlives_what_a_worker_writes(client, says):  # noqa: F811
+    answer = enqueue("why?", client=client, timing=FAST, owner="ann")
+    worker = Worker(source=lambda question, topic: iter(["so"]), client=client, timing=FAST).start()
+    assert answer.wait(20).text == "so"
+    wait_for(lambda: answer.record.get("reason") == "stop")
+    worker.stop()
+    assert answer.record["owner"] == "ann"
+
+
 def test_the_link_stands_on_no_command_line(client, monkeypatch, serve):  # noqa: F811
     server, opened = serve(token='a"token&of<mine>'), []
     monkeypatch.setattr(webbrowser, "open", opened.append)
@@ -229,6 +253,8 @@ def test_an_owner_is_kept_in_the_record_and_may_do_more_than_others(client, says
             assert browser.request(method, path, headers=bob).status_code == 403
         assert browser.get("answers/%20", headers=bob).status_code == 422  # what the function raised for a bad id
         assert browser.delete(place, headers=ann).json()["status"] == "ended"
+        record = Answer(place.rpartition("/")[2], client=client).record
+        assert (record["owner"], record["reason"]) == ("ann", "cancelled")
 
 
 def test_one_who_may_not_be_asked_for_lack_of_redis_or_by_an_error(client, caplog):
