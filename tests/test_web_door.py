@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import resource
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import uuid
 import webbrowser
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlparse
 from urllib.request import url2pathname
 
@@ -21,6 +25,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import HTTPException
 from starlette.routing import Mount
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import Answer
@@ -108,6 +113,13 @@ def test_an_application_starts_and_ends_as_often_as_one_likes(client):
             hubs.append(app.state.hub)
         assert hubs[-1].closing and hubs[-1].life.done()
     assert len(set(hubs)) == 4
+
+
+def test_a_web_socket_is_refused(client):
+    host = FastAPI()
+    host.mount("/llm", create_app(client, token=TOKEN))
+    with TestClient(host) as browser, pytest.raises(WebSocketDisconnect):
+        browser.websocket_connect(f"/llm/x?token={TOKEN}").__enter__()
 
 
 def test_a_server_starts_again(client):
@@ -378,6 +390,31 @@ def test_many_connections_leave_files_for_others(client, monkeypatch):
             sock.close()
         wait_for(lambda: not connections)
         assert call(server, "GET", "sources").status == 200
+
+
+def test_connections_that_say_nothing_do_not_use_up_the_files_of_a_process(fake_tcp):
+    limited = ["sh", "-c", 'ulimit -n 256; exec "$@"', "sh", sys.executable, "-m", "llmstream_nb"]
+    given = os.environ | {"REDIS_URL": fake_tcp, "LLMSTREAM_NO_VENV": "1", "LLMSTREAM_WEB_TOKEN": TOKEN}
+    process = subprocess.Popen(
+        [*limited, "web", "--no-browser", "--port", "0"],
+        env=given,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        server = SimpleNamespace(port=int(re.search(rf":(\d+)/\?token={TOKEN}$", process.stdout.readline())[1]))
+        idle = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(400)]
+        for sock in idle[160:]:
+            with suppress(ConnectionError):
+                assert not sock.recv(1)
+        for sock in idle:
+            sock.close()
+        wait_for(lambda: call(server, "GET", "answers/a").status == 404)
+    finally:
+        process.terminate()
+        said = process.communicate(timeout=20)[1]
+    assert "Too many open files" not in said and "Traceback" not in said
 
 
 def test_half_of_the_files_are_left(monkeypatch):

@@ -36,6 +36,8 @@ START = 20.0  # seconds that starting may take
 GRACE = 5  # seconds in which open requests may end when the server is stopped
 ARRIVE = 10.0  # seconds that a request may take to arrive whole
 MANY = 10_000  # connections at most, where the system sets no limit
+QUEUE = 2_048  # connections that may wait to be accepted
+AT_ONCE = 16  # accepted before one is looked at: asyncio does not get over a lack of files
 _named: dict[str, Any] = {}  # the servers of this process that have a name
 
 
@@ -57,6 +59,12 @@ class _Server(uvicorn.Server):
             if now - since > ARRIVE:
                 one.transport.abort()
         return await super().on_tick(counter)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """One number tells asyncio how many to accept at once, and the system how many may wait: change the latter."""
+        await super().startup(sockets)
+        for one in sockets or ():
+            one.listen(QUEUE)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the event streams first: uvicorn would wait for them, and they have no end of their own."""
@@ -117,14 +125,14 @@ class WebServer:
 
     def _listen(self) -> None:
         try:
-            self._socket = socket.create_server(("127.0.0.1", self.port), backlog=2048)
+            self._socket = socket.create_server(("127.0.0.1", self.port), backlog=QUEUE)
         except (OSError, OverflowError) as error:
             again = "choose another, or 0 for any"
             raise NotServed(f"port {self.port} of 127.0.0.1 can't be used ({error}): {again}") from None
         self.port = self._socket.getsockname()[1]
         # No access log: it would hold the token.
         quiet: dict[str, Any] = {"access_log": False, "log_level": "warning", "ws": "none", "server_header": False}
-        config = uvicorn.Config(self._app, http=_Connection, timeout_graceful_shutdown=GRACE, **quiet)
+        config = uvicorn.Config(self._app, http=_Connection, backlog=AT_ONCE, timeout_graceful_shutdown=GRACE, **quiet)
         self._server = _Server(config)
 
     def __repr__(self) -> str:
