@@ -33,8 +33,9 @@ from llmstream_nb.faults import servers
 from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.pool.worker import Worker
 from llmstream_nb.setup import cli
-from llmstream_nb.web import NotServed, WebServer, create_app
+from llmstream_nb.web import NotServed, WebServer, create_app, hub
 from llmstream_nb.web import server as serving
+from llmstream_nb.web.app import hub_of as hub_of_app
 
 from .conftest import FAST
 from .model import wait_for
@@ -113,6 +114,23 @@ def test_an_application_starts_and_ends_as_often_as_one_likes(client):
             hubs.append(app.state.hub)
         assert hubs[-1].closing and hubs[-1].life.done()
     assert len(set(hubs)) == 4
+
+
+def test_an_application_has_one_reader_for_each_event_loop_and_start(client):
+    app = create_app(client, token=TOKEN, timing=FAST)
+
+    async def reader() -> hub.Hub:
+        return hub_of_app(app)
+
+    async def main() -> None:
+        async with app.router.lifespan_context(app):
+            first = await reader()
+            assert await reader() is first and await first.answers()
+        second = await reader()
+        assert second is not first
+        assert await asyncio.to_thread(asyncio.run, reader()) is not second
+
+    asyncio.run(main())
 
 
 def test_a_web_socket_is_refused(client):
@@ -457,7 +475,7 @@ def test_whatever_is_sent_leaves_nothing_behind(client, serve, says):  # noqa: F
     """Every route, asked by those who send too much, too little, another's, and go away in the middle."""
     server = serve()
     Writer(client, "a").say("x").end()
-    hub, before = hub_of(server), len(tasks_of(server))
+    before = len(tasks_of(server))
     statuses = set()
     for method, path in [*paths_of(server._app), ("GET", "/"), ("GET", "/page.js"), ("GET", "/nothing")]:
         for answer_id in ("a", "zzz", "%00", "..", "x" * 65, "%F0%9F%92%A5"):
@@ -477,7 +495,7 @@ def test_whatever_is_sent_leaves_nothing_behind(client, serve, says):  # noqa: F
                 sock.sendall(request * 3 if method != "POST" else b"")
     assert statuses >= {200, 404, 413, 422}
     wait_for(lambda: not server._server.server_state.connections and len(tasks_of(server)) <= before)
-    assert hub.viewers == 0 and not says
+    assert hub_of(server).viewers == 0 and not says
 
 
 def test_foreign_names_do_not_break_the_search_for_a_route(client):

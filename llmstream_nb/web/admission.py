@@ -77,8 +77,6 @@ class Admission:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through, or refuse it."""
-        if scope["type"] == "websocket":
-            return await send({"type": "websocket.close"})  # there are none here
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
 

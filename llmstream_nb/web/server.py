@@ -53,7 +53,7 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         now, waiting = time.monotonic(), (h11.IDLE, h11.SEND_BODY)
         connections: Any = self.server_state.connections
-        owing = [one for one in connections if one.conn.their_state in waiting and not one.timeout_keep_alive_task]
+        owing = [one for one in connections if one.conn.their_state in waiting]
         self._owing = {(one, one.cycle): self._owing.get((one, one.cycle), now) for one in owing}
         for (one, _), since in self._owing.items():
             if now - since > ARRIVE:
