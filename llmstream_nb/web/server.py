@@ -113,7 +113,7 @@ class WebServer:
         if old := _named.get(name):
             old.stop()
             port, token = port or old.port, old.token if token is None else token
-        if token is None and "authorize" not in options:
+        if token is None and not options.get("authorize"):
             token = os.environ.get("LLMSTREAM_WEB_TOKEN", "").strip() or secrets.token_urlsafe(16)
         self.token = token or ""
         self._app = create_app(client or current(), token=self.token, **options)
