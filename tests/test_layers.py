@@ -26,9 +26,9 @@ ROOMS = {
     "faults": 317,  # a proxy and servers that break for real, for notebooks and tests
     "viewing": 219,  # the last resort of all who show answers, what a takeover looks like, a notebook's errors, tables
     "widgets": 910,  # views of an answer, of a stream's key and of the pool
-    "web": 704,  # with what its guests may ask for, and what it does where one answer breaks
+    "web": 822,  # a door that faces others: who may, under which name, for how long, and what it does where one answer breaks
     "checks": 900,  # twenty exercises, each tried with what learners get wrong, and a whole chat of the learner's own
-    "setup": 1295,  # a bare Python, any system, uv and pip, which Redis serves and who may use it, errors and ends
+    "setup": 1310,  # a bare Python, any system, uv and pip, which Redis serves and who may use it, errors and ends
 }
 SET_UP = ("setup", "__main__")  # before anything is installed
 PURE = {"__future__", "codecs", "json", "re", "collections", "dataclasses", "typing", "llmstream_nb", "math"}

@@ -53,6 +53,7 @@ def ask(
     writing: Writing | None = None,
     timeout: float | None = None,
     first_timeout: float | None = None,
+    owner: str | None = None,
 ) -> Answer:
     """Ask a model, and return at once; a background thread writes the answer into its stream (XADD).
 
@@ -72,6 +73,7 @@ def ask(
         timing: leases and limits in seconds, the answer's time to live among them.
         writing: how to write it, as `Writing(coalesce_ms=100, maxlen=1000)`.
         timeout, first_timeout: seconds the model may be silent once text has come, and before that; see `complete`.
+        owner: who asks, for the record; `create_app(authorize=…)` can ask for it.
 
     Raises:
         BadQuestion, BadAnswerId, ModelError: before anything is written.
@@ -82,7 +84,7 @@ def ask(
     question, answer_id = check_question(question), check_answer_id(id or secrets.token_hex(6))
     limits: dict[str, Any] = {"timeout": timeout, "first_timeout": first_timeout, "stream": stream}
     deltas, own = deltas_of(question, topic, source, model, **limits)
-    record = new_record(answer_id, question, topic, deltas.source, deltas.model)
+    record = new_record(answer_id, question, topic, deltas.source, deltas.model, owner)
     take_id(client, record, timing, replace)
     producer = Producer(client, record, deltas, timing, writing, own)
     producer.start()

@@ -7,8 +7,8 @@ import re
 import signal
 import sys
 import time
-import webbrowser
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -145,6 +145,8 @@ def parser() -> argparse.ArgumentParser:
     one = command("web", _web, "serve a web page in which to ask and to watch answers, until Ctrl-C or SIGTERM")
     one.add_argument("--port", type=int, default=8700, help="on 127.0.0.1 (8700; 0: any free one)")
     one.add_argument("--no-browser", action="store_true", help="print the link instead of opening it")
+    token = "the link's token stands in this file (else in LLMSTREAM_WEB_TOKEN; else it is random)"
+    one.add_argument("--token-file", type=_token, metavar="FILE", dest="token", help=token)
     one.add_argument("--pool", action="store_true", help="leave the answers to workers, as enqueue does")
 
     one = command("wheels", _wheels, "fill a folder with all that lab --wheels needs, for other machines too")
@@ -173,6 +175,17 @@ def parser() -> argparse.ArgumentParser:
     one = command("save-outputs", _save_outputs, "for maintainers: run notebooks and save their outputs")
     one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
     return top
+
+
+def _token(path: str) -> str:
+    """A type of argument: the token in this file. What stands in an argument itself, all users of a machine can see."""
+    try:
+        token = Path(path).read_text("utf-8").strip()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not token:
+        raise argparse.ArgumentTypeError(f"{path} is empty: write a token into it that nobody can guess")
+    return token
 
 
 def _positive(kind: type) -> Any:
@@ -274,7 +287,7 @@ def _web(args: argparse.Namespace) -> int:
     from llmstream_nb.answers import connection
 
     client = connect()
-    server = WebServer(args.port, client=client, pool=args.pool)
+    server = WebServer(args.port, client=client, token=args.token, pool=args.pool)
     environment.allow_open_files(8_192)  # each viewer is one
     say(f"Answers are kept in {connection.where(client)}. Ctrl-C ends the server.")
     if args.pool:
@@ -282,9 +295,8 @@ def _web(args: argparse.Namespace) -> int:
     if server.base.startswith("/"):
         say("Open this at the host of your JupyterLab's own address, e.g. https://hub.example.org/user/…/proxy/…:")
     print(server.link(), flush=True)  # the link holds the token: only who has it may ask
-    if not args.no_browser:
-        webbrowser.open(server.link())
-    server.run()
+    with nullcontext() if args.no_browser else server.in_browser():
+        server.run()
     return 0
 
 
