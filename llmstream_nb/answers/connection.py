@@ -173,7 +173,9 @@ def is_passing(error: Exception) -> bool:
         return False
     lost = (redis.ConnectionError, redis.TimeoutError, RedisClusterException, OSError, OutOfMemoryError, ReadOnlyError)
     moved = (ClusterDownError, AskError)  # MovedError is an AskError
-    return isinstance(error, lost + moved) or said(error).startswith(("MISCONF", "TRYAGAIN", "CLUSTERDOWN"))
+    # UNBLOCKED comes to whoever is waiting when a primary becomes a replica; of a group that is gone it says so too.
+    passing = ("MISCONF", "TRYAGAIN", "CLUSTERDOWN", "UNBLOCKED force")
+    return isinstance(error, lost + moved) or said(error).startswith(passing)
 
 
 def said(error: Exception) -> str:
