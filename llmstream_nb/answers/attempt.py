@@ -11,7 +11,7 @@ import redis
 from redis.exceptions import RedisError, ResponseError, WatchError
 
 from llmstream_nb.answers.connection import Line, RedisUnusable, is_passing, milliseconds, names_of, said
-from llmstream_nb.answers.read import Backoff, look
+from llmstream_nb.answers.read import Backoff, longest_block, look
 from llmstream_nb.answers.record import add_to_index
 from llmstream_nb.protocol.wire import (
     ORIGIN,
@@ -216,8 +216,15 @@ class Attempt:
 
     def finish(self, text: str | None = None) -> None:
         """Once the end is confirmed: complete the record, and give up the lease."""
+        while self.sent < len(self.entries):  # done again, at a Redis that lacks some of it
+            self.flush()
         end = EntryID(self.number, len(self.entries) - 1)
         self._save(self.record, json.loads(self.entries[-1][1]), end, self.text if text is None else text)
+        if "guide" in self.client.get_connection_kwargs():
+            # Before Sentinels name another primary, the old one takes writes that are lost; afterwards the next command
+            # raises. So wait for a standby to have this, or for so long as they may need.
+            wait = int(500 * longest_block(self.client))
+            any(self._line.redis.wait(1, wait) for _ in range(2000 // wait))
 
     def _repair(self) -> None:
         """Complete the record where a producer has ended the answer and died before it could write that down."""

@@ -1,6 +1,7 @@
 """Connections to Redis: the one you name, or a fake one inside this process; and errors that say what to do."""
 
 import os
+import re
 from typing import Any
 
 import hiredis
@@ -22,6 +23,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
+from llmstream_nb.answers import sentinel
 from llmstream_nb.protocol.wire import LLMStreamError, Names
 
 LOST = (RedisError, RedisClusterException, OSError, AttributeError)  # the last: how fakeredis meets a wrong type
@@ -41,8 +43,10 @@ def connect(url: str | None = None, *, prefix: str | None = None, **options: Any
     What comes back is redis-py's client, set so that replies are text, not bytes: `connect().xlen("a-stream")`.
 
     Args:
-        url: `redis://[user:password@]host:port/db`, `rediss://…` for TLS, `unix://…`; else REDIS_URL;
-            else a fakeredis of this process, which other processes can join (`environment_of`).
+        url: `redis://[user:password@]host:port/db`, `rediss://…` for TLS, `unix://…`, or for the primary that
+            Sentinels name `redis+sentinel://[user:password@]host:port,host:port/name/db?sentinel_password=…`, or
+            `rediss+sentinel://…`; else REDIS_URL; else a fakeredis of this process, which other processes can
+            join (`environment_of`).
         prefix: first part of every key; else LLMSTREAM_PREFIX, else `llmstream`.
         options: passed on to `redis.Redis`, e.g. `socket_timeout` in seconds.
 
@@ -66,9 +70,13 @@ def connect(url: str | None = None, *, prefix: str | None = None, **options: Any
         client: redis.Redis = embedded.client(settings)
     else:
         try:
-            client = KitRedis.from_url(url, **settings)
+            if "+sentinel://" in url:
+                client = KitRedis.from_pool(sentinel.pool(url, settings))
+            else:
+                client = KitRedis.from_url(url, **settings)
         except ValueError:  # its text may quote a piece of the password
-            raise RedisUnusable(f"the URL {masked(url)!r} should look like redis://127.0.0.1:6379/0") from None
+            usual = "redis+sentinel://127.0.0.1:26379/name/0" if "+sentinel" in url else "redis://127.0.0.1:6379/0"
+            raise RedisUnusable(f"the URL {masked(url)!r} should look like {usual}") from None
         client.where = masked(url)  # type: ignore[attr-defined]
         if _check_server(client).get("cluster_enabled"):
             try:
@@ -119,11 +127,12 @@ class KitCluster(_Named, redis.RedisCluster):
 def masked(url: str) -> str:
     """The URL without login and query, where passwords stand; also of a URL too odd for a parser."""
     scheme, mark, rest = url.partition("://")
-    if not mark or not scheme.isalpha():
+    if not mark or not scheme.replace("+", "").isalpha():
         return "…"  # not a URL at all: any part of it may be a password
     _, at, place = rest.partition("?")[0].rpartition("@")
-    if place.count(":") > 1 and "[" not in place:
-        return f"{scheme}://…"  # the `@` was forgotten, it seems
+    hosts = place.partition("/")[0].split(",")
+    if not all(re.fullmatch(r"([^:\[]*|\[[^]]*\])(:\d{0,5})?", host) for host in hosts):
+        return f"{scheme}://…"  # what stands where the port should may be a password: the `@` was forgotten, it seems
     return f"{scheme}://{'***@' if at else ''}{place}"
 
 
@@ -196,6 +205,7 @@ _ADVICE: tuple[tuple[Any, tuple[str, ...], str], ...] = (
     ((), ("MISCONF",), "can't save its data and so refuses writes: look at its disk and its log"),
     ((), ("WRONGTYPE",), "holds another type under a key of this answer: use another id, or delete that key"),
     ((), ("max number of clients",), "has no free connection left: raise its maxclients"),
+    ((), ("No master found",), "names no primary that is up: try again, or check its name, and sentinel_password"),
     (redis.TimeoutError, (), "does not answer in time: is the address right, and the network up?"),
     ((redis.ConnectionError, RedisClusterException, UnicodeError), (),
      "can't be reached: start a Redis there, or unset REDIS_URL to use the one inside Python"),
@@ -293,16 +303,18 @@ def async_client(client: redis.Redis, connections: int) -> Any:
 
     Every loss surfaces as an error, so that a reader knows when it has to wait before it declares anyone dead.
     """
-    shared = {"username", "password", "socket_timeout", "socket_connect_timeout"}
+    shared = {"username", "password", "socket_timeout", "socket_connect_timeout", "guide"}
     given = client.get_connection_kwargs()
     settings = {name: value for name, value in given.items() if name.startswith("ssl_") or name in shared}
     settings |= {"decode_responses": True, "encoding_errors": "backslashreplace", "protocol": 2}
     url = environment_of(client)["REDIS_URL"]
     if isinstance(client, redis.RedisCluster):
         return aredis.RedisCluster.from_url(url, max_connections=connections, **settings)
-    pool = aredis.BlockingConnectionPool.from_url(
-        url, max_connections=connections, timeout=30, retry=Retry(NoBackoff(), 0), **settings
-    )
+    settings |= {"max_connections": connections, "timeout": 30, "retry": Retry(NoBackoff(), 0)}
+    if "guide" in given:
+        pool = sentinel.async_pool(db=given.get("db", 0), **settings)
+    else:
+        pool = aredis.BlockingConnectionPool.from_url(url, **settings)
     return aredis.Redis.from_pool(pool)
 
 
