@@ -77,7 +77,7 @@ class Attempt:
             except (RedisError, OSError, RedisUnusable) as problem:  # the last is what `look` makes of the others
                 error: Any = (isinstance(problem, RedisUnusable) and problem.__context__) or problem
                 unclear = isinstance(error, WatchError) or "equal or smaller" in said(error)
-                if not (unclear or is_passing(error)) or not retry.sleep():
+                if not (unclear or is_passing(error, self.number > 0)) or not retry.sleep():
                     raise error from None
                 failed = True
 
@@ -250,6 +250,15 @@ class Attempt:
                 pipe.set(self.keys.question, json.dumps(whole), px=milliseconds(self.timing.ttl))
                 pipe.pexpire(self.keys.chunks, milliseconds(self.timing.ttl))
             pipe.delete(self.keys.lease(end.attempt))
+            pipe.execute()
+
+    def confess(self) -> None:
+        """Write what is left, an error at its end, as plainly as can be: where MULTI or a new connection is refused."""
+        self.number = self.number or first_attempt(self.record)  # each ID is refused if it isn't the next one
+        with suppress(RedisError, OSError), self.client.pipeline(transaction=False) as pipe:
+            for seq in range(self.sent, len(self.entries)):
+                self._queue_xadd(pipe, seq, create=seq == 0)
+            pipe.pexpire(self.keys.chunks, milliseconds(self.timing.ttl))
             pipe.execute()
 
     def release(self) -> None:

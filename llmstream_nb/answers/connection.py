@@ -3,6 +3,7 @@
 import os
 import re
 from typing import Any
+from urllib.parse import parse_qs, quote, urlencode
 
 import hiredis
 import redis
@@ -27,7 +28,12 @@ from llmstream_nb.answers import sentinel
 from llmstream_nb.protocol.wire import LLMStreamError, Names
 
 LOST = (RedisError, RedisClusterException, OSError, AttributeError)  # the last: how fakeredis meets a wrong type
+# Foreign bytes in the database must not raise, and RESP3 gives other shapes.
+REPLIES: dict[str, Any] = {"decode_responses": True, "encoding_errors": "backslashreplace", "protocol": 2}
 OLDEST = (6, 2)  # XAUTOCLAIM and XADD … NOMKSTREAM came with Redis 6.2
+
+
+ENCODED = "in a password, @ : / ? # % are written %40 %3A %2F %3F %23 %25"
 
 
 class RedisUnusable(LLMStreamError):
@@ -58,29 +64,25 @@ def connect(url: str | None = None, *, prefix: str | None = None, **options: Any
     global _current
     url = url or os.environ.get("REDIS_URL", "").strip() or None
     names = Names(prefix or os.environ.get("LLMSTREAM_PREFIX", "").strip() or "llmstream")
-    settings: dict[str, Any] = {
-        "decode_responses": True,
-        "encoding_errors": "backslashreplace",  # foreign bytes in the database must not raise
-        "protocol": 2,
-        "retry": Retry(ExponentialBackoff(cap=0.5, base=0.02), 4),
-    } | options
+    settings: dict[str, Any] = {"retry": Retry(ExponentialBackoff(cap=0.5, base=0.02), 4)} | options | REPLIES
     if url is None:
         from llmstream_nb.answers import embedded
 
         client: redis.Redis = embedded.client(settings)
     else:
+        plain = without_protocol(url)
         try:
             if "+sentinel://" in url:
-                client = KitRedis.from_pool(sentinel.pool(url, settings))
+                client = KitRedis.from_pool(sentinel.pool(plain, settings))
             else:
-                client = KitRedis.from_url(url, **settings)
+                client = KitRedis.from_url(plain, **settings)
         except ValueError:  # its text may quote a piece of the password
             usual = "redis+sentinel://127.0.0.1:26379/name/0" if "+sentinel" in url else "redis://127.0.0.1:6379/0"
-            raise RedisUnusable(f"the URL {masked(url)!r} should look like {usual}") from None
+            raise RedisUnusable(f"the URL {masked(url)!r} should look like {usual}; {ENCODED}") from None
         client.where = masked(url)  # type: ignore[attr-defined]
         if _check_server(client).get("cluster_enabled"):
             try:
-                client = KitCluster.from_url(url, **settings)  # type: ignore[assignment]
+                client = KitCluster.from_url(plain, **settings)  # type: ignore[assignment]
             except (RedisError, RedisClusterException, OSError) as error:
                 raise RedisUnusable(f"{masked(url)} is of a cluster that can't be used now: {said(error)}") from None
             client.where = f"cluster at {masked(url)}"  # type: ignore[attr-defined]
@@ -96,8 +98,18 @@ def current() -> redis.Redis:
 
 
 def names_of(client: redis.Redis) -> Names:
-    """The keys that this client works on; a client that `connect` did not make uses LLMSTREAM_PREFIX."""
-    return getattr(client, "names", None) or Names(os.environ.get("LLMSTREAM_PREFIX", "").strip() or "llmstream")
+    """The keys that this client works on; a client that `connect` did not make uses LLMSTREAM_PREFIX.
+
+    Raises RedisUnusable for one whose replies the kit can't read.
+    """
+    if found := getattr(client, "names", None):
+        return found  # type: ignore[no-any-return]
+    given = client.get_connection_kwargs()
+    if not given.get("decode_responses") or str(given.get("protocol")) == "3":
+        raise RedisUnusable(
+            "this client's replies are bytes, or RESP3: use connect(), or decode_responses=True, protocol=2"
+        )
+    return Names(os.environ.get("LLMSTREAM_PREFIX", "").strip() or "llmstream")
 
 
 class _Named:
@@ -122,6 +134,11 @@ class KitCluster(_Named, redis.RedisCluster):
             return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         except RedisClusterException as error:
             raise redis.ConnectionError(str(error)) from None
+
+
+def without_protocol(url: str) -> str:
+    """The URL without what would change the shape of replies: its query goes before all other settings."""
+    return re.sub(r"(?<=[?&])(protocol|decode_responses|encoding_errors)=[^&]*&?", "", url)
 
 
 def masked(url: str) -> str:
@@ -170,14 +187,23 @@ def where(client: redis.Redis) -> str:
 def unusable(error: Exception, client: redis.Redis) -> RedisUnusable:
     """Say in one line what a Redis error means here and what to do about it; never with a password."""
     text, place = said(error), where(client)
+    beneath = f"{text} {error.__context__}"  # what the lost connection met
+    for scheme, words, advice in _TLS:
+        if isinstance(error, _GONE) and place.startswith(scheme) and re.search(words, beneath):
+            return RedisUnusable(f"{place} {advice}")
     for kind, words, advice in _ADVICE:
         if isinstance(error, kind) or text.startswith(words):
             return RedisUnusable(f"{place} {advice}")
     return RedisUnusable(f"{place} answered with an error: {text}")
 
 
-def is_passing(error: Exception) -> bool:
-    """Whether trying again may help: after a lost connection, a restart, a full memory, a failover."""
+def is_passing(error: Exception, worked: bool = True) -> bool:
+    """Whether trying again may help: after a lost connection, a restart, a full memory, a failover.
+
+    With too many clients only for who had a connection that `worked`: who comes new must be told.
+    """
+    if said(error).startswith("max number of clients"):
+        return worked
     if isinstance(error, (AuthenticationError, NoPermissionError)):
         return False
     lost = (redis.ConnectionError, redis.TimeoutError, RedisClusterException, OSError, OutOfMemoryError, ReadOnlyError)
@@ -194,11 +220,21 @@ def said(error: Exception) -> str:
     return "WRONGTYPE" if text.endswith(("has no attribute 'irange'", "has no attribute 'group_get'")) else text
 
 
+_GONE = (redis.ConnectionError, redis.TimeoutError)
+_TLS = (
+    ("rediss", "mismatch, certificate", "has a certificate for another name: use that, or ssl_check_hostname=false"),
+    ("rediss", "CERTIFICATE_VERIFY", "has a certificate that is not trusted here: name its authority by ssl_ca_certs=…"),
+    ("rediss", "No such file|NO_CERT|PEM", "can't be used: a file that its URL names is missing, or holds no certificate"),
+    ("rediss", "handshake|WRONG_VERSION|record layer", "speaks no TLS: is it redis://, or another port?"),
+    ("rediss", "SSL|violation of protocol", "broke off TLS: does it want ssl_certfile=… and ssl_keyfile=…?"),
+    ("redis:", "closed by server|reset by peer", "closes the connection: does it want TLS, by rediss://?"),
+)  # fmt: skip
+
 # redis-py gives the common error codes classes of their own and strips the code; the rest is told by its text.
 _ADVICE: tuple[tuple[Any, tuple[str, ...], str], ...] = (
     ((), ("Authentication required", "NOAUTH", "HELLO must be"), "wants a password: REDIS_URL=redis://:PASSWORD@host:port/0"),
-    (AuthenticationError, ("WRONGPASS",), "refused the user name or password: check REDIS_URL"),
-    (NoPermissionError, ("NOPERM",), "does not let this user do that: widen the permissions of its ACL"),
+    (AuthenticationError, ("WRONGPASS",), f"refused the user name or password: check REDIS_URL; {ENCODED}"),
+    (NoPermissionError, ("NOPERM", "EXEC without MULTI"), "does not let this user do that: widen the permissions of its ACL"),
     (OutOfMemoryError, ("OOM ",), "is out of memory: raise its maxmemory, or free some with clear()"),
     (ReadOnlyError, ("READONLY",), "is a read-only replica: point REDIS_URL at its primary"),
     (BusyLoadingError, ("LOADING",), "is still loading its data: try again in a moment"),
@@ -266,10 +302,7 @@ class Line:
 
     def _connect(self, pool: Any) -> Redis:
         kwargs = {k: v for k, v in pool.connection_kwargs.items() if not k.startswith(("maint_", "orig_", "himport_"))}
-        kwargs |= {
-            "decode_responses": True,
-            "encoding_errors": "backslashreplace",
-            "protocol": 2,
+        kwargs |= REPLIES | {
             "retry": Retry(NoBackoff(), 0),
             "redis_connect_func": self._on_connect,
             "command_packer": Packer(),
@@ -306,8 +339,8 @@ def async_client(client: redis.Redis, connections: int) -> Any:
     shared = {"username", "password", "socket_timeout", "socket_connect_timeout", "guide"}
     given = client.get_connection_kwargs()
     settings = {name: value for name, value in given.items() if name.startswith("ssl_") or name in shared}
-    settings |= {"decode_responses": True, "encoding_errors": "backslashreplace", "protocol": 2}
-    url = environment_of(client)["REDIS_URL"]
+    settings |= REPLIES
+    url = without_protocol(environment_of(client)["REDIS_URL"])
     if isinstance(client, redis.RedisCluster):
         return aredis.RedisCluster.from_url(url, max_connections=connections, **settings)
     settings |= {"max_connections": connections, "timeout": 30, "retry": Retry(NoBackoff(), 0)}
@@ -318,14 +351,44 @@ def async_client(client: redis.Redis, connections: int) -> Any:
     return aredis.Redis.from_pool(pool)
 
 
+def _whole_url(client: redis.Redis, given: dict[str, Any]) -> str:
+    """The URL with what was said beside it: login, database, and how TLS is to be checked."""
+    url = getattr(client, "url", "")
+    if not url and isinstance(client, redis.RedisCluster):
+        node: Any = client.get_default_node()
+        url = f"redis{'s' * bool(given.get('ssl'))}://{node.host}:{node.port}/0"
+    elif not url and given.get("path"):
+        url = f"unix://{given['path']}"
+    elif not url and "connection_pool" in given:
+        raise RedisUnusable("Sentinel leads this client: use connect('redis+sentinel://host:port/name/0')")
+    elif not url:
+        tls = issubclass(client.connection_pool.connection_class, redis.SSLConnection)
+        url = f"redis{'s' * tls}://{{host}}:{{port}}/0".format_map({"host": "localhost", "port": 6379} | given)
+    place, _, query = url.partition("?")
+    asked, (scheme, _, rest) = parse_qs(query), place.partition("://")
+    if given.get("password") and "@" not in rest and "password" not in asked:
+        login = f"{quote(given.get('username') or '', safe='')}:{quote(given['password'], safe='')}"
+        place = f"{scheme}://{login}@{rest}"
+    more = {"db": given["db"]} if given.get("db") and not rest.endswith(f"/{given['db']}") else {}
+    if scheme.startswith("rediss"):
+        more |= {
+            word: value for word, value in given.items() if word.startswith("ssl_") and isinstance(value, (str, bool))
+        }
+    query = "&".join([query] * bool(query) + [urlencode({k: v}) for k, v in more.items() if k not in asked])
+    return f"{place}?{query}" if query else place
+
+
 def environment_of(client: redis.Redis) -> dict[str, str]:
     """What another process needs in its environment to work on the same answers.
 
     The URL may hold a password: hand it to a child process, don't print it.
     """
-    url = getattr(client, "url", "") or os.environ.get("REDIS_URL", "")
-    if isinstance(client, redis.Redis) and "server" in client.connection_pool.connection_kwargs:
-        from llmstream_nb.answers import embedded
+    given = client.get_connection_kwargs()
+    if "server" not in given:
+        return {"REDIS_URL": _whole_url(client, given), "LLMSTREAM_PREFIX": names_of(client).prefix}
+    from llmstream_nb.answers import embedded
 
-        url = f"redis://127.0.0.1:{embedded.server().server_address[1]}/0"
+    if given["server"] is not embedded.server().fake_server:
+        raise RedisUnusable("nobody else can join a fakeredis of your own: use connect()")
+    url = f"redis://127.0.0.1:{embedded.server().server_address[1]}/0"
     return {"REDIS_URL": url, "LLMSTREAM_PREFIX": names_of(client).prefix}
