@@ -233,8 +233,8 @@ def test_tls(certificates: Path) -> None:
         faults = [
             (url.replace("ca.crt", "other.crt"), "not trusted here"),
             (url.replace("ca.crt", "nowhere.crt"), "is missing"),
-            (url.replace("ca.crt", "names"), "holds no certificate"),
-            (url.replace("127.0.0.1", "localhost"), "for another host name"),
+            (url.replace("ca.crt", "names"), "or no certificate"),
+            (url.replace("127.0.0.1", "localhost"), "for another name"),
             (url.replace("rediss", "redis").partition("?")[0], "does it want TLS"),
             (url.replace(str(port), str(server.port)), "speaks no TLS"),
         ]

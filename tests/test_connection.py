@@ -379,7 +379,7 @@ def test_a_client_of_ones_own_works_everywhere_and_two_are_not_mixed_up(locked, 
 @needs_redis
 def test_a_password_beside_the_url_reaches_other_processes(locked) -> None:
     client = connect(f"redis://127.0.0.1:{locked.port}?db=2", password=SECRET, prefix="beside")
-    assert environment_of(client)["REDIS_URL"] == f"redis://:{QUOTED}@127.0.0.1:{locked.port}?db=2"
+    assert environment_of(client)["REDIS_URL"] == f"redis://127.0.0.1:{locked.port}?db=2&password={QUOTED}"
     client.close()
 
 

@@ -162,7 +162,7 @@ class Answer:
     @property
     def failure(self) -> LLMStreamError | None:
         """What kept this process from writing it to its end, as a Redis that refuses; None elsewhere."""
-        error = self._producer and self._producer.error
+        error = self._producer.error if self._producer else None
         return None if isinstance(error, (Fenced, Deleted)) else error
 
     @property

@@ -77,7 +77,7 @@ class Attempt:
             except (RedisError, OSError, RedisUnusable) as problem:  # the last is what `look` makes of the others
                 error: Any = (isinstance(problem, RedisUnusable) and problem.__context__) or problem
                 unclear = isinstance(error, WatchError) or "equal or smaller" in said(error)
-                if not (unclear or is_passing(error, self.number > 0)) or not retry.sleep():
+                if not (unclear or is_passing(error, self._line.worked)) or not retry.sleep():
                     raise error from None
                 failed = True
 

@@ -3,7 +3,7 @@
 import os
 import re
 from typing import Any
-from urllib.parse import parse_qs, quote, urlencode
+from urllib.parse import parse_qs, urlencode
 
 import hiredis
 import redis
@@ -191,8 +191,8 @@ def unusable(error: Exception, client: redis.Redis) -> RedisUnusable:
     for scheme, words, advice in _TLS:
         if isinstance(error, _GONE) and place.startswith(scheme) and re.search(words, beneath):
             return RedisUnusable(f"{place} {advice}")
-    for kind, words, advice in _ADVICE:
-        if isinstance(error, kind) or text.startswith(words):
+    for kind, starts, advice in _ADVICE:
+        if isinstance(error, kind) or text.startswith(starts):
             return RedisUnusable(f"{place} {advice}")
     return RedisUnusable(f"{place} answered with an error: {text}")
 
@@ -223,8 +223,8 @@ def said(error: Exception) -> str:
 _GONE = (redis.ConnectionError, redis.TimeoutError)
 _TLS = (
     ("rediss", "mismatch, certificate", "has a certificate for another name: use that, or ssl_check_hostname=false"),
-    ("rediss", "CERTIFICATE_VERIFY", "has a certificate that is not trusted here: name its authority by ssl_ca_certs=…"),
-    ("rediss", "No such file|NO_CERT|PEM", "can't be used: a file that its URL names is missing, or holds no certificate"),
+    ("rediss", "CERTIFICATE_VERIFY", "has a certificate that is not trusted here: name its authority by ssl_ca_certs"),
+    ("rediss", "No such file|NO_CERT|PEM", "can't be used: a file that the URL names is missing, or no certificate"),
     ("rediss", "handshake|WRONG_VERSION|record layer", "speaks no TLS: is it redis://, or another port?"),
     ("rediss", "SSL|violation of protocol", "broke off TLS: does it want ssl_certfile=… and ssl_keyfile=…?"),
     ("redis:", "closed by server|reset by peer", "closes the connection: does it want TLS, by rediss://?"),
@@ -234,7 +234,7 @@ _TLS = (
 _ADVICE: tuple[tuple[Any, tuple[str, ...], str], ...] = (
     ((), ("Authentication required", "NOAUTH", "HELLO must be"), "wants a password: REDIS_URL=redis://:PASSWORD@host:port/0"),
     (AuthenticationError, ("WRONGPASS",), f"refused the user name or password: check REDIS_URL; {ENCODED}"),
-    (NoPermissionError, ("NOPERM", "EXEC without MULTI"), "does not let this user do that: widen the permissions of its ACL"),
+    (NoPermissionError, ("NOPERM", "EXEC without"), "does not let this user do that: widen the permissions of its ACL"),
     (OutOfMemoryError, ("OOM ",), "is out of memory: raise its maxmemory, or free some with clear()"),
     (ReadOnlyError, ("READONLY",), "is a read-only replica: point REDIS_URL at its primary"),
     (BusyLoadingError, ("LOADING",), "is still loading its data: try again in a moment"),
@@ -282,6 +282,7 @@ class Line:
         self._redis: redis.Redis | None = None
         self._may_connect = True
         self._again = False
+        self.worked = False  # it has been connected
 
     @property
     def redis(self) -> redis.Redis:
@@ -316,7 +317,7 @@ class Line:
         if not self._may_connect:
             raise redis.ConnectionError("the connection was lost")
         connection.on_connect()
-        self._may_connect = False
+        self._may_connect, self.worked = False, True
 
     def reopen(self) -> None:
         """Drop the connection; the next command may open a new one."""
@@ -352,30 +353,20 @@ def async_client(client: redis.Redis, connections: int) -> Any:
 
 
 def _whole_url(client: redis.Redis, given: dict[str, Any]) -> str:
-    """The URL with what was said beside it: login, database, and how TLS is to be checked."""
+    """The URL with what was said beside it, also of a client that `connect` did not make."""
     url = getattr(client, "url", "")
-    if not url and isinstance(client, redis.RedisCluster):
-        node: Any = client.get_default_node()
-        url = f"redis{'s' * bool(given.get('ssl'))}://{node.host}:{node.port}/0"
-    elif not url and given.get("path"):
-        url = f"unix://{given['path']}"
-    elif not url and "connection_pool" in given:
-        raise RedisUnusable("Sentinel leads this client: use connect('redis+sentinel://host:port/name/0')")
-    elif not url:
+    if not url:
+        if "host" not in given:
+            raise RedisUnusable("how to reach the Redis of this client can't be told to others: use connect()")
         tls = issubclass(client.connection_pool.connection_class, redis.SSLConnection)
-        url = f"redis{'s' * tls}://{{host}}:{{port}}/0".format_map({"host": "localhost", "port": 6379} | given)
+        url = f"redis{'s' * tls}://{given['host']}:{given['port']}/0"
     place, _, query = url.partition("?")
-    asked, (scheme, _, rest) = parse_qs(query), place.partition("://")
-    if given.get("password") and "@" not in rest and "password" not in asked:
-        login = f"{quote(given.get('username') or '', safe='')}:{quote(given['password'], safe='')}"
-        place = f"{scheme}://{login}@{rest}"
-    more = {"db": given["db"]} if given.get("db") and not rest.endswith(f"/{given['db']}") else {}
-    if scheme.startswith("rediss"):
-        more |= {
-            word: value for word, value in given.items() if word.startswith("ssl_") and isinstance(value, (str, bool))
-        }
-    query = "&".join([query] * bool(query) + [urlencode({k: v}) for k, v in more.items() if k not in asked])
-    return f"{place}?{query}" if query else place
+    told, wanted = parse_qs(query), {"db"} if "@" in place else {"db", "username", "password"}
+    for word, value in given.items():
+        said_beside = (word in wanted and value) or (word.startswith("ssl_") and isinstance(value, str))
+        if said_beside or (word, value) == ("ssl_check_hostname", False):
+            told.setdefault(word, [value])
+    return f"{place}?{urlencode(told, doseq=True)}" if told else url
 
 
 def environment_of(client: redis.Redis) -> dict[str, str]:

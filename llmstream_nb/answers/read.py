@@ -47,7 +47,6 @@ def read_answer(
         Line(client, one.keys.chunks),
         Backoff(timing),
     )
-    worked = False
     try:
         step = next(steps)
         while True:
@@ -58,13 +57,13 @@ def read_answer(
             try:
                 replies = send(line.redis, step.commands)
             except LOST as error:
-                if not is_passing(error, worked) or not retry.sleep():
+                if not is_passing(error, line.worked) or not retry.sleep():
                     raise unusable(error, client) from None
                 line.reopen()
                 step = steps.throw(Lost())
             else:
                 retry.reset()
-                worked, step = True, steps.send(replies)
+                step = steps.send(replies)
     except StopIteration:
         return
     finally:

@@ -93,7 +93,7 @@ def read_answer_group(
             except LOST as error:
                 if is_gone(error):
                     raise GroupGone(f"the group {group!r} of {answer_id!r} was deleted, or has expired") from None
-                if not is_passing(error, reads.joined) or not retry.sleep():
+                if not is_passing(error, line.worked) or not retry.sleep():
                     raise unusable(error, client) from None
                 reads.reopen()
                 patience.lost()
@@ -115,11 +115,6 @@ class Consumer:
         self._key = names_of(line.redis).answer(answer_id).chunks
         self._start: str | None = None  # the ID for XREADGROUP; None until the group is there
         self._taken: list[str] = []  # IDs of the last batch
-
-    @property
-    def joined(self) -> bool:
-        """Whether the group was there."""
-        return self._start is not None
 
     def acknowledge(self) -> None:
         """XACK what was read last."""

@@ -107,7 +107,6 @@ class Reader:
         self.lost = False  # Redis was away at the last try
         self._line = Line(client)
         self._retry_at = 0.0
-        self._worked = False  # it has read once
 
     def read(self, views: list[Any]) -> None:
         """One round without waiting; every view learns what it brought, or that Redis is away."""
@@ -117,7 +116,7 @@ class Reader:
             replies = self.ask(self._line.redis, views)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the thread, but be seen
             self._line.reopen()
-            if is_passing(error, self._worked):
+            if is_passing(error, self._line.worked):
                 self.lost, self._retry_at = True, time.monotonic() + RETRY
                 for view in views:
                     view.lose()
@@ -132,7 +131,7 @@ class Reader:
                 self.tell(view, reply)
             except Exception as error:  # noqa: BLE001 - one view's bad stream is no other's
                 self._fail(view, error)
-        self.lost, self._worked = False, True
+        self.lost = False
 
     def close(self) -> None:
         """Give the connection back."""
