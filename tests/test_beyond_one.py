@@ -235,7 +235,7 @@ def test_tls(certificates: Path) -> None:
             (url.replace("ca.crt", "nowhere.crt"), "is missing"),
             (url.replace("ca.crt", "names"), "or no certificate"),
             (url.replace("127.0.0.1", "localhost"), "for another name"),
-            (url.replace("rediss", "redis").partition("?")[0], "does it want TLS"),
+            (url.replace("rediss", "redis").partition("?")[0], "If it wants TLS"),
             (url.replace(str(port), str(server.port)), "speaks no TLS"),
         ]
         for wrong, words in faults:

@@ -227,7 +227,7 @@ _TLS = (
     ("rediss", "No such file|NO_CERT|PEM", "can't be used: a file that the URL names is missing, or no certificate"),
     ("rediss", "handshake|WRONG_VERSION|record layer", "speaks no TLS: is it redis://, or another port?"),
     ("rediss", "SSL|violation of protocol", "broke off TLS: does it want ssl_certfile=… and ssl_keyfile=…?"),
-    ("redis:", "closed by server|reset by peer", "closes the connection: does it want TLS, by rediss://?"),
+    ("redis:", "closed by server|reset by peer", "can't be reached: it closes the connection. If it wants TLS, use rediss://"),
 )  # fmt: skip
 
 # redis-py gives the common error codes classes of their own and strips the code; the rest is told by its text.
