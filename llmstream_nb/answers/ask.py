@@ -26,6 +26,7 @@ from llmstream_nb.protocol.wire import (
     Deleted,
     EntryID,
     Fenced,
+    LLMStreamError,
     NotAnAnswer,
     Timing,
     check_answer_id,
@@ -146,9 +147,8 @@ class Answer:
     @property
     def text(self) -> str:
         """The text so far."""
-        producer = self._producer
-        if producer and producer.error and not isinstance(producer.error, (Fenced, Deleted)):
-            return producer.attempt.text  # which Redis may lack
+        if self._producer and self.failure:
+            return self._producer.attempt.text  # which Redis may lack
         return self.look().text
 
     @property
@@ -160,6 +160,12 @@ class Answer:
     def exception(self) -> BaseException | None:
         """What the source raised, where this process has asked it; others see its class, and a message fit to show."""
         return self._producer.exception if self._producer else None
+
+    @property
+    def failure(self) -> LLMStreamError | None:
+        """What kept this process from writing it to its end, as a Redis that refuses; None elsewhere."""
+        error = self._producer.error if self._producer else None
+        return None if isinstance(error, (Fenced, Deleted)) else error
 
     @property
     def at_work(self) -> bool:
@@ -176,8 +182,8 @@ class Answer:
                 pass
         elif not self._producer.done.wait(timeout):
             raise StillWaiting(f"{self.id!r} has not ended within {timeout:g} s; it goes on")
-        elif self._producer.error and not isinstance(self._producer.error, (Fenced, Deleted)):
-            raise self._producer.error
+        elif self.failure:
+            raise self.failure
         return self
 
     def stop(self) -> str:

@@ -251,7 +251,7 @@ def _ask(args: argparse.Namespace) -> int:
     answer = put(args.question, topic=args.topic, source=args.source, model=args.model)
     say(f"id {answer.id}")
     try:
-        return _follow(answer.id)
+        return _follow(answer.id, answer)
     except (KeyboardInterrupt, OSError):  # the latter where it can't be printed
         answer.stop()
         raise
@@ -300,8 +300,11 @@ def _web(args: argparse.Namespace) -> int:
     return 0
 
 
-def _follow(answer_id: str) -> int:
-    """Print an answer as it comes: its text on standard output, all else on standard error."""
+def _follow(answer_id: str, asked: Any = None) -> int:
+    """Print an answer as it comes: its text on standard output, all else on standard error.
+
+    `asked` is the handle of `ask`, where this process writes it: what keeps it from writing, only that can tell.
+    """
     from llmstream_nb import read_answer
     from llmstream_nb.protocol import events
     from llmstream_nb.viewing.transcript import Transcript
@@ -320,6 +323,9 @@ def _follow(answer_id: str) -> int:
                     say(f"\n[{transcript.takeover or 'Another attempt.'} The answer begins anew.]")
             case events.Gap(missing=missing):
                 say(f"\n[{missing} entries are missing here]")
+            case events.Interrupted() if asked and asked.failure:
+                say("")
+                raise asked.failure
             case events.Interrupted():
                 say(f"\n[Interrupted. {transcript.silent}]")
             case events.Ended(reason=reason):
