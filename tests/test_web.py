@@ -117,7 +117,7 @@ def sent(data: bytes, cut: int = 1 << 30) -> list:
 def test_any_text_comes_out_of_the_frames_as_it_went_in(texts, cut):
     texts = [clean(text) for text in texts]
     events = [Text(EntryID(1, seq), text, seq) for seq, text in enumerate(texts, 1)]
-    data = sse.HELLO + sse.KEEP_ALIVE + b"".join(made.data for made in sse.frames(events))
+    data = sse.HELLO + b"".join(made.data for made in sse.frames(events))
     got = sent(data, cut)
     assert [json.loads(event.data) for event in got] == [{"text": t, "ms": n} for n, t in enumerate(texts, 1)]
     assert [event.id for event in got] == [f"1-{seq}" for seq in range(1, len(texts) + 1)]
@@ -1299,7 +1299,7 @@ def test_a_silent_stream_is_kept_alive(client, serve):
 
     async def main() -> None:
         running = asyncio.create_task(one.run())
-        await until(lambda: one.comments >= 3)
+        await until(lambda: one.alive >= 3)
         writer.end()
         await running
 
@@ -1582,11 +1582,11 @@ def test_a_hub_without_a_window_would_be_found_out(monkeypatch):
 
 
 def test_a_guard_without_the_origin_rule_would_be_found_out(monkeypatch, standing):
-    rule = admission.Admission._refusal
+    rule = admission.Admission._check
 
     def blind(self, scope, headers):
         return rule(self, scope, {name: value for name, value in headers.items() if name != "origin"})
 
-    monkeypatch.setattr(admission.Admission, "_refusal", blind)
+    monkeypatch.setattr(admission.Admission, "_check", blind)
     with pytest.raises(AssertionError):
         test_another_sites_page_may_not_change_anything(standing)

@@ -127,7 +127,7 @@ class Watcher:
     ids: list[EntryID] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     clean: bool = False  # whether the last stream was ended, not cut
-    comments: int = 0
+    alive: int = 0  # signs of life in silence
 
     @property
     def states(self) -> list[str]:
@@ -162,13 +162,15 @@ class Watcher:
         while size := int(await reader.readline(), 16):
             for event in parser.feed((await reader.readexactly(size + 2))[:-2]):
                 self.take(event)
-            self.comments += len(parser.comments)
-            parser.comments.clear()
         self.clean = True
 
     def take(self, event: Sent) -> None:
         """Take an event as the page does, and look that nothing comes twice."""
         data = json.loads(event.data)
+        if event.name == "alive":
+            assert not event.own and not data
+            self.alive += 1
+            return
         self.events.append((event.name, data))
         if event.name == "start":
             self.text, self.missing = "", 0

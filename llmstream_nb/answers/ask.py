@@ -26,6 +26,7 @@ from llmstream_nb.protocol.wire import (
     Deleted,
     EntryID,
     Fenced,
+    LLMStreamError,
     NotAnAnswer,
     Timing,
     check_answer_id,
@@ -53,6 +54,7 @@ def ask(
     writing: Writing | None = None,
     timeout: float | None = None,
     first_timeout: float | None = None,
+    owner: str | None = None,
 ) -> Answer:
     """Ask a model, and return at once; a background thread writes the answer into its stream (XADD).
 
@@ -72,6 +74,7 @@ def ask(
         timing: leases and limits in seconds, the answer's time to live among them.
         writing: how to write it, as `Writing(coalesce_ms=100, maxlen=1000)`.
         timeout, first_timeout: seconds the model may be silent once text has come, and before that; see `complete`.
+        owner: who asks, for the record; `create_app(authorize=…)` can ask for it.
 
     Raises:
         BadQuestion, BadAnswerId, ModelError: before anything is written.
@@ -82,7 +85,7 @@ def ask(
     question, answer_id = check_question(question), check_answer_id(id or secrets.token_hex(6))
     limits: dict[str, Any] = {"timeout": timeout, "first_timeout": first_timeout, "stream": stream}
     deltas, own = deltas_of(question, topic, source, model, **limits)
-    record = new_record(answer_id, question, topic, deltas.source, deltas.model)
+    record = new_record(answer_id, question, topic, deltas.source, deltas.model, owner)
     take_id(client, record, timing, replace)
     producer = Producer(client, record, deltas, timing, writing, own)
     producer.start()
@@ -144,9 +147,8 @@ class Answer:
     @property
     def text(self) -> str:
         """The text so far."""
-        producer = self._producer
-        if producer and producer.error and not isinstance(producer.error, (Fenced, Deleted)):
-            return producer.attempt.text  # which Redis may lack
+        if self._producer and self.failure:
+            return self._producer.attempt.text  # which Redis may lack
         return self.look().text
 
     @property
@@ -158,6 +160,12 @@ class Answer:
     def exception(self) -> BaseException | None:
         """What the source raised, where this process has asked it; others see its class, and a message fit to show."""
         return self._producer.exception if self._producer else None
+
+    @property
+    def failure(self) -> LLMStreamError | None:
+        """What kept this process from writing it to its end, as a Redis that refuses; None elsewhere."""
+        error = self._producer.error if self._producer else None
+        return None if isinstance(error, (Fenced, Deleted)) else error
 
     @property
     def at_work(self) -> bool:
@@ -174,8 +182,8 @@ class Answer:
                 pass
         elif not self._producer.done.wait(timeout):
             raise StillWaiting(f"{self.id!r} has not ended within {timeout:g} s; it goes on")
-        elif self._producer.error and not isinstance(self._producer.error, (Fenced, Deleted)):
-            raise self._producer.error
+        elif self.failure:
+            raise self.failure
         return self
 
     def stop(self) -> str:

@@ -11,7 +11,7 @@ import redis
 from redis.exceptions import RedisError, ResponseError, WatchError
 
 from llmstream_nb.answers.connection import Line, RedisUnusable, is_passing, milliseconds, names_of, said
-from llmstream_nb.answers.read import Backoff, look
+from llmstream_nb.answers.read import Backoff, longest_block, look
 from llmstream_nb.answers.record import add_to_index
 from llmstream_nb.protocol.wire import (
     ORIGIN,
@@ -77,7 +77,7 @@ class Attempt:
             except (RedisError, OSError, RedisUnusable) as problem:  # the last is what `look` makes of the others
                 error: Any = (isinstance(problem, RedisUnusable) and problem.__context__) or problem
                 unclear = isinstance(error, WatchError) or "equal or smaller" in said(error)
-                if not (unclear or is_passing(error)) or not retry.sleep():
+                if not (unclear or is_passing(error, self._line.worked)) or not retry.sleep():
                     raise error from None
                 failed = True
 
@@ -216,8 +216,15 @@ class Attempt:
 
     def finish(self, text: str | None = None) -> None:
         """Once the end is confirmed: complete the record, and give up the lease."""
+        while self.sent < len(self.entries):  # done again, at a Redis that lacks some of it
+            self.flush()
         end = EntryID(self.number, len(self.entries) - 1)
         self._save(self.record, json.loads(self.entries[-1][1]), end, self.text if text is None else text)
+        if "guide" in self.client.get_connection_kwargs():
+            # Before Sentinels name another primary, the old one takes writes that are lost; afterwards the next command
+            # raises. So wait for a standby to have this, or for so long as they may need.
+            wait = int(500 * longest_block(self.client))
+            any(self._line.redis.wait(1, wait) for _ in range(2000 // wait))
 
     def _repair(self) -> None:
         """Complete the record where a producer has ended the answer and died before it could write that down."""
@@ -243,6 +250,15 @@ class Attempt:
                 pipe.set(self.keys.question, json.dumps(whole), px=milliseconds(self.timing.ttl))
                 pipe.pexpire(self.keys.chunks, milliseconds(self.timing.ttl))
             pipe.delete(self.keys.lease(end.attempt))
+            pipe.execute()
+
+    def confess(self) -> None:
+        """Write what is left, an error at its end, as plainly as can be: where MULTI or a new connection is refused."""
+        self.number = self.number or first_attempt(self.record)  # each ID is refused if it isn't the next one
+        with suppress(RedisError, OSError), self.client.pipeline(transaction=False) as pipe:
+            for seq in range(self.sent, len(self.entries)):
+                self._queue_xadd(pipe, seq, create=seq == 0)
+            pipe.pexpire(self.keys.chunks, milliseconds(self.timing.ttl))
             pipe.execute()
 
     def release(self) -> None:

@@ -169,7 +169,11 @@ class Producer:
                 return
             self._release()
             ms = self._elapsed()
-            data |= {"first_token_ms": self._first_token, "total_ms": ms, "chunks": len(self.attempt.entries) - 1}
+            data |= {
+                "first_token_ms": self._first_token,
+                "total_ms": ms,
+                "chunks": max(0, len(self.attempt.entries) - 1),
+            }
             self.attempt.entries.append((kind, json.dumps(data), ms))
             self._closed = True
             self._changed.notify_all()
@@ -208,7 +212,10 @@ class Producer:
         except LLMStreamError as error:
             self.error = error
         except (RedisError, OSError) as error:
-            self.error, self.lost = unusable(error, self.attempt.client), is_passing(error)
+            self.error, self.lost = unusable(error, attempt.client), is_passing(error)
+            if not self.lost:
+                self._close("error", error=type(self.error).__name__, message=str(self.error))
+                attempt.confess()
         except Exception as error:  # noqa: BLE001 - whoever waits must learn of it, whatever it is
             self.error = LLMStreamError(f"the producer broke down: {type(error).__name__}: {error}")
         finally:

@@ -57,7 +57,7 @@ def read_answer(
             try:
                 replies = send(line.redis, step.commands)
             except LOST as error:
-                if not is_passing(error) or not retry.sleep():
+                if not is_passing(error, line.worked) or not retry.sleep():
                     raise unusable(error, client) from None
                 line.reopen()
                 step = steps.throw(Lost())
@@ -94,6 +94,7 @@ async def aread_answer(
     )
     task = asyncio.current_task()
     cancelled = task.cancelling() if task else 0
+    worked = False
     try:
         step = next(steps)
         while True:
@@ -106,13 +107,13 @@ async def aread_answer(
                 replies = await asend(line, step.commands)
             except LOST as error:
                 pauses: list[float] = []
-                if not is_passing(error) or not retry.sleep(pauses.append):
+                if not is_passing(error, worked) or not retry.sleep(pauses.append):
                     raise unusable(error, client) from None
                 await asyncio.sleep(*pauses)
                 step = steps.throw(Lost())
             else:
                 retry.reset()
-                step = steps.send(replies)
+                worked, step = True, steps.send(replies)
             if task and task.cancelling() > cancelled:
                 raise asyncio.CancelledError  # redis-py swallows one that meets it while it connects
     except StopIteration:

@@ -25,12 +25,14 @@ from llmstream_nb.protocol.wire import (
 SAMPLE = 20  # ids in the index that are looked at when another is added: those whose answer has expired go
 
 
-def new_record(answer_id: str, question: str, topic: str | None, source: str, model: str) -> dict[str, Any]:
+def new_record(
+    answer_id: str, question: str, topic: str | None, source: str, model: str, owner: str | None = None
+) -> dict[str, Any]:
     """The JSON record of a question that has just been asked; `asked` is Unix time in seconds.
 
     `nonce` tells it from other questions under the same id, also from one asked in the same millisecond.
     """
-    return {
+    record = {
         "id": answer_id,
         "topic": clean(topic or ""),
         "question": question,
@@ -39,6 +41,7 @@ def new_record(answer_id: str, question: str, topic: str | None, source: str, mo
         "asked": round(time.time(), 3),
         "nonce": secrets.token_hex(4),
     }
+    return record | ({"owner": owner} if owner else {})
 
 
 def register(client: redis.Redis, record: dict[str, Any], timing: Timing) -> None:

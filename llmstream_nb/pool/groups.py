@@ -83,7 +83,7 @@ def read_answer_group(
             except LOST as error:
                 if is_gone(error):
                     raise GroupGone(f"the group {group!r} of {answer_id!r} was deleted, or has expired") from None
-                if not is_passing(error) or not retry.sleep():
+                if not is_passing(error, line.worked) or not retry.sleep():
                     raise unusable(error, client) from None
                 reads.reopen()
                 patience.lost()
@@ -220,4 +220,6 @@ def claim(
 
 def is_gone(error: Exception) -> bool:
     """Whether an error means that a group or its stream is not there; the words differ from server to server."""
-    return said(error).startswith(("NOGROUP", "UNBLOCKED", "The XGROUP subcommand requires the key to exist"))
+    return said(error).startswith(
+        ("NOGROUP", "UNBLOCKED the stream", "The XGROUP subcommand requires the key to exist")
+    )

@@ -38,6 +38,7 @@ def enqueue(
     replace: bool = False,
     client: redis.Redis | None = None,
     timing: Timing | None = None,
+    owner: str | None = None,
 ) -> Answer:
     """Put a question into the pool's queue (XADD), and return the same handle as `ask`.
 
@@ -49,7 +50,7 @@ def enqueue(
     client, timing = client or current(), timing or Timing()
     question, answer_id = check_question(question), check_answer_id(id or secrets.token_hex(6))
     source = check_source(source or default_source())
-    record = new_record(answer_id, question, topic, source, model or "") | {"pooled": True}
+    record = new_record(answer_id, question, topic, source, model or "", owner) | {"pooled": True}
     take_id(client, record, timing, replace)
     try:
         client.xadd(names_of(client).questions, {"answer": answer_id, "nonce": record["nonce"]})

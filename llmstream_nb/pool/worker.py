@@ -128,7 +128,7 @@ class Worker:
                         self._round()
                         retry.reset()
                 except LOST as error:
-                    if not (is_passing(error) or is_gone(error)) or not retry.sleep():
+                    if not (is_passing(error, self._queue.line.worked) or is_gone(error)) or not retry.sleep():
                         raise unusable(error, self.client) from None
                     self._queue.line.reopen()
                     self._wait_to_judge()

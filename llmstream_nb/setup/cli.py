@@ -22,8 +22,8 @@ import os
 import re
 import signal
 import sys
-import webbrowser
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -144,6 +144,8 @@ def parser() -> argparse.ArgumentParser:
     one = command("web", _web, "serve a web page in which to ask and to watch answers, until Ctrl-C or SIGTERM")
     one.add_argument("--port", type=int, default=8700, help="on 127.0.0.1 (8700; 0: any free one)")
     one.add_argument("--no-browser", action="store_true", help="print the link instead of opening it")
+    token = "the link's token stands in this file (else in LLMSTREAM_WEB_TOKEN; else it is random)"
+    one.add_argument("--token-file", type=_token, metavar="FILE", dest="token", help=token)
     one.add_argument("--pool", action="store_true", help="leave the answers to workers, as enqueue does")
 
     one = command("wheels", _wheels, "fill a folder with all that lab --wheels needs, for other machines too")
@@ -172,6 +174,17 @@ def parser() -> argparse.ArgumentParser:
     one = command("save-outputs", _save_outputs, "for maintainers: run notebooks and save their outputs")
     one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
     return top
+
+
+def _token(path: str) -> str:
+    """A type of argument: the token in this file. What stands in an argument itself, all users of a machine can see."""
+    try:
+        token = Path(path).read_text("utf-8").strip()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if not token:
+        raise argparse.ArgumentTypeError(f"{path} is empty: write a token into it that nobody can guess")
+    return token
 
 
 def _positive(kind: type) -> Any:
@@ -237,7 +250,7 @@ def _ask(args: argparse.Namespace) -> int:
     answer = put(args.question, topic=args.topic, source=args.source, model=args.model)
     say(f"id {answer.id}")
     try:
-        return _follow(answer.id)
+        return _follow(answer.id, answer)
     except (KeyboardInterrupt, OSError):  # the latter where it can't be printed
         answer.stop()
         raise
@@ -273,7 +286,7 @@ def _web(args: argparse.Namespace) -> int:
     from llmstream_nb.answers import connection
 
     client = connect()
-    server = WebServer(args.port, client=client, pool=args.pool)
+    server = WebServer(args.port, client=client, token=args.token, pool=args.pool)
     environment.allow_open_files(8_192)  # each viewer is one
     say(f"Answers are kept in {connection.where(client)}. Ctrl-C ends the server.")
     if args.pool:
@@ -281,14 +294,16 @@ def _web(args: argparse.Namespace) -> int:
     if server.base.startswith("/"):
         say("Open this at the host of your JupyterLab's own address, e.g. https://hub.example.org/user/…/proxy/…:")
     print(server.link(), flush=True)  # the link holds the token: only who has it may ask
-    if not args.no_browser:
-        webbrowser.open(server.link())
-    server.run()
+    with nullcontext() if args.no_browser else server.in_browser():
+        server.run()
     return 0
 
 
-def _follow(answer_id: str) -> int:
-    """Print an answer as it comes: its text on standard output, all else on standard error."""
+def _follow(answer_id: str, asked: Any = None) -> int:
+    """Print an answer as it comes: its text on standard output, all else on standard error.
+
+    `asked` is the handle of `ask`, where this process writes it: what keeps it from writing, only that can tell.
+    """
     from llmstream_nb import read_answer
     from llmstream_nb.protocol import events
     from llmstream_nb.viewing.transcript import Transcript
@@ -303,6 +318,9 @@ def _follow(answer_id: str) -> int:
                 say(f"\n[{transcript.takeover or 'Another attempt.'} The answer begins anew.]")
             case events.Gap(missing=missing):
                 say(f"\n[{missing} entries are missing here]")
+            case events.Interrupted() if asked and asked.failure:
+                say("")
+                raise asked.failure
             case events.Interrupted():
                 say(f"\n[Interrupted. {transcript.silent}]")
             case events.Ended(reason=reason):

@@ -29,6 +29,7 @@ VENV = ROOT / ".venv"
 STATE = ROOT / ".llmstream"  # git-ignored: the locks of set-up and lab, Redis data
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 UV = PYTHON.with_name("uv" + PYTHON.suffix)
+SERVER = VENV / "server"  # the package with it lies apart: it would bring a plugin into every run of pytest
 STAMP = VENV / "set-up.json"
 LOG = VENV / "set-up.log"
 LOCKED = ROOT / "requirements.txt"
@@ -50,6 +51,8 @@ NONE = "no wheel for "  # stands before a step's key in the stamp: not to be tri
 # pip's settings on where packages come from; others, `target` for one, would spoil `.venv`. uv calls some otherwise.
 SOURCES = "[a-z-]*index-url|find-links|no-index|trusted-host|keyring-provider|[a-z-]*cert|proxy|[a-z-]*timeout"
 FOR_UV = {"cert": "SSL_CERT_FILE", "client-cert": "SSL_CLIENT_CERT", "proxy": "HTTPS_PROXY"}
+# Compiled at once: where PYTHONDONTWRITEBYTECODE is set, as in many containers, each process would do it again.
+UV_OPTIONS = ["--no-config", "--system-certs", "--compile-bytecode"]
 _HANDED_OVER = "_LLMSTREAM_HANDED_OVER"  # tells the .venv's Python that the set-up was done a moment ago
 
 
@@ -65,6 +68,11 @@ class Step(NamedTuple):
     arguments: list[str]
     locks: Sequence[Path] = ()
     needed: bool = True
+
+    def lost(self, whole: bool) -> list[str]:
+        """What its lock files name and is not there; as `differences`."""
+        path = [str(SERVER)] if LOCKED_SERVER in self.locks else site_packages()
+        return differences(*self.locks, path=path, whole=whole)
 
 
 FRESH = Step("virtual environment", "", [])
@@ -122,6 +130,7 @@ def _steps(dev: bool, optional: Sequence[Path]) -> list[Step]:
     def locked(title: str, *locks: Path, needed: bool = True) -> Step:
         files = [word for lock in locks for word in ("-r", str(lock))]
         options = [] if needed else ["--only-binary", ":all:", "--force-reinstall"]
+        options += ["--upgrade", "--target", str(SERVER)] if LOCKED_SERVER in locks else []
         return Step(title, _digest(*locks), [*options, *files], locks, needed)
 
     steps = [locked(OPTIONAL[LOCKED_UV], LOCKED_UV, needed=False), locked("packages", LOCKED)]
@@ -146,10 +155,10 @@ def _pending(steps: Sequence[Step], whole: bool = False) -> list[Step]:
         steps: what there is to do.
         whole: look at every installed file; else at the names of the packages alone, which takes no time.
     """
-    stamp, path = read_stamp(), site_packages()
+    stamp = read_stamp()
     done = [step for step in steps if stamp["done"].get(step.title) == step.key]
     # Another version than the locked one may be the user's choice; a hole can't be.
-    broken = [line for step in done for line in differences(*step.locks, path=path, whole=whole) if "missing" in line]
+    broken = [line for step in done for line in step.lost(whole) if "missing" in line]
     if stamp.get("busy") or broken or stamp.get("python") != _venv_version():
         return [FRESH, *steps]
     todo = [step for step in steps if step not in done and stamp["done"].get(step.title) != NONE + step.key]
@@ -256,7 +265,7 @@ def _set_up(todo: Sequence[Step], wheels: Path | None, lock: int) -> None:
     if wheels or environment.get("PIP_NO_INDEX", "").lower() in {"1", "true", "yes", "on"}:
         source.append("--no-index")  # to uv, no variable says so
     tools = [
-        [str(UV), "pip", "install", "--python", str(PYTHON), "--no-config", "--system-certs", *source],
+        [str(UV), "pip", "install", "--python", str(PYTHON), *UV_OPTIONS, *source],
         [str(PYTHON), "-I", "-m", "pip", "install", *source],
     ]
     for number, step in enumerate(todo, 1):
@@ -302,8 +311,7 @@ def _install(
         failed = "failed" if tool == tools[-1] else "uv can't, so by pip"
         command = [*tool, "--no-deps", *step.arguments]
         if not run(title, command, lines, environment, lock, LOG, failed):
-            lost = differences(*step.locks, path=site_packages(), whole=True)
-            if not lost:
+            if not (lost := step.lost(whole=True)):
                 return True
             lines += ["Installed, it said", f"ERROR: {'; '.join(lost[:3])}"]
     return False

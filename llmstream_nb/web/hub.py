@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_right
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from operator import attrgetter
 from typing import Any
@@ -19,7 +19,7 @@ from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.round import COUNT, Round
 from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, EntryID, Signs, Timing
 from llmstream_nb.viewing.broken import explained
-from llmstream_nb.web.sse import HELLO, KEEP_ALIVE, Frame, frame, frames
+from llmstream_nb.web.sse import ALIVE, HELLO, Frame, frame, frames
 
 TICK = 0.02  # seconds between two rounds while something changes
 SLOWEST = 0.1  # the same when nothing has changed for a few seconds
@@ -27,6 +27,7 @@ RETRY = 0.5  # seconds between tries to reach a lost Redis
 WINDOW = 256_000  # bytes of an answer's newest frames that are kept for its viewers
 PAGE = 64_000  # bytes written to a viewer at once; it has to take them before it gets more
 CATCH_UP = 3  # connections for all viewers who are behind
+HEALTHY = 3.0  # seconds in which a Redis that is well says so
 FEW = 100  # entries in a viewer's first read; the next ones are as large as what it takes at once
 
 
@@ -110,7 +111,7 @@ class Viewer:
             return frame("state", {"state": state})
         if now - self._sent >= self.hub.keep_alive:
             self._sent = now
-            return KEEP_ALIVE
+            return ALIVE
         if self.channel and self._waiting() is not None:
             await self.channel.news.wait()
         return b""
@@ -153,8 +154,10 @@ class Viewer:
 class Hub:
     """Reads for all viewers of a process, on one connection, and on a few more for those who are behind."""
 
-    def __init__(self, client: redis.Redis, timing: Timing | None = None, *, keep_alive: float = 15.0) -> None:
-        self.client, self.timing, self.keep_alive = client, timing or Timing(), keep_alive
+    def __init__(
+        self, client: redis.Redis, timing: Timing, keep_alive: float, at_end: Callable[[], Awaitable[None]]
+    ) -> None:
+        self.client, self.timing, self.keep_alive = client, timing, keep_alive
         self.names = names_of(client)
         self.viewers = 0  # streams that are open
         self.closing = False
@@ -163,6 +166,7 @@ class Hub:
         self._line, self._pool = async_client(client, 1), async_client(client, CATCH_UP)
         self._turn = asyncio.Semaphore(CATCH_UP)
         self._task: asyncio.Task[None] | None = None
+        self.life = asyncio.create_task(self._live(at_end))
 
     def end(self) -> None:
         """End all viewers' streams; browsers come back by themselves."""
@@ -171,14 +175,30 @@ class Hub:
 
     async def close(self) -> None:
         """Stop reading, and give the connections back."""
-        self.end()
-        if self._task:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-        for line in (self._line, self._pool):
-            with suppress(*LOST):
-                await line.aclose()
+        self.life.cancel()
+        await asyncio.wait([self.life])
+
+    async def _live(self, at_end: Callable[[], Awaitable[None]]) -> None:
+        """Wait for `close`, or for the end of the event loop, which cancels all its tasks."""
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.end()
+            if self._task:
+                self._task.cancel()
+                await asyncio.wait([self._task])
+            for line in (self._line, self._pool):
+                with suppress(*LOST):
+                    await line.aclose()
+            await at_end()
+
+    async def answers(self) -> bool:
+        """Whether Redis answers, and in time."""
+        with suppress(*LOST):
+            async with asyncio.timeout(HEALTHY), self._turn:
+                await self._pool.ping()
+                return True
+        return False
 
     # For each viewer
 

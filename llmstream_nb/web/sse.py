@@ -11,7 +11,7 @@ from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted,
 from llmstream_nb.protocol.wire import ORIGIN, EntryID
 
 HELLO = b"retry: 1000\n\n"  # a browser that loses its connection comes back after so many milliseconds
-KEEP_ALIVE = b": still here\n\n"  # a comment, for proxies that end silent connections
+ALIVE = b"event: alive\ndata: {}\n\n"  # for proxies that end silent connections, and pages on dead ones
 
 
 class Frame(NamedTuple):

@@ -116,7 +116,7 @@ class Reader:
             replies = self.ask(self._line.redis, views)
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the thread, but be seen
             self._line.reopen()
-            if is_passing(error):
+            if is_passing(error, self._line.worked):
                 self.lost, self._retry_at = True, time.monotonic() + RETRY
                 for view in views:
                     view.lose()

@@ -53,6 +53,8 @@ class AnswerReader(Reader):
         transcript.take(events)
         if one.follower.done and not transcript.settled and len(reply) > 1 and not events:
             transcript.mend(one.signs.record, one.signs.leased)
+        if view.answer.failure and not (one.follower.done or events) and len(reply) > 1:
+            transcript.fail(view.answer.failure)  # nobody else can tell
         if events or before != (transcript.state, transcript.note, transcript.settled):
             view.unseen = True
 
@@ -157,6 +159,7 @@ class Watched(Live):
     def __init__(self, answer: Answer | str, *, client: redis.Redis | None = None, **options: Any) -> None:
         group, replay = options.get("group"), options.get("replay")  # `AnswerView` has checked their names
         handle = answer if isinstance(answer, Answer) else Answer(answer, client=client or current())
+        self.answer = handle
         keys = names_of(handle.client).answer(handle.id)
         self.transcript = Transcript(handle.id, handle.timing, past=bool(replay))
         follower = self.transcript.follower

@@ -321,6 +321,59 @@ def test_offline_and_online_again(cuttable, writer, visit) -> None:
     assert viewer.evaluate("window.__shrunk") == 0
 
 
+class Mute:
+    """A connection to a browser that is dead, of which nobody tells it."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+
+    def sendall(self, data: bytes) -> None:
+        """Lose it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+def test_a_connection_that_died_without_a_word_is_noticed(cuttable, writer, visit) -> None:
+    proxy, link = cuttable
+    writer.say("one ")
+    viewer = visit(link(writer.id))
+    viewer.page.clock.install()
+    viewer.page.reload()
+    viewer.has("one").see("Streaming")
+    wait_for(lambda: proxy.connections == 1)  # else the browser would come back on another that is dead
+    for each in list(proxy._links):
+        each.client = Mute(each.client)
+    writer.say("two ")
+    viewer.page.clock.fast_forward(30_000)
+    viewer.see("Streaming")
+    assert viewer.shown == "one "
+    viewer.page.clock.fast_forward(12_000)
+    viewer.has("two").see("Streaming")
+    writer.say("three").end()
+    assert viewer.ends() == writer.text
+    assert viewer.evaluate("window.__shrunk") == 0  # it went on where it was
+
+
+def test_a_silent_answer_on_a_live_connection_is_left_alone(client, writer, visit) -> None:
+    writer.say("one ")
+    with WebServer(client=client, timing=FAST, limits=Limits(keep_alive=0.2)) as site:
+        viewer = visit(site.link(writer.id))
+        viewer.page.clock.install()
+        viewer.page.reload()
+        viewer.has("one")
+        viewer.requests.clear()
+        for _ in range(3):
+            viewer.page.clock.fast_forward(20_000)
+            signs = "let n = 0; s.addEventListener('alive', () => ++n > 2 && (s.close(), done()))"
+            address = site.link().replace("?", f"answers/{writer.id}/events?")
+            viewer.evaluate(f"new Promise((done) => {{ const s = new EventSource('{address}'); {signs} }})")
+        assert len([one for one in viewer.requests if "/events" in one]) == 3  # those of this test
+        viewer.see("Streaming")
+        viewer.open(site.link())
+        writer.end()
+
+
 @pytest.mark.parametrize("same", [True, False], ids=["same token", "another token"])
 def test_the_server_is_started_again(client, writer, visit, same: bool) -> None:
     writer.say("one ", "two ")
@@ -331,6 +384,7 @@ def test_the_server_is_started_again(client, writer, visit, same: bool) -> None:
     with WebServer(first.port, client=client, timing=FAST, token=first.token if same else None) as second:
         if not same:
             expect(viewer.trouble).to_contain_text("The token in this page's address is missing or wrong")
+            viewer.see("No access").has("one two")  # it is not the answer that failed
             viewer.open(second.link(writer.id))
         viewer.has("three").see("Streaming")
         writer.say("four").end()
@@ -439,6 +493,33 @@ def test_twenty_thousand_chunks_at_full_speed(site, client, visit) -> None:
 
 
 # --------------------------------------------------------------------------------------- several viewers
+
+
+def test_an_answer_that_one_leaves_while_it_runs_stays_in_reach(site, client, visit) -> None:
+    answer, short = count(client), Writer(client, uuid.uuid4().hex[:8]).say("x")
+    viewer = visit(site.link(short.id)).see("Streaming")
+    viewer.evaluate(f"history.pushState(null, '', location.href.replace('{short.id}', '{answer.id}'))")
+    viewer.evaluate("dispatchEvent(new PopStateEvent('popstate'))")
+    viewer.has("0 1 2").anew.click()
+    expect(viewer.asked).to_have_text("The answer will stand here")
+    assert viewer.evaluate("document.activeElement.id") == "question" and viewer.question.input_value() == ""
+    expect(viewer.others.locator("p")).to_have_text(["Still running: why?", "Still running: count"])
+    short.end()
+    expect(viewer.others.locator("p").first).to_have_text("Complete: why?", timeout=PATIENCE)
+    viewer.page.get_by_role("link", name="count").click()
+    assert viewer.ends() == WHOLE
+    expect(viewer.others.locator("p")).to_have_text(["Complete: why?"])
+
+
+def test_a_link_for_reading_alone(site, writer, visit) -> None:
+    writer.say("so far ")
+    viewer = visit(site.link(writer.id, read_only=True)).has("so far").see("Streaming")
+    for control in (viewer.form, viewer.anew, viewer.stop):
+        expect(control).to_be_hidden()
+    expect(viewer.trouble).to_be_hidden()
+    writer.say("and on").end()
+    assert viewer.ends() == writer.text
+    viewer.open(site.link(writer.id, read_only=True).replace(f"answer={writer.id}", "answer=other")).see("No access")
 
 
 def test_two_viewers_see_the_same_and_either_can_stop(site, client, visit) -> None:

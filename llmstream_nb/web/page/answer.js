@@ -12,12 +12,13 @@ const NOTES = {
   length: "Cut off: the answer reached the model's limit on length.",
 };
 const HELP = {
-  0: "The server can't be reached. If it was stopped, start it again.",
-  401: "The token in this page's address is missing or wrong. Open the whole link that the server gave; after each start it is a new one.",
+  Unreachable: "The server can't be reached. If it was stopped, start it again.",
+  NoToken: "The token in this page's address is missing or wrong. Open the whole link that the server gave; it may have a new one since it was started again.",
 };
 const isPassing = (status) => !status || status === 429 || status >= 500; // worth another try; 0: no reply
 export const OVER = ["ended", "failed"]; // an answer of this status does not go on
 const LONGEST = 30; // seconds between two tries
+const SILENCE = 40_000; // milliseconds; the server says every 15 seconds that it is there
 
 const areMissing = (count) => `${count.toLocaleString("en")} ${count === 1 ? "entry is" : "entries are"} missing`;
 const fill = (words, ...values) => words.replace(/{}/g, () => values.shift());
@@ -26,7 +27,7 @@ const fill = (words, ...values) => words.replace(/{}/g, () => values.shift());
 
 class Problem extends Error {
   constructor(status, { error, message } = {}, wait = 0) {
-    super(HELP[status] ?? message ?? `The server's reply has the status ${status}.`);
+    super(HELP[error] ?? message ?? `The server's reply has the status ${status}.`);
     Object.assign(this, { status, error, wait, passing: isPassing(status) }); // wait: seconds, from Retry-After
   }
 }
@@ -47,7 +48,7 @@ export async function call(method, path, { query, body, signal } = {}) {
     if (reply.headers.get("Content-Type")?.includes("json")) data = await reply.json();
     else await reply.body?.cancel(); // a stream of events, or some proxy's page
   } catch (error) {
-    throw error.name === "AbortError" ? error : new Problem(0);
+    throw error.name === "AbortError" ? error : new Problem(0, { error: "Unreachable" });
   }
   if (!reply.ok) throw new Problem(reply.status, data, Number(reply.headers.get("Retry-After")) || 0);
   return data;
@@ -63,7 +64,7 @@ function compare(id, other) {
 }
 
 export class Answer {
-  state = "waiting"; // one of LABELS
+  state = "waiting"; // one of LABELS, or refused
   note = ""; // a sentence on it
   attempts = 1; // at this question, as far as was seen
   worker = ""; // who writes this one, if the pool does
@@ -80,6 +81,7 @@ export class Answer {
   first = null; // milliseconds to the first token
   ms = 0; // milliseconds from the start, when something was last heard
   heard = performance.now();
+  sign = performance.now(); // when anything came over the connection, or it was opened
   seen = ""; // ID of the last entry
   anew = true; // no text has come since the start
   gapAfter = null; // ID of the entry before the last gap
@@ -134,8 +136,11 @@ export class Answer {
   watch() {
     this.close();
     const source = new EventSource(address(`${this.path}/events`, this.seen && { after: this.seen }));
-    for (const kind of ["start", "text", "gap", "state", "end", "failed"]) {
-      source.addEventListener(kind, (event) => this.take(kind, event.lastEventId, JSON.parse(event.data)));
+    for (const kind of ["start", "text", "gap", "state", "end", "failed", "alive"]) {
+      source.addEventListener(kind, (event) => {
+        this.sign = performance.now();
+        if (kind !== "alive") this.take(kind, event.lastEventId, JSON.parse(event.data));
+      });
     }
     source.onerror = () => {
       this.lost = true; // the browser comes back by itself, with Last-Event-ID, unless it was refused
@@ -143,6 +148,16 @@ export class Answer {
       this.changed();
     };
     this.source = source;
+    this.sign = performance.now();
+  }
+
+  // A connection may be dead without anybody having noticed.
+  listen() {
+    const open = this.live && this.source && this.source.readyState !== EventSource.CLOSED;
+    if (!open || performance.now() - this.sign < SILENCE) return;
+    this.lost = true;
+    this.watch();
+    this.changed();
   }
 
   checkAfter(seconds) {
@@ -155,7 +170,7 @@ export class Answer {
     if (["ForeignID", "BadEntryID"].includes(error)) return this.restart();
     Object.assign(this, { message, lost: passing, again: status !== 404 });
     if (passing) this.checkAfter(wait || 2 ** this.tries);
-    else this.state = status === 404 ? "missing" : "failed";
+    else this.state = { 401: "refused", 403: "refused", 404: "missing" }[status] ?? "failed";
     this.changed();
   }
 

@@ -7,7 +7,9 @@ import { Paper, figures } from "./paper.js";
 const WITHOUT_STREAM = "Without stream: nothing is seen before all is there.";
 const LOST = "The connection is lost. The text so far stands.";
 const OFFLINE = "This device is offline. The text so far stands, and goes on once it is online again.";
+const REFUSED = "No access";
 const SILENCE = 20_000; // milliseconds; a phone that slept for longer may hold a dead connection
+const LOOK = 5_000; // milliseconds between two looks at the answers that one has left
 
 const TITLE = document.title;
 const ui = Object.fromEntries([...document.querySelectorAll("[id]")].map((node) => [node.id, node]));
@@ -15,28 +17,32 @@ const paper = new Paper(ui.text, follow);
 let answer = null; // the one that is shown
 let busy = false; // a question is on its way
 let notBefore = 0; // when the server takes the next one
+let barred = ""; // why one may only read here
+const others = new Map(); // answers that one has left while they ran: name and state by id
 
 // -------------------------------------------------------------------------------------------- what is seen
 
 function render() {
   const { id, question, state = "idle", live, running = false, lost, stopping = false, note, message, html } = answer ?? {};
-  const label = lost ? "Reconnecting …" : (LABELS[state] ?? "");
+  const label = lost ? "Reconnecting …" : state === "refused" ? REFUSED : (LABELS[state] ?? "");
   const name = question ?? answer?.record?.question ?? id;
   const stopFocused = document.activeElement === ui.stop;
   document.title = answer ? `${label} · ${name || TITLE}` : TITLE;
   say(ui.asked, answer ? name || TITLE : "The answer will stand here");
   ui.answer.dataset.state = lost ? "lost" : state;
-  ui.head.hidden = ui.anew.hidden = !answer;
+  ui.head.hidden = !answer;
+  ui.form.hidden = !!barred;
+  ui.anew.hidden = !answer || !!barred;
   say(ui.state, label);
   say(ui.note, lost ? (navigator.onLine ? LOST : OFFLINE) : note);
-  say(ui.trouble, message);
+  say(ui.trouble, answer ? message : barred);
   ui.again.hidden = !answer?.again;
   ui.bar.hidden = state !== "waiting";
   ui.text.ariaBusy = running;
   ui.copy.hidden = !id || state === "missing";
   ui.raw.hidden = !html;
   ui.raw.textContent = paper.html ? "As text" : "As Markdown";
-  ui.stop.hidden = !live;
+  ui.stop.hidden = !live || !!barred;
   ui.stop.textContent = stopping ? "Stopping …" : "Stop";
   // Not `disabled`: that takes the keyboard away from a button.
   ui.stop.ariaDisabled = stopping;
@@ -72,6 +78,9 @@ function scrolling() {
 function open(id, about) {
   answer?.leave();
   answer?.asking?.abort();
+  if (answer?.live && answer.id) others.set(answer.id, { name: answer.question ?? answer.record?.question ?? answer.id });
+  others.delete(id);
+  list();
   answer = id === null ? null : new Answer(id, paper, render, about);
   if (!answer) paper.show([]);
   following = true;
@@ -87,6 +96,39 @@ async function openFromAddress() {
   if (opened !== answer || !opened?.record) return;
   ui.question.value ||= opened.record.question ?? "";
   ui.topic.value ||= opened.record.topic ?? "";
+}
+
+function list() {
+  ui.others.replaceChildren();
+  ui.others.hidden = !others.size;
+  for (const [id, { name, state }] of others) {
+    const row = make(ui.others, "p", {}, `${LABELS[state] ?? "Still running"}: `);
+    make(row, "a", { href: address("", { answer: id }) }, name);
+  }
+}
+
+// What has become of those that one has left: another stream for each would be too many for a browser.
+async function look() {
+  for (const [id, other] of others) {
+    if (other.state) continue;
+    const { status, record } = await call("GET", `answers/${encodeURIComponent(id)}`).catch((problem) => problem);
+    if (status === 404) others.delete(id);
+    if (OVER.includes(status)) other.state = record.reason === "cancelled" ? "stopped" : status;
+    if (status === 404 || other.state) list();
+  }
+}
+
+// To load the page anew would forget them.
+function go(event) {
+  const link = event.target.closest("#anew, #others a");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  history.pushState(null, "", link.href);
+  if (link === ui.anew) {
+    ui.question.value = ui.prepared.value = "";
+    ui.question.focus();
+  }
+  openFromAddress();
 }
 
 // Whoever was away goes on at once, on a new connection: the old one may be dead without anybody having noticed.
@@ -175,6 +217,7 @@ async function loadSources() {
     ui.prepared.append(...prepared.map((question) => new Option(question)));
     offer();
   } catch (problem) {
+    if (problem.status === 403) barred = problem.message;
     refuse(problem);
     if (problem.passing) setTimeout(loadSources, 2000);
   }
@@ -200,14 +243,17 @@ ui.stop.addEventListener("click", stop);
 ui.copy.addEventListener("click", copy);
 ui.raw.addEventListener("click", changeView);
 ui.again.addEventListener("click", () => answer.check());
+addEventListener("click", go);
 addEventListener("scroll", scrolling);
 addEventListener("popstate", openFromAddress);
 addEventListener("offline", render);
 addEventListener("online", goOn);
 document.addEventListener("visibilitychange", () => {
-  if (!document.hidden && answer && performance.now() - answer.heard > SILENCE) goOn();
+  if (!document.hidden && answer && performance.now() - answer.sign > SILENCE) goOn();
 });
 setInterval(() => answer?.running && count(), 100);
+setInterval(() => answer?.listen(), 1000);
+setInterval(look, LOOK);
 
 if (/Mac|iP/.test(navigator.platform)) ui.keys.textContent = "⌘ ⏎";
 ui.anew.href = address("");
