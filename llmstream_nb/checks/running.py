@@ -47,9 +47,8 @@ def exercise(examine: Callable[..., str]) -> Callable[..., Verdict]:
         return _run(examine.__name__, lambda case: examine(case, *mine, **more), hints, client)
 
     whole = inspect.signature(examine)
-    signature = whole.replace(
-        parameters=list(whole.parameters.values())[1:], return_annotation=Verdict
-    )  # without the case
+    shown = list(whole.parameters.values())[1:]  # without the case
+    signature = whole.replace(parameters=shown, return_annotation=Verdict)
     update_wrapper(check, examine)
     check.__signature__ = signature  # type: ignore[attr-defined]
     return check

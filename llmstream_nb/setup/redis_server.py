@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from llmstream_nb.llm.local import free_port
+from llmstream_nb.protocol.wire import LLMStreamError
 from llmstream_nb.setup.environment import ROOT, SERVER, STATE, say, try_lock
 from llmstream_nb.setup.guard import end, guarded
 from llmstream_nb.setup.shared import make_private, write_private
@@ -188,11 +189,12 @@ def choose_redis(stack: contextlib.ExitStack) -> str | None:
         kept = "this folder is another lab's or can't be written, so answers end with lab"
     try:
         process, url = start_redis(folder, lock)
-        say(f"Redis: {find_redis().name} at {address(url)}, behind a password; {kept}.")
+        say(f"Redis: {find_redis().name} at 127.0.0.1:{urlsplit(url).port}, behind a password; {kept}.")
     except StartError as reason:
         try:
             process, url = start_fake_redis(lock)
-            say(f"Redis: the kit's own stand-in (fakeredis) at {address(url)}, as {reason}; answers end with lab.")
+            place = f"127.0.0.1:{urlsplit(url).port}"
+            say(f"Redis: the kit's own stand-in (fakeredis) at {place}, as {reason}; answers end with lab.")
         except (StartError, OSError) as other:
             say(f"Redis: each notebook has its own stand-in (fakeredis), as {reason}, and {other}.")
             return None
@@ -200,24 +202,15 @@ def choose_redis(stack: contextlib.ExitStack) -> str | None:
     return url
 
 
-def address(url: str) -> str:
-    """Host and port of a URL, which may be shown; empty, where it has none."""
-    with contextlib.suppress(ValueError):
-        parts = urlsplit(url)
-        return f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else ""
-    return ""
-
-
 def _say_given(url: str) -> None:
-    """Say that REDIS_URL is used, never its password, and whether anything answers there."""
-    said = "as REDIS_URL says."
-    if place := address(url):
-        said = f"as REDIS_URL says, at {place}."
-        host, _, port = place.rpartition(":")
-        if not answers(host, int(port)):
-            said = f"REDIS_URL is set, but nothing answers at {place}; the notebooks will say so too. "
-            said += "Start that server, or unset REDIS_URL and start again."
-    say(f"Redis: {said}")
+    """Say that REDIS_URL is used, never its password, and whether it can be."""
+    from llmstream_nb.answers.connection import connect, masked
+
+    try:
+        connect(url, socket_connect_timeout=2).close()
+        say(f"Redis: {masked(url)}, as REDIS_URL says.")
+    except LLMStreamError as error:
+        say(f"Redis: {error}. The notebooks will say so too, while REDIS_URL is set.")
 
 
 def show(url: str) -> int:
