@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from llmstream_nb import tables
+from llmstream_nb import AnswerView, Monitor, StreamView, tables
 from llmstream_nb.answers.ask import Answer, ask, clear, stop_answer
 from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of, names_of
 from llmstream_nb.answers.read import read_answer
@@ -21,7 +21,6 @@ from llmstream_nb.pool.groups import read_answer_group
 from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.pool.worker import Worker
 from llmstream_nb.protocol.events import Interrupted, Restarted, text_of
-from llmstream_nb.widgets import AnswerView, Monitor, StreamView
 
 from .conftest import FAST
 from .model import Model, assert_whole, start, text_in, wait_for

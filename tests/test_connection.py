@@ -21,7 +21,7 @@ from fakeredis import FakeRedis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from llmstream_nb import tables
+from llmstream_nb import AnswerView, tables
 from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import Answer, ask, clear
 from llmstream_nb.answers.connection import Line, Packer, RedisUnusable, connect, environment_of, masked, names_of
@@ -32,7 +32,6 @@ from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.pool.worker import Worker
 from llmstream_nb.protocol.events import Event, Failed, text_of
 from llmstream_nb.protocol.wire import LLMStreamError
-from llmstream_nb.widgets import AnswerView
 
 from .conftest import FAST
 from .model import Model, wait_for

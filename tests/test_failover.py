@@ -15,7 +15,7 @@ from functools import partial
 import pytest
 import redis
 
-from llmstream_nb import tables
+from llmstream_nb import AnswerView, Monitor, tables
 from llmstream_nb.answers.ask import ask
 from llmstream_nb.answers.connection import RedisUnusable, connect, environment_of
 from llmstream_nb.answers.read import aread_answer, read_answer
@@ -26,7 +26,6 @@ from llmstream_nb.pool.worker import Worker
 from llmstream_nb.protocol.events import Event, text_of
 from llmstream_nb.protocol.wire import ORIGIN
 from llmstream_nb.web.hub import Hub
-from llmstream_nb.widgets import AnswerView, Monitor
 
 from .conftest import FAST
 from .model import Model, text_in, wait_for

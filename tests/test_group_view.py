@@ -8,13 +8,13 @@ import ipywidgets
 import pytest
 import redis
 
+from llmstream_nb import AnswerView
 from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import clear, stop_answer
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
 from llmstream_nb.pool.groups import BadName
 from llmstream_nb.protocol.round import LOOK
-from llmstream_nb.widgets import AnswerView
 from llmstream_nb.widgets.live import hub
 
 from .conftest import BACKENDS, FAST

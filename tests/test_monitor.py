@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import redis
 
+from llmstream_nb import AnswerView, Monitor
 from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import clear, stop_answer
 from llmstream_nb.answers.connection import names_of
@@ -23,7 +24,7 @@ from llmstream_nb.pool.queue import enqueue as ask_pool
 from llmstream_nb.pool.worker import Worker
 from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.wire import DAY, POOL
-from llmstream_nb.widgets import AnswerView, Monitor, monitor, survey
+from llmstream_nb.widgets import monitor, survey
 from llmstream_nb.widgets.live import hub
 
 from .conftest import FAST

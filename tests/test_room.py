@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import redis
 
-from llmstream_nb import tables
+from llmstream_nb import AnswerView, Monitor, tables
 from llmstream_nb.answers.ask import ask, clear, stop_answer
 from llmstream_nb.answers.connection import RedisUnusable, connect
 from llmstream_nb.answers.read import read_answer
@@ -22,7 +22,6 @@ from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.pool.worker import Worker
 from llmstream_nb.protocol.events import text_of
 from llmstream_nb.web import WebServer
-from llmstream_nb.widgets import AnswerView, Monitor
 
 from .conftest import FAST
 from .model import Model, wait_for

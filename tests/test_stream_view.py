@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import redis
 
-from llmstream_nb import Answer, StreamView
+from llmstream_nb import Answer, AnswerView, StreamView
 from llmstream_nb.answers import connection
 from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
 from llmstream_nb.protocol.wire import BadEntryID, EntryID
-from llmstream_nb.widgets import AnswerView, stream_view
+from llmstream_nb.widgets import stream_view
 from llmstream_nb.widgets.live import hub
 
 from .conftest import FAST

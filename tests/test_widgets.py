@@ -17,6 +17,7 @@ import ipywidgets
 import pytest
 from comm.base_comm import BaseComm
 
+from llmstream_nb import AnswerView, AskPanel, Monitor, StreamView
 from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import ask, stop_answer
 from llmstream_nb.answers.connection import names_of
@@ -27,7 +28,6 @@ from llmstream_nb.protocol.round import LOOK
 from llmstream_nb.protocol.wire import BadAnswerId, Joiner
 from llmstream_nb.viewing import broken
 from llmstream_nb.viewing.markdown import LONGEST, to_html
-from llmstream_nb.widgets import AnswerView, AskPanel, Monitor, StreamView
 from llmstream_nb.widgets.ask_panel import AskForm
 from llmstream_nb.widgets.bundle import FOLDERS, bundle
 from llmstream_nb.widgets.live import hub

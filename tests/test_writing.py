@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from llmstream_nb import AnswerView
 from llmstream_nb.answers.ask import Answer, ask, clear, stop_answer
 from llmstream_nb.answers.attempt import Attempt
 from llmstream_nb.answers.connection import connect, names_of
@@ -15,7 +16,6 @@ from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.protocol.events import Gap, text_of
 from llmstream_nb.protocol.wire import AnswerNotFound, Fenced, Timing
-from llmstream_nb.widgets import AnswerView
 
 from .conftest import FAST
 from .model import Model, record_of, start, stream_of, text_in, wait_for

@@ -41,7 +41,9 @@ class RedisServer(AbstractContextManager["RedisServer"]):
         self.port = 0
         self.data = self.folder / "data"
         self._log = self.folder / "log.txt"
-        self._watchdog = watchdog(self.folder)
+        # In a session of its own, so that Ctrl-C in a terminal does not end it first.
+        watchdog = [sys.executable, "-I", "-S", "-X", "utf8", "-c", WATCHDOG, str(self.folder)]
+        self._watchdog = subprocess.Popen(watchdog, stdin=subprocess.PIPE, start_new_session=True)
         self._process: subprocess.Popen[bytes] | None = None
         try:
             self.start()
@@ -144,7 +146,8 @@ def free_port() -> int:
             return port
 
 
-# It tidies up when standard input ends, a pipe from the process that wanted the server, however that went.
+# It removes the folder, and ends the server whose process id stands in it, when standard input ends: a pipe from the
+# process that wanted the server, however that went.
 # An atexit hook alone would miss a run that is killed.
 WATCHDOG = """
 import os, pathlib, shutil, signal, sys
@@ -156,12 +159,3 @@ except OSError:
     pass
 shutil.rmtree(folder, ignore_errors=True)
 """
-
-
-def watchdog(folder: Path) -> subprocess.Popen[bytes]:
-    """Start a process that removes the folder, and the server whose process id stands in it, when its input ends."""
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-X", "utf8", "-c", WATCHDOG, str(folder)],
-        stdin=subprocess.PIPE,
-        start_new_session=True,  # so that Ctrl-C in a terminal does not end it first
-    )

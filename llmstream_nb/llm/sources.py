@@ -181,15 +181,9 @@ def _openai_endpoint(model: str | None) -> Endpoint:
     basic = base64.b64encode(f"{unquote(parts.username or '')}:{password}".encode()).decode()
     tokens = [value for name, value in parse_qsl(parts.query) if "version" not in name]
     secrets = (key, basic, parts.password or "", password, *tokens)
-    return Endpoint(
-        source="openai",
-        title=f"The endpoint {shown}",
-        model=model or settings.get("OPENAI_MODEL", OPENAI_MODEL),
-        url=lambda: url,
-        key=key or "none",
-        secrets=tuple(text for text in secrets if len(text) >= 8 and text not in PLACEHOLDERS),
-        loopback=loopback,
-    )
+    hidden = tuple(text for text in secrets if len(text) >= 8 and text not in PLACEHOLDERS)
+    model = model or settings.get("OPENAI_MODEL", OPENAI_MODEL)
+    return Endpoint("openai", f"The endpoint {shown}", model, lambda: url, key or "none", hidden, loopback)
 
 
 def _settings() -> dict[str, str]:

@@ -220,6 +220,4 @@ def claim(
 
 def is_gone(error: Exception) -> bool:
     """Whether an error means that a group or its stream is not there; the words differ from server to server."""
-    return said(error).startswith(
-        ("NOGROUP", "UNBLOCKED the stream", "The XGROUP subcommand requires the key to exist")
-    )
+    return said(error).startswith(("NOGROUP", "UNBLOCKED the stream", "The XGROUP subcommand requires the key"))
