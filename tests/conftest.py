@@ -26,6 +26,24 @@ BACKENDS = ["fake", "fake-tcp", *SERVERS]
 FAST = Timing(lease=1.0, tick=0.05, ttl=600.0, give_up=8.0, patience=2.0)
 
 
+# Their tests are few and slow: files are dealt out in this order, so that none of these is begun last.
+LONG = [
+    "environment",
+    "binder",
+    "ends",
+    "workers",
+    "web",
+    "checks",
+    "resilience",
+    "pool",
+    "redis_server",
+    "failover",
+    "package",
+    "room",
+    "workshop",
+]
+
+
 def pytest_configure(config) -> None:
     config.addinivalue_line("markers", "slow: on the fake and on one real server, which differs from run to run")
 
@@ -35,7 +53,9 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config, items) -> None:
-    """Quick tests run on every server; of the slow ones each case on one, unless all are chosen."""
+    """Quick tests run on every server; of the slow ones each case on one, unless all are chosen. Long files come first."""
+    rank = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
     if chosen() != SERVERS:
         passed_over = [item for item in items if item.get_closest_marker("slow") and not is_dealt(item)]
         config.hook.pytest_deselected(items=passed_over)

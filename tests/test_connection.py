@@ -38,6 +38,7 @@ from .model import Model, wait_for
 
 SECRET = "s3cr3t/with@odd:chars"
 QUOTED = "s3cr3t%2Fwith%40odd%3Achars"
+needs_redis = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")
 
 
 def refused(url: str, **options) -> str:

@@ -45,7 +45,10 @@ class Readers:
             return [event async for event in aread_answer(answer_id, **options)]
 
         async def page() -> str:
-            hub = Hub(client, FAST)
+
+            async def nothing() -> None: ...
+
+            hub = Hub(client, FAST, 15.0, nothing)
             try:
                 return b"".join([frame async for frame in hub.stream(answer_id, ORIGIN, ORIGIN)]).decode()
             finally:

@@ -37,10 +37,10 @@ from llmstream_nb.web import NotServed, WebServer, create_app, hub
 from llmstream_nb.web import server as serving
 from llmstream_nb.web.app import hub_of as hub_of_app
 
-from .conftest import FAST
+from .conftest import FAST, found
 from .model import wait_for
 from .test_web import hub_of, problem, says, serve, tasks_of  # noqa: F401 - fixtures
-from .web import TOKEN, Slow, Writer, available, call, head, raw
+from .web import TOKEN, Slow, Writer, call, head, raw
 
 
 @pytest.fixture
@@ -446,7 +446,7 @@ def test_half_of_the_files_are_left(monkeypatch):
 
 
 def test_health_is_told_to_anybody_and_nothing_else():
-    with servers.RedisServer(available("redis-server")) as redis:
+    with servers.RedisServer(found("redis-server")) as redis:
         client = connection.connect(redis.url, prefix=f"t{uuid.uuid4().hex[:10]}")
         with WebServer(client=client, token=TOKEN, timing=FAST) as server:
 
