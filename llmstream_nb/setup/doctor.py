@@ -50,6 +50,9 @@ def _packages() -> Iterator[Check]:
     elif not LOCKED.exists():
         yield OK, "set-up", "none is needed: the package was installed by itself"
         return
+    elif what := environment.in_the_way():
+        yield PROBLEM, "set-up", what
+        return
     elif environment.is_set_up():
         yield OK, "set-up", "done, in .venv"
         path = environment.site_packages()
@@ -58,9 +61,9 @@ def _packages() -> Iterator[Check]:
         return
     else:
         yield OK, "set-up", "this Python has everything"
-    if wrong := environment.differences(LOCKED, path=path):
+    if wrong := environment.differences(LOCKED, path=path, whole=True):
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        advice = "delete .venv and run python3 -m llmstream_nb lab"
+        advice = "python3 -m llmstream_nb lab mends what is missing; or delete .venv before"
         yield PROBLEM, "packages", f"{'; '.join(wrong[:3])}{more}: {advice}"
     else:
         yield OK, "packages", f"as locked, with JupyterLab {min(environment.pins(LOCKED)['jupyterlab'])}"

@@ -52,7 +52,8 @@ NONE = "no wheel for "  # stands before a step's key in the stamp: not to be tri
 SOURCES = "[a-z-]*index-url|find-links|no-index|trusted-host|keyring-provider|[a-z-]*cert|proxy|[a-z-]*timeout"
 FOR_UV = {"cert": "SSL_CERT_FILE", "client-cert": "SSL_CLIENT_CERT", "proxy": "HTTPS_PROXY"}
 # Compiled at once: where PYTHONDONTWRITEBYTECODE is set, as in many containers, each process would do it again.
-UV_OPTIONS = ["--no-config", "--system-certs", "--compile-bytecode"]
+# Copied: with links to its cache, a file that is changed in one `.venv` would be changed in all.
+UV_OPTIONS = ["--no-config", "--system-certs", "--compile-bytecode", "--link-mode", "copy"]
 _HANDED_OVER = "_LLMSTREAM_HANDED_OVER"  # tells the .venv's Python that the set-up was done a moment ago
 
 
@@ -168,8 +169,9 @@ def _pending(steps: Sequence[Step], whole: bool = False) -> list[Step]:
 def read_stamp() -> dict[str, Any]:
     """What the last set-up wrote: `python`, `done` and, while a step runs or after it was killed, `busy`."""
     try:
-        return dict(json.loads(STAMP.read_text("utf-8")))
-    except (OSError, ValueError):
+        stamp = json.loads(STAMP.read_text("utf-8"))
+        return dict(stamp, done=dict(stamp["done"]))
+    except (OSError, ValueError, TypeError, KeyError):
         return {"busy": "nothing was set up yet", "done": {}}
 
 
@@ -235,8 +237,12 @@ def _lost_file(info: Path) -> str:
     if not (info / "RECORD").exists():
         return "its RECORD"
     rows = csv.reader((info / "RECORD").read_text("utf-8").splitlines())
-    names = [row[0] for row in rows if row and not row[0].endswith(".pyc")]
-    return next((name for name in names if not os.path.exists(f"{info.parent}/{name}")), "")
+    for name, _, size in filter(None, rows):
+        path = f"{info.parent}/{name}"
+        # A file that somebody has changed may be meant so; an empty one can't be.
+        if not name.endswith(".pyc") and not (os.path.exists(path) and (os.path.getsize(path) or size in ("", "0"))):
+            return name
+    return ""
 
 
 def site_packages() -> list[str]:
@@ -258,6 +264,7 @@ def _set_up(todo: Sequence[Step], wheels: Path | None, lock: int) -> None:
         _check_machine()
         say(f"Setting up in {VENV} (once: a minute or less on a good network, about 800 MB).")
         _make_venv(f"[1/{len(todo)}] {FRESH.title}", lock)
+        _check_room()  # not before: what a broken one took is free now
         stamp = {"python": _venv_version(), "done": {}}
     _save_pristine()
     environment = sources(PYTHON)
@@ -292,9 +299,16 @@ def _set_up(todo: Sequence[Step], wheels: Path | None, lock: int) -> None:
         _write_stamp(stamp)
 
 
-def _make_venv(title: str, lock: int) -> None:
+def in_the_way() -> str:
+    """What to do about a `.venv` that is no folder; "" where there is nothing to do."""
     if VENV.is_symlink() or VENV.is_file():  # what a link leads to may be another's: `--clear` would empty it
-        raise SetupError(f'{VENV} is no folder. Remove it: {"del" if os.name == "nt" else "rm"} "{VENV}". {AGAIN}')
+        return f'{VENV} is no folder. Remove it: {"del" if os.name == "nt" else "rm"} "{VENV}". {AGAIN}'
+    return ""
+
+
+def _make_venv(title: str, lock: int) -> None:
+    if what := in_the_way():
+        raise SetupError(what)
     base = getattr(sys, "_base_executable", None) or sys.executable
     lines: list[str] = []
     # A killed installer can leave half a package that the next one takes for a whole one: begin anew.
@@ -361,6 +375,9 @@ def _check_machine() -> None:
             "this Python can't make virtual environments. On Debian or Ubuntu: sudo apt install "
             f"python{VERSION}-venv; elsewhere install Python from https://www.python.org. {AGAIN}"
         )
+
+
+def _check_room() -> None:
     if (free := shutil.disk_usage(ROOT).free) < SPACE:
         raise SetupError(
             f"there is not enough room on the disk: {free / 1e9:.1f} GB free in {ROOT}, {SPACE / 1e9:.1f} GB "
@@ -459,7 +476,8 @@ def run(
     def collect(file: TextIO) -> None:
         for line in process.stdout or ():
             lines.append(line.decode(errors="replace").rstrip())
-            print(lines[-1], file=file, flush=True)
+            with contextlib.suppress(OSError):  # a full disk; but somebody has to read on
+                print(lines[-1], file=file, flush=True)
 
     progress = Progress(title)
     with open(log or os.devnull, "a", encoding="utf-8") as file:
@@ -540,7 +558,8 @@ def hand_over(python: Path, arguments: Sequence[str]) -> NoReturn:
     """Run the same command line again on another Python, in place of this process."""
     command = [str(python), "-m", "llmstream_nb", *arguments]
     environment = {**os.environ, _HANDED_OVER: "1"}
-    environment.pop("PYTHONHOME", None)  # it would lead that Python out of `.venv`
+    for name in ("PYTHONHOME", "PYTHONPATH"):  # they would lead that Python out of `.venv`
+        environment.pop(name, None)
     if os.name != "nt":
         sys.stdout.flush()
         os.execve(command[0], command, environment)

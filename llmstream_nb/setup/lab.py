@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmstream_nb.llm.local import KEY, free_port, installed, launch
+from llmstream_nb.llm.local import KEY, address, installed, launch
 from llmstream_nb.protocol.wire import LLMStreamError, Names
 from llmstream_nb.setup.environment import ROOT, SetupError, say
 from llmstream_nb.setup.guard import end, guarded
@@ -113,12 +113,16 @@ def _jupyter_command(port: int | None, base_url: str | None, browser: bool) -> l
 
 
 def start_model(stack: contextlib.ExitStack) -> dict[str, str]:
-    """Start the local model's server, ended with `stack`, without waiting for it; return what tells others of it."""
+    """Start the local model's server, ended with `stack`; return what tells others of it."""
     if not installed():
         say("Model: the local one is not installed; the scripted answers and your own endpoint work.")
         return {}
-    port = free_port()
-    process = launch(port, stdout=subprocess.DEVNULL)  # what it has to complain of stands in this terminal
+    process = launch()
     stack.callback(end, process)
-    say(f"Model: SmolLM2-135M (real, small, invents facts) at http://127.0.0.1:{port}/v1.")
-    return {"LLMSTREAM_LOCAL_URL": f"http://127.0.0.1:{port}/v1", "LLMSTREAM_LOCAL_KEY": KEY}
+    try:
+        url = address(process)
+    except OSError as error:
+        say(f"Model: {error}; the scripted answers and your own endpoint work.")
+        return {}
+    say(f"Model: SmolLM2-135M (real, small, invents facts) at {url}.")
+    return {"LLMSTREAM_LOCAL_URL": url, "LLMSTREAM_LOCAL_KEY": KEY}

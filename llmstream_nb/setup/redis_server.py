@@ -117,7 +117,7 @@ def start_redis(folder: Path, lock: int | None = None) -> tuple[subprocess.Popen
                 if attempts and "listening on port" in str(error):  # another program has taken it meanwhile
                     continue
                 kept = f"; what it kept is still in {data}" if any(data.glob("append*")) else ""
-                raise StartError(f"{error}{kept}") from None
+                raise StartError(f"{error}{kept}".replace(password, "***")) from None
             return process, f"redis://default:{password}@127.0.0.1:{port}/0"
     except OSError as error:
         raise StartError(f"{error.filename or data} can't be made or written ({error.strerror})") from None

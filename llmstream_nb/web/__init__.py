@@ -1,6 +1,9 @@
 """The web page that streams, resumes and stops answers, and its server."""
 
-from llmstream_nb.web.app import Limits, create_app
-from llmstream_nb.web.server import NotServed, WebServer
+from llmstream_nb.extras import needed
+
+with needed("web", __name__):
+    from llmstream_nb.web.app import Limits, create_app
+    from llmstream_nb.web.server import NotServed, WebServer
 
 __all__ = ["Limits", "NotServed", "WebServer", "create_app"]
