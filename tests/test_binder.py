@@ -271,7 +271,7 @@ def test_a_notebook_runs_on_binder_and_terminals_share_its_redis_and_its_model(i
             "echo lines' 'typed",
             until="lines typed",
         )
-        assert shown.count("[stop: ") == 2, shown
+        assert shown.count("[stop · ") == 2, shown
         assert "All that is needed works." in shown, shown
         assert redis_url in shown and "redis-cli -h 127.0.0.1" in shown
         assert "2.1 GB of memory at most, and ends after ten idle minutes" in shown

@@ -319,7 +319,7 @@ def test_other_terminals_use_the_lab_s_redis_and_its_model_while_it_runs(kit, fa
         file = kit / ".llmstream" / "shared.json"
         assert file.stat().st_mode & 0o777 == 0o600
         code, said = run(kit, "ask", "What is a Redis stream?", "--source", "local", *QUICK)
-        assert code == 0 and "[stop: " in said  # the scripted model stands at the address of the local one
+        assert code == 0 and "[stop · " in said  # the scripted model stands at the address of the local one
         answer_id = re.match(r"id (\w+)", said)[1]
         assert connect(fake_tcp).exists(connect(fake_tcp).names.answer(answer_id).chunks)
         body = {"question": "What is a Redis stream?", "source": "local", "stream": False}
