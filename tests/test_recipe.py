@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import importlib.util
 import json
 import os
@@ -33,6 +34,7 @@ from redis.retry import Retry
 from llmstream_nb.answers.connection import environment_of
 from llmstream_nb.faults.proxy import Proxy
 from llmstream_nb.llm import prepared, scripted
+from llmstream_nb.protocol.wire import EntryID
 
 from .model import wait_for
 from .versions import SERVERS
@@ -41,6 +43,7 @@ FOLDER = Path(__file__).parents[1] / "notebooks"
 FILE = FOLDER / "recipe.py"
 QUESTION = "What is a Redis stream?"
 REPLY = prepared.reply(QUESTION)
+CASES = json.loads((FOLDER.parent / "llmstream_nb" / "conformance.json").read_text("utf-8"))["cases"]
 
 
 def loaded(file: Path) -> Any:
@@ -314,7 +317,8 @@ def site(client, monkeypatch) -> Iterator[Site]:
 
 @contextmanager
 def opened(made: Site) -> Iterator[Site]:
-    with served(made.module.app) as address, httpx.Client(base_url=address, timeout=30) as made.web:
+    many = httpx.Limits(max_connections=None)
+    with served(made.module.app) as address, httpx.Client(base_url=address, timeout=30, limits=many) as made.web:
         yield made
 
 
@@ -397,10 +401,7 @@ def test_a_hundred_who_wait_hold_up_nobody_who_asks(client, site) -> None:
     waiting: queue.Queue[str] = queue.Queue()
 
     def watch() -> None:
-        with (
-            httpx.Client(base_url=site.web.base_url, timeout=30) as web,
-            web.stream("GET", f"/answers/{name}/events") as reply,
-        ):
+        with site.web.stream("GET", f"/answers/{name}/events") as reply:
             events = events_in(reply.iter_lines())
             waiting.put(next(events)[2])  # a sign of life
             waiting.put(list(events)[-1][2])
@@ -418,6 +419,41 @@ def test_a_hundred_who_wait_hold_up_nobody_who_asks(client, site) -> None:
     for viewer in viewers:
         viewer.join(10)
     wait_for(no_model_runs)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.get("recipe")], ids=lambda case: case["name"])
+@pytest.mark.parametrize("backend", ["fake"], indirect=True)
+def test_the_web_recipe_reads_as_the_first_one(site, monkeypatch, case) -> None:
+    """The cases of conformance.json, which another test tries with the recipe for the terminal."""
+    entries = [(entry, fields) for step in case["steps"] for entry, fields in step["read"]]
+
+    class Stub:
+        def xread(self, streams: dict[str, str], **options: int) -> list:
+            after = EntryID.parse(streams["x"])
+            found = [each for each in entries if EntryID.parse(each[0]) > after]
+            return [["x", found]] if found else []
+
+        def xrevrange(self, key: str, count: int) -> list:
+            return [("1-0", {"kind": "text", "text": ""})]
+
+    class Async(Stub):
+        async def xread(self, streams: dict[str, str], **options: int) -> list:
+            return super().xread(streams)
+
+    async def told() -> list[tuple[str, str, str]]:
+        frames = [frame async for frame in site.module.read("x", max(case["after"], "1-0"))]
+        return list(events_in("".join(frames).splitlines()))
+
+    monkeypatch.setattr(site.module, "redis", Async())
+    first, broken = [], ""
+    try:
+        first.extend(recipe.read(Stub(), "x", case["after"], patience=0.01))
+    except (LookupError, TimeoutError) as error:
+        broken = str(error).partition(" for ")[0].partition(" after ")[0]
+    entries_told = asyncio.run(told())
+    assert entries_told[: len(first)] == first
+    rest = entries_told[len(first) :]
+    assert len(rest) == bool(broken) and all(kind == "error" and broken.strip("'\"") in text for _, kind, text in rest)
 
 
 def test_a_missing_entry_is_told_to_browsers(client, site) -> None:
