@@ -17,7 +17,7 @@ ROOMS = {
     "moved": 40,  # old names, for notebooks that were kept over an update
     "protocol": 478,  # with what makes JSON that anybody wrote harmless
     "extras": 15,
-    "llm": 1032,  # a client for whatever calls itself OpenAI-compatible, whatever it sends, and two models of the kit's own
+    "llm": 1035,  # a client for whatever calls itself OpenAI-compatible, whatever it sends, and two models of the kit's own
     "answers": 1168,  # the core: connections that never lie, the one who writes, those who read; ids that are used again
     "pool": 556,  # a queue, workers that take over from the dead, and groups on one answer
     "tutorial": 134,

@@ -193,14 +193,25 @@ def _openai_endpoint(model: str | None) -> Endpoint:
 
 
 def _settings() -> dict[str, str]:
-    """The environment and, beneath it, the files .env of the working directory and of the checkout."""
+    """The environment and, beneath it, the files .env of the working directory and of the checkout.
+
+    Raises ModelError where a file is no text, or names the address to which a key from elsewhere would be sent.
+    """
     from dotenv import dotenv_values
 
-    settings: dict[str, str | None] = {}
+    settings, origin = dict[str, str | None](), dict[str, Path | None]()
     for file in (CHECKOUT / ".env", Path(".env")):
         try:
-            settings |= dotenv_values(file, interpolate=False, encoding="utf-8-sig")
+            found = dotenv_values(file, interpolate=False, encoding="utf-8-sig")
         except (OSError, UnicodeError):
             raise ModelError("BadSettings", f"{file} can't be read: save it as UTF-8 text.") from None
-    settings |= {name: value for name, value in os.environ.items() if value.strip()}
-    return {name: value.strip() for name, value in settings.items() if value and value.strip()}
+        settings |= found
+        origin |= dict.fromkeys(found, file)
+    given = {name: value for name, value in os.environ.items() if value.strip()}
+    origin |= dict.fromkeys(given)
+    whole = {name: value.strip() for name, value in (settings | given).items() if value and value.strip()}
+    named, owner = (origin[name] if name in whole else None for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"))
+    if named and named != owner and "OPENAI_API_KEY" in whole:
+        told = "OPENAI_BASE_URL, but OPENAI_API_KEY comes from elsewhere: set both in the same place, and only there."
+        raise ModelError("BadSettings", f"{named} sets {told}")
+    return whole
