@@ -199,19 +199,16 @@ def _settings() -> dict[str, str]:
     """
     from dotenv import dotenv_values
 
-    settings, origin = dict[str, str | None](), dict[str, Path | None]()
+    settings, beside = dict[str, str | None](), ""  # beside: the key in the file that names the address
     for file in (CHECKOUT / ".env", Path(".env")):
         try:
             found = dotenv_values(file, interpolate=False, encoding="utf-8-sig")
         except (OSError, UnicodeError):
             raise ModelError("BadSettings", f"{file} can't be read: save it as UTF-8 text.") from None
+        beside = (found.get("OPENAI_API_KEY") or "").strip() if found.get("OPENAI_BASE_URL") else beside
         settings |= found
-        origin |= dict.fromkeys(found, file)
-    given = {name: value for name, value in os.environ.items() if value.strip()}
-    origin |= dict.fromkeys(given)
-    whole = {name: value.strip() for name, value in (settings | given).items() if value and value.strip()}
-    named, owner = (origin[name] if name in whole else None for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY"))
-    if named and named != owner and "OPENAI_API_KEY" in whole:
-        told = "OPENAI_BASE_URL, but OPENAI_API_KEY comes from elsewhere: set both in the same place, and only there."
-        raise ModelError("BadSettings", f"{named} sets {told}")
+    settings |= (given := {name: value for name, value in os.environ.items() if value.strip()})
+    whole = {name: value.strip() for name, value in settings.items() if value and value.strip()}
+    if "OPENAI_BASE_URL" in whole.keys() - given and whole.get("OPENAI_API_KEY", beside) != beside:
+        raise ModelError("BadSettings", "A .env sets OPENAI_BASE_URL: set OPENAI_API_KEY there too, and nowhere else.")
     return whole

@@ -1,6 +1,5 @@
 """What every request has to pass, and what every reply carries: token, origin, size, security headers."""
 
-import logging
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,8 @@ from pathlib import Path
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llmstream_nb.answers.log import Log
 
 # The page's own files hold nothing secret, and what a page loads can't carry its token.
 OPEN = ("/page.js", "/answer.js", "/paper.js", "/elements.js", "/page.css", "/states.css", "/text.css")
@@ -49,6 +50,8 @@ class Admission:
             begun = True
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(self.headers)
+                if message["status"] >= 400:  # without the query, which holds the token
+                    Log(__name__).info("%s %s: refused with %s", scope["method"], scope["path"], message["status"])
             await send(message)
 
         headers = Headers(scope=scope)
@@ -63,7 +66,7 @@ class Admission:
             if begun:
                 raise
             # Neither its words nor the query: they may hold a model's text, a secret, the token.
-            logging.getLogger(__name__).error("%s %s: %s", scope["method"], scope["path"], type(error).__name__)
+            Log(__name__).error("%s %s: %s", scope["method"], scope["path"], type(error).__name__)
             await problem(500, "Broken", "the server could not do this: its log says why")(scope, receive, reply)
 
     def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> tuple[int, str, str] | None:
