@@ -644,6 +644,31 @@ def test_settings_come_from_the_environment_then_from_the_nearest_env_file(monke
     assert (tmp_path / "checkout" / ".env").read_text() == text
 
 
+def test_an_env_file_sends_no_key_from_elsewhere_to_its_own_address(monkeypatch, tmp_path):
+    """The folder may be anybody's: its file could name an address that collects keys."""
+    theirs = "OPENAI_BASE_URL=http://127.0.0.1:9/v1\n"
+    Path(".env").write_text(theirs)
+    assert complete(QUESTION, source="openai").source == "openai"  # no key, none sent
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for whole in (theirs, f"{theirs}OPENAI_API_KEY=another-key\n"):  # the environment's goes before the file's
+        Path(".env").write_text(whole)
+        with pytest.raises(ModelError, match=r"env sets OPENAI_BASE_URL: set .* there too, and nowhere else") as failed:
+            complete(QUESTION, source="openai")
+        assert failed.value.error == "BadSettings" and KEY not in str(failed.value)
+        assert not llm.sources()[2].ready
+    monkeypatch.setenv("OPENAI_BASE_URL", scripted.server().url)  # it goes before the file's
+    monkeypatch.setenv("OPENAI_MODEL", "scripted:pace=0,long=1")
+    assert complete(QUESTION, source="openai").source == "openai"
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert complete(QUESTION, source="openai").source == "openai"  # both are the file's
+    (tmp_path / "checkout").mkdir()
+    (tmp_path / "checkout" / ".env").write_text(f"OPENAI_API_KEY={KEY}\n")
+    Path(".env").write_text(theirs)
+    with pytest.raises(ModelError, match="nowhere else"):
+        complete(QUESTION, source="openai")
+
+
 def test_an_env_file_that_is_no_text():
     Path(".env").write_bytes(f"OPENAI_API_KEY={KEY}".encode("utf-16"))
     with pytest.raises(ModelError, match="UTF-8") as failed:

@@ -25,9 +25,11 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from llmstream_nb.answers import sentinel
+from llmstream_nb.answers.log import Log
 from llmstream_nb.extras import needed
 from llmstream_nb.protocol.wire import LLMStreamError, Names
 
+log = Log(__name__)
 LOST = (RedisError, RedisClusterException, OSError, AttributeError)  # the last: how fakeredis meets a wrong type
 # Foreign bytes in the database must not raise, and RESP3 gives other shapes.
 REPLIES: dict[str, Any] = {"decode_responses": True, "encoding_errors": "backslashreplace", "protocol": 2}
@@ -324,9 +326,13 @@ class Line:
             raise redis.ConnectionError("the connection was lost")
         connection.on_connect()
         self._may_connect, self.worked = False, True
+        if self._again:
+            log.info("%s: connected to Redis again", self._key)
 
     def reopen(self) -> None:
         """Drop the connection; the next command may open a new one."""
+        if not self._may_connect:
+            log.info("%s: lost the connection to Redis", self._key)
         self.close()
         self._may_connect = self._again = True
 

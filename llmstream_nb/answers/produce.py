@@ -1,7 +1,6 @@
 """Write an answer into its stream: what a model says, exactly, whatever happens on the way."""
 
 import json
-import logging
 import math
 import threading
 import time
@@ -15,6 +14,7 @@ from redis.exceptions import RedisError
 
 from llmstream_nb.answers.attempt import Attempt
 from llmstream_nb.answers.connection import is_passing, unusable
+from llmstream_nb.answers.log import Log
 from llmstream_nb.llm.endpoint import ModelError
 from llmstream_nb.protocol.wire import (
     EntryID,
@@ -23,7 +23,7 @@ from llmstream_nb.protocol.wire import (
     Timing,
 )
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 BACKLOG = 5_000  # unsent entries before the model has to wait
 
 
@@ -177,6 +177,7 @@ class Producer:
             self.attempt.entries.append((kind, json.dumps(data), ms))
             self._closed = True
             self._changed.notify_all()
+        log.info("%s: %s: %s", self.attempt.record["id"], kind, data.get("reason") or data.get("error"))
 
     def _elapsed(self) -> int:
         return int((time.monotonic() - self._began) * 1000)
@@ -192,6 +193,7 @@ class Producer:
             if attempt.ended_before:
                 self.ended = True
                 return
+            log.info("%s: attempt %s opened", attempt.record["id"], attempt.number)
             threading.Thread(target=self._take, name=f"llmstream model {attempt.record['id']}", daemon=True).start()
             while not (self._closed and attempt.sent == len(attempt.entries)):
                 self._rest()
@@ -219,6 +221,8 @@ class Producer:
         except Exception as error:  # noqa: BLE001 - whoever waits must learn of it, whatever it is
             self.error = LLMStreamError(f"the producer broke down: {type(error).__name__}: {error}")
         finally:
+            if self.error:
+                log.info("%s: left: %s", attempt.record["id"], type(self.error).__name__)
             self._note(_closed=True)
             self._close_model()
             attempt.close()

@@ -187,14 +187,22 @@ def _openai_endpoint(model: str | None) -> Endpoint:
 
 
 def _settings() -> dict[str, str]:
-    """The environment and, beneath it, the files .env of the working directory and of the checkout."""
+    """The environment and, beneath it, the files .env of the working directory and of the checkout.
+
+    Raises ModelError where a file is no text, or names the address to which a key from elsewhere would be sent.
+    """
     from dotenv import dotenv_values
 
-    settings: dict[str, str | None] = {}
+    settings, beside = dict[str, str | None](), ""  # beside: the key in the file that names the address
     for file in (CHECKOUT / ".env", Path(".env")):
         try:
-            settings |= dotenv_values(file, interpolate=False, encoding="utf-8-sig")
+            found = dotenv_values(file, interpolate=False, encoding="utf-8-sig")
         except (OSError, UnicodeError):
             raise ModelError("BadSettings", f"{file} can't be read: save it as UTF-8 text.") from None
-    settings |= {name: value for name, value in os.environ.items() if value.strip()}
-    return {name: value.strip() for name, value in settings.items() if value and value.strip()}
+        beside = (found.get("OPENAI_API_KEY") or "").strip() if found.get("OPENAI_BASE_URL") else beside
+        settings |= found
+    settings |= (given := {name: value for name, value in os.environ.items() if value.strip()})
+    whole = {name: value.strip() for name, value in settings.items() if value and value.strip()}
+    if "OPENAI_BASE_URL" in whole.keys() - given and whole.get("OPENAI_API_KEY", beside) != beside:
+        raise ModelError("BadSettings", "A .env sets OPENAI_BASE_URL: set OPENAI_API_KEY there too, and nowhere else.")
+    return whole

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import socket
@@ -17,6 +16,7 @@ from redis.exceptions import ResponseError
 
 from llmstream_nb.answers.ask import close_answer
 from llmstream_nb.answers.connection import LOST, current, is_passing, names_of, unusable
+from llmstream_nb.answers.log import Log
 from llmstream_nb.answers.produce import Producer, Writing
 from llmstream_nb.answers.read import Backoff, look
 from llmstream_nb.llm.own import Source
@@ -28,7 +28,7 @@ from llmstream_nb.protocol.wire import Deleted, EntryID, Fenced, LLMStreamError,
 MAX_TAKEOVERS = 3  # a question that has outlived so many is given up: it may be what kills its workers
 FINISH = 30.0  # seconds that a worker has by default to finish its answers when it is told to end
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 class GivenUp(LLMStreamError):

@@ -1,11 +1,11 @@
 """What viewers are told of an error; of one that nobody expected only its class, as its words may be anybody's."""
 
-import logging
 from functools import lru_cache
 
 import redis
 
 from llmstream_nb.answers.connection import LOST, said, unusable
+from llmstream_nb.answers.log import Log
 from llmstream_nb.protocol.wire import LLMStreamError
 
 
@@ -26,4 +26,4 @@ def explained(error: Exception, client: redis.Redis, what: str) -> LLMStreamErro
 @lru_cache(1_000)
 def _note(what: str, kind: str) -> None:
     """Log it, but once: the same may come at every round."""
-    logging.getLogger(__name__).error("%s: reading it raised %s", what, kind)
+    Log(__name__).error("%s: reading it raised %s", what, kind)

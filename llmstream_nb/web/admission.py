@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import inspect
-import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llmstream_nb.answers.connection import RedisUnusable
+from llmstream_nb.answers.log import Log
 from llmstream_nb.llm.endpoint import ModelError
 from llmstream_nb.protocol.wire import AnswerNotFound, LLMStreamError, NotAnAnswer
 
@@ -87,6 +87,8 @@ class Admission:
             begun = True
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(self.headers)
+                if message["status"] >= 400:  # without the query, which holds the token
+                    Log(__name__).info("%s %s: refused with %s", scope["method"], scope["path"], message["status"])
             await send(message)
 
         headers, path = Headers(scope=scope), _path(scope)
@@ -104,7 +106,7 @@ class Admission:
             if begun:
                 raise
             # Neither its words nor the query: they may hold a model's text, a secret, the token.
-            logging.getLogger(__name__).error("%s %s: %s", scope["method"], scope["path"], type(error).__name__)
+            Log(__name__).error("%s %s: %s", scope["method"], scope["path"], type(error).__name__)
             await problem(500, "Broken", "the server could not do this: its log says why")(scope, receive, reply)
 
     def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
