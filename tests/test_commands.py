@@ -210,6 +210,7 @@ def test_doctor_runs_before_anything_is_installed(checkout):  # noqa: F811
 @pytest.mark.parametrize("with_git", [True, False])
 def test_restore_brings_back_what_changed_after_a_backup(tmp_path, with_git):
     shutil.copytree(ROOT / "llmstream_nb", tmp_path / "llmstream_nb")
+    (tmp_path / "pyproject.toml").touch()  # a checkout
     folder = tmp_path / "notebooks"
     folder.mkdir()
     for name in ("00-a.ipynb", "01-b.ipynb"):

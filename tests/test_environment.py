@@ -411,7 +411,7 @@ def test_no_room_on_the_disk(monkeypatch):
     full = shutil.disk_usage(ROOT)._replace(free=10**6)
     monkeypatch.setattr(environment.shutil, "disk_usage", lambda _: full)
     with pytest.raises(environment.SetupError, match=r"0\.0 GB free in .*1\.5 GB needed"):
-        environment._check_machine()
+        environment._check_room()
     assert "the disk is full" in environment.explain(["OSError: [Errno 28] No space left on device"], "x")
 
 
