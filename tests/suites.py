@@ -24,8 +24,8 @@ from .versions import INSTALLED, SERVERS, VARIABLE, fetch, missing, program_of
 # Tests must neither reach a Redis of the user's nor spend a user's key.
 UNSET = "REDIS_URL LLMSTREAM_PREFIX LLMSTREAM_LOCAL_URL LLMSTREAM_LOCAL_KEY OPENAI_API_KEY OPENAI_BASE_URL OPENAI_MODEL"
 ENVIRONMENT: dict[str, str | None] = {"LLMSTREAM_LLM": "scripted", **dict.fromkeys(UNSET.split())}
-# They wait more than they work, so three processes serve even two cores; a file's tests stay together.
-PARALLEL = ["-n3", "--dist=loadfile", "--no-loadscope-reorder"]  # as conftest.py orders them
+# They wait more than they work, so four processes serve even two cores; a file's tests stay together.
+PARALLEL = ["-n4", "--dist=loadfile", "--no-loadscope-reorder"]  # as conftest.py orders them
 # Notebooks are compared strictly; the glob leaves out what `restore` has put aside.
 NBVAL = [
     "notebooks",

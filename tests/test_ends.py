@@ -206,6 +206,7 @@ def in_terminal(kit: Path, *command: str, **changes: str) -> tuple[int, int]:
     pid, terminal = pty.fork()
     if pid == 0:
         try:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a terminal's; these tests may run under nohup
             os.chdir(kit)
             os.execve(sys.executable, [sys.executable, "-m", "llmstream_nb", *command], environ(kit, **changes))
         finally:
@@ -231,7 +232,7 @@ def test_a_terminal_that_closes_ends_all_that_lab_started_in_good_order(kit):
     children = lab.children(recursive=True)
     assert (kit / ".llmstream" / "shared.json").exists()
     os.close(terminal)
-    os.waitpid(pid, 0)
+    wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid)
     wait_until(lambda: not running(children))
     assert not (kit / ".llmstream" / "shared.json").exists()  # so it had the time to tidy up
 
