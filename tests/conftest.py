@@ -157,7 +157,7 @@ def client(backend, request) -> Iterator[redis.Redis]:
 @pytest.fixture
 def no_leftovers() -> Iterator[None]:
     """The test leaves no thread of the kit behind."""
+    before = set(threading.enumerate())
     yield
-    wait_for(
-        lambda: not [t for t in threading.enumerate() if t.name.startswith(("llmstream write", "llmstream model"))]
-    )
+    kinds = ("llmstream write", "llmstream model")
+    wait_for(lambda: not [t for t in set(threading.enumerate()) - before if t.name.startswith(kinds)])

@@ -116,6 +116,8 @@ QUOTED = "s3cr3t%2Fwith%40odd%3Achars"
 class SentinelServer(servers.RedisServer):
     """A Sentinel that watches this primary, and wants a password of its own."""
 
+    READY = "+monitor master"
+
     def __init__(self, primary: servers.RedisServer) -> None:
         self._primary = primary
         super().__init__()

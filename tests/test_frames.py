@@ -20,7 +20,7 @@ def test_columns_of_text_are_named_in_the_tables_own_style_counted_from_the_righ
     assert style
     assert re.findall(r"nth-last-child\((\d)\)", style[1]) == ["4", "2"]  # id and kind
     assert "pre-wrap" in style[1]
-    assert '<table border="1" class="dataframe text-4-2">' in html
+    assert '" class="dataframe text-4-2">' in html
 
 
 @pd.option_context("display.max_columns", 20)

@@ -442,7 +442,12 @@ def unconfirmed_counts_as_sent(patch) -> None:
         except (redis.ConnectionError, redis.WatchError):  # the latter where the connection was watching
             self.sent = len(self.entries)
 
+    def finish(self, text=None):
+        end = EntryID(self.number, len(self.entries) - 1)
+        self._save(self.record, json.loads(self.entries[-1][1]), end, self.text if text is None else text)
+
     patch.setattr(Attempt, "flush", hopeful)
+    patch.setattr(Attempt, "finish", finish)  # which would look again
 
 
 def ids_by_the_clock(patch) -> None:

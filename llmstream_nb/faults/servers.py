@@ -34,6 +34,8 @@ class RedisServer(AbstractContextManager["RedisServer"]):
     back differently.
     """
 
+    READY = "Ready to accept connections"  # in its own words: whoever else has the port is not taken for it
+
     def __init__(self, program: str = "redis-server", **options: str | int) -> None:
         self.program = program
         self.options = DEFAULTS | {name.replace("_", "-"): value for name, value in options.items()}
@@ -120,9 +122,7 @@ class RedisServer(AbstractContextManager["RedisServer"]):
         (self.folder / "pid").write_text(str(self._process.pid))
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline and self._process.poll() is None:
-            if "Ready to accept connections" in self._log.read_text(
-                errors="replace"
-            ):  # in its own words: it is this one
+            if self.READY in self._log.read_text(errors="replace"):
                 return
             time.sleep(0.01)
         self.kill()
