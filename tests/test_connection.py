@@ -24,7 +24,16 @@ from redis.retry import Retry
 from llmstream_nb import AnswerView, tables
 from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import Answer, ask, clear
-from llmstream_nb.answers.connection import Line, Packer, RedisUnusable, connect, environment_of, masked, names_of
+from llmstream_nb.answers.connection import (
+    Line,
+    Packer,
+    RedisUnusable,
+    async_client,
+    connect,
+    environment_of,
+    masked,
+    names_of,
+)
 from llmstream_nb.answers.read import aread_answer, read_answer
 from llmstream_nb.faults import servers
 from llmstream_nb.faults.proxy import Proxy
@@ -457,3 +466,34 @@ def test_words_of_a_model_in_an_error_are_not_taken_for_the_error(client) -> Non
 
 def test_the_current_connection_is_the_last_one_made(client) -> None:
     assert connection.current() is client
+
+
+def test_a_connection_for_asyncio_that_failed_is_not_used_again(shared) -> None:
+    async def main() -> None:
+        made = async_client(connect(shared.url), 1)
+        await made.ping()
+        old = await made.connection_pool.get_connection()
+        await made.connection_pool.release(old)
+
+        async def refuses() -> None:
+            raise redis.ConnectionError("another server is meant")
+
+        old.check_health = refuses
+        with pytest.raises(redis.ConnectionError):
+            await made.ping()
+        assert not old.is_connected
+        await made.aclose()
+
+    asyncio.run(main())
+
+
+def test_a_tls_client_of_ones_own_is_followed_in_asyncio_and_an_address_of_ipv6_told() -> None:
+    own = redis.Redis(host="::1", port=1, ssl=True, ssl_ca_certs="ca.pem", decode_responses=True)
+    assert environment_of(own)["REDIS_URL"].startswith("rediss://[::1]:1/0")
+
+    async def main() -> None:
+        pool = async_client(own, 1).connection_pool
+        connection = pool.make_connection()
+        assert (connection.host, connection.port, connection.ssl_context.ca_certs) == ("::1", 1, "ca.pem")
+
+    asyncio.run(main())

@@ -23,6 +23,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from fastapi.exceptions import HTTPException
+from redis import Redis
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
@@ -32,6 +33,7 @@ from llmstream_nb.answers.ask import Answer
 from llmstream_nb.faults import servers
 from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.pool.worker import Worker
+from llmstream_nb.protocol.wire import ORIGIN
 from llmstream_nb.setup import cli
 from llmstream_nb.web import NotServed, WebServer, create_app, hub
 from llmstream_nb.web import server as serving
@@ -504,3 +506,31 @@ def test_foreign_names_do_not_break_the_search_for_a_route(client):
     host.mount("/answers/{answer_id}", create_app(client, token=TOKEN))
     with TestClient(host) as browser:
         assert browser.get(f"/answers/z/answers/a?token={TOKEN}").json()["id"] == "a"
+
+
+def test_a_client_that_the_server_can_not_follow_is_refused_at_once():
+    with pytest.raises(connection.RedisUnusable, match="decode_responses"):
+        WebServer(client=Redis())
+
+
+def test_a_user_that_is_switched_off_is_told_to_those_who_watch():
+    with servers.RedisServer(found("redis-server")) as server:
+        owner, admin = connection.connect(server.url, prefix="off"), server.client()
+        admin.acl_setuser("guest", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all"])
+        guest = connection.connect(f"redis://guest:pw@127.0.0.1:{server.port}/0", prefix="off")
+        Writer(owner, "a").say("one ")
+
+        async def nothing() -> None: ...
+
+        async def watch() -> str:
+            watched, shown = hub.Hub(guest, FAST, 15.0, nothing), ""
+            top, *_ = await watched.place("a")
+            async for frame in watched.stream("a", ORIGIN, top):
+                shown += frame.decode()
+                if "one" in shown and admin.acl_getuser("guest")["flags"] == ["on"]:
+                    admin.acl_setuser("guest", enabled=False)
+                    admin.execute_command("CLIENT KILL", "USER", "guest")
+            await watched.close()
+            return shown
+
+        assert "refused the user name or password" in asyncio.run(asyncio.wait_for(watch(), 20))

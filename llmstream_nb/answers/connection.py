@@ -2,6 +2,7 @@
 
 import os
 import re
+from inspect import signature
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
@@ -9,6 +10,7 @@ import hiredis
 import redis
 import redis.asyncio as aredis
 from redis import Redis  # inside Line, `redis` is its client
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import (
     AskError,
@@ -351,12 +353,14 @@ def async_client(client: redis.Redis, connections: int) -> Any:
     """
     shared = {"username", "password", "socket_timeout", "socket_connect_timeout", "guide"}
     given = client.get_connection_kwargs()
-    settings = {name: value for name, value in given.items() if name.startswith("ssl_") or name in shared}
+    shared |= signature(aredis.SSLConnection).parameters.keys() - {"kwargs"}
+    settings = {name: value for name, value in given.items() if name in shared}
     settings |= REPLIES
     url = without_protocol(environment_of(client)["REDIS_URL"])
     if isinstance(client, redis.RedisCluster):
         return aredis.RedisCluster.from_url(url, max_connections=connections, **settings)
-    settings |= {"max_connections": connections, "timeout": 30, "retry": Retry(NoBackoff(), 0)}
+    # With the other kind of Retry a connection that failed would go back to the pool as it is.
+    settings |= {"max_connections": connections, "timeout": 30, "retry": AsyncRetry(NoBackoff(), 0)}
     if "guide" in given:
         pool = sentinel.async_pool(db=given.get("db", 0), **settings)
     else:
@@ -371,7 +375,8 @@ def _whole_url(client: redis.Redis, given: dict[str, Any]) -> str:
         if "host" not in given:
             raise RedisUnusable("how to reach the Redis of this client can't be told to others: use connect()")
         tls = issubclass(client.connection_pool.connection_class, redis.SSLConnection)
-        url = f"redis{'s' * tls}://{given['host']}:{given['port']}/0"
+        host = f"[{given['host']}]" if ":" in given["host"] else given["host"]
+        url = f"redis{'s' * tls}://{host}:{given['port']}/0"
     place, _, query = url.partition("?")
     told, wanted = parse_qs(query), {"db"} if "@" in place else {"db", "username", "password"}
     for word, value in given.items():

@@ -288,7 +288,7 @@ def _worker(args: argparse.Namespace) -> int:
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     client = connect()
     worker = Worker(slots=args.slots, name=args.name, client=client, timing=Timing(lease=args.lease))
-    say(f"{worker.name} answers questions from {connection.where(client)}; Ctrl-C ends it.")
+    say(f"{printable(worker.name)} answers questions from {connection.where(client)}; Ctrl-C ends it.")
     serve(worker, args.within, with_parent=args.with_parent)
     return 0
 

@@ -30,7 +30,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from llmstream_nb.answers import ask as answers
-from llmstream_nb.answers.connection import RedisUnusable, current, names_of, unusable
+from llmstream_nb.answers.connection import RedisUnusable, current, environment_of, names_of, unusable
 from llmstream_nb.answers.read import look
 from llmstream_nb.llm.sources import check_source, default_source, prepared_questions, sources
 from llmstream_nb.pool.queue import enqueue
@@ -218,6 +218,7 @@ def create_app(
         frame_ancestors: which pages may show this one in a frame (Content-Security-Policy).
     """
     client, limits, timing = client or current(), limits or Limits(), timing or Timing()
+    environment_of(client)  # raises where the hub, which has connections of its own, could not follow
     desk = Desk(client, pool, limits, timing, timeout=timeout, first_timeout=first_timeout)
 
     @asynccontextmanager

@@ -274,7 +274,9 @@ class Hub:
                 pause = min(SLOWEST, TICK + (now - changed) / 50)
                 try:
                     changed = now if await self._round() else changed
-                except LOST:  # whatever it is, the viewers wait; what concerns one answer alone is not raised
+                except LOST as error:  # what concerns one answer alone is not raised
+                    if not is_passing(error):
+                        raise unusable(error, self.client) from None
                     changed, pause, self.away = now, RETRY, True
                     self._wake_all()
                 self._channels = {key: one for key, one in self._channels.items() if one.viewers and not one.last}
