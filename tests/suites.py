@@ -24,8 +24,8 @@ from .versions import INSTALLED, SERVERS, VARIABLE, fetch, missing, program_of
 # Tests must neither reach a Redis of the user's nor spend a user's key.
 UNSET = "REDIS_URL LLMSTREAM_PREFIX LLMSTREAM_LOCAL_URL LLMSTREAM_LOCAL_KEY OPENAI_API_KEY OPENAI_BASE_URL OPENAI_MODEL"
 ENVIRONMENT: dict[str, str | None] = {"LLMSTREAM_LLM": "scripted", **dict.fromkeys(UNSET.split())}
-# They wait more than they work, so five processes serve even two cores; a file's tests stay together.
-PARALLEL = ["-n5", "--dist=loadfile", "--no-loadscope-reorder"]  # as conftest.py orders them
+# They wait more than they work, so four processes serve even two cores; a file's tests stay together.
+PARALLEL = ["-n4", "--dist=loadfile", "--no-loadscope-reorder"]  # as conftest.py orders them
 # Notebooks are compared strictly; the glob leaves out what `restore` has put aside.
 NBVAL = [
     "notebooks",
@@ -33,7 +33,8 @@ NBVAL = [
     "--nbval",
     "--nbval-current-env",
     "--nbval-cell-timeout=120",
-    *PARALLEL,
+    "-n3",
+    "--dist=loadfile",
 ]
 NBVAL += ["--nbval-kernel-startup-timeout=120", f"--nbval-sanitize-with={ROOT}/tests/nbval_sanitize.cfg"]
 AGAIN = "tests/test_again.py"
@@ -60,7 +61,7 @@ def suites() -> list[Suite]:
         Suite("notebooks", "notebooks on fakeredis", 240, NBVAL),
         *(Suite("notebooks", f"notebooks on {name}", 240, NBVAL, name) for name in compared),
         Suite("notebooks", "cells run again", 420, [AGAIN, "-n4"]),
-        Suite("browser", "notebooks in a browser", 780, ["tests/browser", "-n3", "--dist=loadfile"]),
+        Suite("browser", "notebooks in a browser", 780, ["tests/browser", "-n2", "--dist=loadfile"]),
     ]
 
 

@@ -498,6 +498,7 @@ def test_rule(scenario, lab: Lab) -> None:
     scenario(lab)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: f"{s.__name__}-{SCENARIOS[s].__name__}")
 def test_broken_variant_is_caught(scenario, lab: Lab, monkeypatch) -> None:
     monkeypatch.setattr(model, "PATIENCE", 1.5)
