@@ -3,6 +3,7 @@
 import re
 
 import pandas as pd
+import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from llmstream_nb.viewing import frames
@@ -14,13 +15,15 @@ def html_of(frame: pd.DataFrame) -> str:
     return shell.display_formatter.format(frame)[0]["text/html"]
 
 
-def test_columns_of_text_are_named_in_the_tables_own_style_counted_from_the_right() -> None:
-    html = html_of(pd.DataFrame({"id": ["1-0", "1-1"], "ms": [0, 12], "kind": ["start", None], "gap": [1.5, None]}))
+@pytest.mark.parametrize("mathjax", [True, False])  # without, as `tables` sets it, pandas adds classes of its own
+def test_columns_of_text_are_named_in_the_tables_own_style_counted_from_the_right(mathjax: bool) -> None:
+    with pd.option_context("display.html.use_mathjax", mathjax):
+        html = html_of(pd.DataFrame({"id": ["1-0", "1-1"], "ms": [0, 12], "kind": ["start", None], "gap": [1.5, None]}))
     style = re.search(r"<style>(\.text-4-2 .*?)</style>\s*<table", html, re.DOTALL)
     assert style
     assert re.findall(r"nth-last-child\((\d)\)", style[1]) == ["4", "2"]  # id and kind
     assert "pre-wrap" in style[1]
-    assert '" class="dataframe text-4-2">' in html
+    assert re.search(r'<table[^>]* class="dataframe text-4-2\b', html)
 
 
 @pd.option_context("display.max_columns", 20)

@@ -20,4 +20,4 @@ def show(frame: Any) -> str | None:
     name = "-".join(["text", *map(str, texts)])
     cells = ", ".join(f".{name} tr > :nth-last-child({at})" for at in texts)
     style = f"<style>{cells} {{ text-align: left; white-space: pre-wrap; }}</style>"
-    return html.replace("<table", f"{style}\n<table", 1).replace('class="dataframe"', f'class="dataframe {name}"', 1)
+    return html.replace("<table", f"{style}\n<table", 1).replace('class="dataframe', f'class="dataframe {name}', 1)
