@@ -37,4 +37,4 @@ def test_a_text_can_not_end_the_style_or_name_it() -> None:
     html = html_of(pd.DataFrame({"</style><script>": ['<table class="dataframe">']}))
     assert "<script" not in html
     assert html.count("text-1 tr") == 1
-    assert html.count('class="dataframe text-1"') == 1
+    assert html.count('class="dataframe text-1') == 1
