@@ -7,6 +7,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,12 @@ from llmstream_nb.pool.groups import read_answer_group
 from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.pool.worker import Worker
 from llmstream_nb.protocol.events import Interrupted, Restarted, text_of
+from llmstream_nb.web import WebServer
 
 from .conftest import FAST
 from .model import Model, assert_whole, start, text_in, wait_for
 from .versions import program_of
+from .web import TOKEN, call
 
 pytestmark = pytest.mark.skipif("redis-server" not in servers.available(), reason="redis-server is not on PATH")
 SLOTS = 16384
@@ -95,6 +98,26 @@ def test_answers_lie_on_all_nodes_and_read_alike(cluster, nodes) -> None:
     assert list(tables.answers()["id"]) == ANSWERS and set(tables.answers()["status"]) == {"ended"}
     assert list(tables.keys("a0")["type"]) == ["stream", "string"]
     assert clear() == len(ANSWERS) and tables.answers().empty
+
+
+def test_the_web_server_shows_answers_of_all_nodes_at_once(cluster, nodes) -> None:
+    says = {answer_id: Model(f"{answer_id} ") for answer_id in ANSWERS}
+    for answer_id, model in says.items():
+        ask("one", source=lambda *_, model=model: model, id=answer_id, timing=FAST)
+    wait_for(lambda: all(text_in(cluster, answer_id) for answer_id in ANSWERS))
+    assert {holder(nodes, names_of(cluster).answer(answer_id).chunks) for answer_id in ANSWERS} == {0, 1, 2}
+    with WebServer(client=cluster, token=TOKEN, timing=FAST) as server, ThreadPoolExecutor(len(ANSWERS)) as pool:
+        read = [pool.submit(call, server, "GET", f"answers/{answer_id}/events") for answer_id in ANSWERS]
+        for model in says.values():
+            model.say("goes on")
+            model.end()
+        for answer_id, reply in zip(ANSWERS, read, strict=True):
+            told = reply.result(30).body.decode()
+            assert "event: end" in told
+            assert told.count(f"{answer_id} ") == told.count("goes on") == 1, told
+        last = names_of(cluster).answer("a0").chunks
+        seen = str(cluster.xrevrange(last, count=1)[0][0])
+        assert call(server, "GET", "answers/a0/events", last_event_id=seen).status == 204
 
 
 def test_stop_from_elsewhere_and_a_queued_one(cluster) -> None:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "llmstream_nb"
 ROOMS = {
     "protocol": 463,  # with what makes JSON that anybody wrote harmless
     "extras": 13,
-    "llm": 1011,  # a client for whatever calls itself OpenAI-compatible, whatever it sends, and two models of the kit's own
+    "llm": 1012,  # a client for whatever calls itself OpenAI-compatible, whatever it sends, and two models of the kit's own
     "answers": 1353,  # the core: connections that never lie, a failover included; who writes, who reads; ids used again
     "pool": 543,  # a queue, workers that take over from the dead, and groups on one answer
     "tutorial": 87,

@@ -667,6 +667,9 @@ def test_an_env_file_sends_no_key_from_elsewhere_to_its_own_address(monkeypatch,
     Path(".env").write_text(theirs)
     with pytest.raises(ModelError, match="nowhere else"):
         complete(QUESTION, source="openai")
+    (tmp_path / "checkout" / ".env").write_text(f"OPENAI_API_KEY={KEY}\nOPENAI_BASE_URL=http://127.0.0.1:8/v1\n")
+    Path(".env").write_text("OPENAI_BASE_URL=\n")  # it would send the key to the usual address
+    assert llm._settings()["OPENAI_BASE_URL"] == "http://127.0.0.1:8/v1"
 
 
 def test_an_env_file_that_is_no_text():

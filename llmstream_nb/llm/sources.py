@@ -193,16 +193,17 @@ def _settings() -> dict[str, str]:
     """
     from dotenv import dotenv_values
 
-    settings, beside = dict[str, str | None](), ""  # beside: the key in the file that names the address
+    settings, beside = dict[str, str](), ""  # beside: the key in the file that names the address
     for file in (CHECKOUT / ".env", Path(".env")):
         try:
-            found = dotenv_values(file, interpolate=False, encoding="utf-8-sig")
+            told = dotenv_values(file, interpolate=False, encoding="utf-8-sig")
         except (OSError, UnicodeError):
             raise ModelError("BadSettings", f"{file} can't be read: save it as UTF-8 text.") from None
-        beside = (found.get("OPENAI_API_KEY") or "").strip() if found.get("OPENAI_BASE_URL") else beside
+        found = {name: value for name, value in told.items() if value and value.strip()}  # a blank one changes nothing
+        beside = found.get("OPENAI_API_KEY", "").strip() if "OPENAI_BASE_URL" in found else beside
         settings |= found
     settings |= (given := {name: value for name, value in os.environ.items() if value.strip()})
-    whole = {name: value.strip() for name, value in settings.items() if value and value.strip()}
+    whole = {name: value.strip() for name, value in settings.items()}
     if "OPENAI_BASE_URL" in whole.keys() - given and whole.get("OPENAI_API_KEY", beside) != beside:
         raise ModelError("BadSettings", "A .env sets OPENAI_BASE_URL: set OPENAI_API_KEY there too, and nowhere else.")
     return whole
