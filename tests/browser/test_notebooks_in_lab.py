@@ -38,7 +38,8 @@ STATE_OF_CELLS = """() => window.jupyterapp.shell.currentWidget.content.widgets
 @pytest.fixture(scope="module")
 def running() -> Iterator[Lab]:
     with lab(LLMSTREAM_LLM="scripted") as started:
-        shutil.copy(ROOT / "notebooks" / "recipe.py", started.folder)  # which notebook 05 has beside it
+        for name in ("recipe.py", "recipe_async.py", "glossary.ipynb"):  # which notebooks have beside them
+            shutil.copy(ROOT / "notebooks" / name, started.folder)
         shutil.copytree(ROOT / "notebooks" / "images", started.folder / "images")
         yield started
 

@@ -27,7 +27,7 @@ const headingOf = (source) => /^#+ (.*)/.exec(source)?.[1].trim().replaceAll(" "
 async function explain(app, event) {
   const aimed = aim(event);
   if (!aimed || aimed.link.title) return;
-  const { content } = await app.serviceManager.contents.get(aimed.path);
+  const { content } = await app.serviceManager.contents.get(aimed.path).catch(() => ({ content: { cells: [] } }));
   const source = content.cells.map((cell) => [cell.source].flat().join("")).find((text) => headingOf(text) === aimed.term);
   const words = source?.split("\n").slice(1).join(" ") ?? "";
   aimed.link.title = words.replace(/\[([^\]]*)\]\([^)]*\)/g, "$1").replace(/[`*]/g, "").trim();
