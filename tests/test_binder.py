@@ -28,9 +28,9 @@ import pytest
 import redis
 from websocket import create_connection
 
-from llmstream_nb.llm.local import free_port, installed
+from llmstream_nb.llm.local import installed
 from llmstream_nb.setup.environment import ROOT
-from llmstream_nb.setup.redis_server import answers
+from llmstream_nb.setup.redis_server import answers, free_port
 
 from .test_environment import running, wait_until
 

@@ -36,8 +36,6 @@ LOST = (RedisError, RedisClusterException, OSError, AttributeError)  # the last:
 # Foreign bytes in the database must not raise, and RESP3 gives other shapes.
 REPLIES: dict[str, Any] = {"decode_responses": True, "encoding_errors": "backslashreplace", "protocol": 2}
 OLDEST = (6, 2)  # XAUTOCLAIM and XADD … NOMKSTREAM came with Redis 6.2
-
-
 ENCODED = "in a password, @ : / ? # % are written %40 %3A %2F %3F %23 %25"
 
 

@@ -1,7 +1,6 @@
 """The local model: SmolLM2-135M, a real but very small one, served by xllamacpp in a process of its own."""
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -44,12 +43,6 @@ def serve(key: str) -> Any:
     params.ui = params.endpoint_slots = False
     params.verbosity = 1
     return xllamacpp.Server(params)
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on at this moment."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def launch() -> Any:

