@@ -12,7 +12,8 @@ from llmstream_nb.answers.ask import Answer
 from llmstream_nb.answers.connection import current, names_of, unusable
 from llmstream_nb.answers.read import look_and_events
 from llmstream_nb.protocol import wire
-from llmstream_nb.protocol.events import Ended, Failed, Restarted, Text
+from llmstream_nb.protocol.events import Ended, Failed, Restarted
+from llmstream_nb.protocol.parts import Text
 
 # pandas escapes HTML, but leaves $…$ to be typeset; a table is to show what the model wrote.
 pd.set_option("display.html.use_mathjax", False)

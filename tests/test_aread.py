@@ -63,7 +63,7 @@ def test_events_come_while_the_answer_is_written(client, no_leftovers):
     async def main() -> None:
         async for event in aread_answer("a", timing=FAST):
             seen.append(event)
-            if event == Text(EntryID(1, 1), "a", getattr(event, "ms", 0)):
+            if event == Text("a", EntryID(1, 1), getattr(event, "ms", 0)):
                 says.say("b")
             elif isinstance(event, Text):
                 says.end()

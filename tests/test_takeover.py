@@ -22,7 +22,7 @@ def begin(attempt: int, worker: str = "", job: str = "1-0") -> list[Event]:
     """An opening and one word; without a worker it is no pool's."""
     about = {"worker": worker, "job": job} if worker else {}
     kind = Started if attempt == 1 else Restarted
-    return [kind(EntryID(attempt, 0), about), Text(EntryID(attempt, 1), f"{attempt} ")]
+    return [kind(EntryID(attempt, 0), about), Text(f"{attempt} ", EntryID(attempt, 1))]
 
 
 def transcript(*openings: list[Event], interrupted: bool = False) -> Transcript:
@@ -56,7 +56,7 @@ def test_attempts_are_told_while_they_are_written_and_counted_after_the_end() ->
     assert (made.state, *told(made)) == ("waiting", 3, "Attempt 3, by w4.", "")
     assert "attempts" not in made.figures
     made.follower.state = "ended"
-    made.take([Text(EntryID(3, 1), "all"), Ended(EntryID(3, 2), "stop")])
+    made.take([Text("all", EntryID(3, 1)), Ended(EntryID(3, 2), "stop")])
     assert told(made) == (3, "", "all") and made.figures.startswith("3 attempts · 1 chunk · ")
 
 

@@ -116,7 +116,7 @@ def sent(data: bytes, cut: int = 1 << 30) -> list:
 @given(st.lists(st.text() | st.sampled_from(ODD), max_size=8), st.integers(1, 9))
 def test_any_text_comes_out_of_the_frames_as_it_went_in(texts, cut):
     texts = [clean(text) for text in texts]
-    events = [Text(EntryID(1, seq), text, seq) for seq, text in enumerate(texts, 1)]
+    events = [Text(text, EntryID(1, seq), seq) for seq, text in enumerate(texts, 1)]
     data = sse.HELLO + b"".join(made.data for made in sse.frames(events))
     got = sent(data, cut)
     assert [json.loads(event.data) for event in got] == [{"text": t, "ms": n} for n, t in enumerate(texts, 1)]
@@ -134,7 +134,7 @@ def test_the_parser_of_these_tests_reads_the_examples_of_the_standard():
 
 def test_only_the_last_event_of_an_entry_carries_its_id():
     one, two, end = EntryID(1, 3), EntryID(2, 2), EntryID(3, 0)
-    events = [Text(one, "a"), Interrupted(one), Restarted(two), Gap(two, 2), Text(two, "b"), Ended(end, "cancelled")]
+    events = [Text("a", one), Interrupted(one), Restarted(two), Gap(two, 2), Text("b", two), Ended(end, "cancelled")]
     made = list(sse.frames(events))
     assert [(event.name, event.id if event.own else "") for event in sent(b"".join(one.data for one in made))] == [
         ("text", "1-3"),
@@ -457,13 +457,13 @@ def test_one_who_is_behind_is_told_when_what_it_lacks_is_gone(client, serve):
 def test_what_viewers_have_in_common_is_no_more_than_the_window():
     channel = hub.Channel(Round(Names().answer("a"), Follower("a", ORIGIN, FAST)))
     for n in range(1, 200):
-        channel.take([Gap(EntryID(1, n), 1), Text(EntryID(1, n), "x" * 5_000)])
+        channel.take([Gap(EntryID(1, n), 1), Text("x" * 5_000, EntryID(1, n))])
         assert sum(len(one.data) for one in channel._frames) == channel._size <= hub.WINDOW
     assert channel.after(ORIGIN) is None
     kept = channel.after(channel._base)
     assert b"event: gap" in kept[0].data  # an entry's frames go together
     assert kept[0].id == EntryID(1, channel._base.seq + 1)
-    channel.take([Text(EntryID(1, 200), "x" * 2 * hub.WINDOW)])
+    channel.take([Text("x" * 2 * hub.WINDOW, EntryID(1, 200))])
     assert not channel._frames and channel._size == 0 and channel.after(EntryID(1, 199)) is None
     assert channel.after(EntryID(1, 200)) == []
 
@@ -1558,7 +1558,7 @@ def test_what_is_described_is_what_there_is(described):
 
 def test_an_id_on_every_event_of_an_entry_would_lose_text(monkeypatch, client, serve):
     """The rule that a cut between a gap and its text must not lose the text, and the test that would find it out."""
-    events = [Gap(EntryID(1, 3), 2), Text(EntryID(1, 3), "kept")]
+    events = [Gap(EntryID(1, 3), 2), Text("kept", EntryID(1, 3))]
 
     def resumed(made) -> str:
         """The text of one whose connection is cut after the first event, and who resumes at its ID."""
@@ -1577,7 +1577,7 @@ def test_a_hub_without_a_window_would_be_found_out(monkeypatch):
     monkeypatch.setattr(hub, "WINDOW", 1 << 40)
     limit = 256_000
     channel = hub.Channel(Round(Names().answer("a"), Follower("a", ORIGIN, FAST)))
-    channel.take([Text(EntryID(1, n), "x" * 5_000) for n in range(1, 100)])
+    channel.take([Text("x" * 5_000, EntryID(1, n)) for n in range(1, 100)])
     assert channel._size > limit
 
 

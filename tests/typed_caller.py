@@ -9,15 +9,21 @@ from fastapi import FastAPI
 
 from llmstream_nb import (
     Answer,
+    Continued,
     Ended,
     Failed,
     Gap,
     Interrupted,
     LLMStreamError,
+    Reasoning,
+    Refusal,
     Restarted,
     Started,
     Text,
     Timing,
+    ToolCall,
+    ToolResult,
+    Unknown,
     Worker,
     Writing,
     aread_answer,
@@ -46,7 +52,7 @@ def asked() -> Answer:
     return answer
 
 
-def followed(answer_id: str) -> str:
+def followed(answer_id: str) -> str:  # noqa: C901 - one case for each event
     text = ""
     for event in read_answer(answer_id, timeout=30):
         match event:
@@ -54,6 +60,17 @@ def followed(answer_id: str) -> str:
                 assert_type(piece, str)
                 assert_type(ms, int)
                 text += piece
+            case Reasoning(text=thought) | Refusal(text=thought):
+                assert_type(thought, str)
+            case ToolCall(call_id=call, name=name, arguments=arguments):
+                assert_type(f"{call} {name}{arguments}", str)
+            case ToolResult(content=content, error=error, cut=cut):
+                assert_type(f"{content}{error}", str)
+                assert_type(cut, int)
+            case Unknown(kind=kind):
+                assert_type(kind, str)
+            case Continued(id=entry):
+                assert_type(str(entry), str)
             case Restarted():
                 text = ""
             case Started(data=data):

@@ -10,13 +10,15 @@ from typing import Any
 import redis
 from redis.exceptions import RedisError, ResponseError, WatchError
 
-from llmstream_nb.answers.attempt import Attempt, last_entry
+from llmstream_nb.answers.attempt import Attempt, last_entry, standing
 from llmstream_nb.answers.connection import Line, current, milliseconds, names_of, unusable
 from llmstream_nb.answers.produce import Producer, Writing
-from llmstream_nb.answers.read import Look, look, read_answer
+from llmstream_nb.answers.read import Look, look, look_and_events, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.llm.own import Source
 from llmstream_nb.llm.sources import deltas_of
+from llmstream_nb.protocol.events import Gap, parts_of
+from llmstream_nb.protocol.parts import Part, parts_of_record
 from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import (
     ORIGIN,
@@ -152,6 +154,17 @@ class Answer:
         return self.look().text
 
     @property
+    def parts(self) -> list[Part]:
+        """All parts so far, in order: text, reasoning, a refusal, calls and their results.
+
+        Deltas of a kind that follow each other are one part. Where entries are missing, an ended answer's record tells.
+        """
+        now, events = look_and_events(self.id, self.client)
+        if now.record.get("end") and any(isinstance(event, Gap) for event in events):
+            return list(parts_of_record(now.record, now.top))
+        return parts_of(events)
+
+    @property
     def record(self) -> dict[str, Any]:
         """The JSON record: question, topic, model, times, and once it has ended the reason and the whole text."""
         return self.look().record
@@ -268,7 +281,7 @@ def close_answer(
     try:
         attempt.open(opening)
         if not attempt.ended_before:
-            attempt.insist(lambda: attempt.finish(look(answer_id, client).text))
+            attempt.insist(lambda: attempt.finish(standing(answer_id, client)))
     finally:
         attempt.close()
 

@@ -11,8 +11,10 @@ import redis
 from redis.exceptions import RedisError, ResponseError, WatchError
 
 from llmstream_nb.answers.connection import Line, RedisUnusable, is_passing, milliseconds, names_of, said
-from llmstream_nb.answers.read import Backoff, longest_block, look
+from llmstream_nb.answers.read import Backoff, longest_block, look, look_and_events
 from llmstream_nb.answers.record import add_to_index
+from llmstream_nb.protocol.events import parts_of
+from llmstream_nb.protocol.parts import joined
 from llmstream_nb.protocol.wire import (
     ORIGIN,
     BadEntryID,
@@ -45,10 +47,12 @@ class Attempt:
         self.nonce = secrets.token_hex(8)
         self.number = self.sent = 0  # the number is chosen when the attempt is opened
         self.entries: list[tuple[str, str, int]] = []  # kind, text, ms
+        self._opened_with = 1  # so many entries are its opening
         self.cancelled = False
         self.ended_before: Entry | None = None  # the end that someone else has written: nothing is left to answer
         self._line = Line(client, self.keys.chunks)
         self._leased = self._ticked = float("-inf")  # monotonic times when the lease was set, and of the last tick
+        self._goes_on: Callable[[str], bool] = lambda _: False  # whether the source can go on from a text
         self._whole = False  # the attempt's start stands in the stream, as far as is known
         self.took = 0.0  # seconds that the last batch took
 
@@ -56,6 +60,11 @@ class Attempt:
     def text(self) -> str:
         """All text of this attempt, sent or not."""
         return "".join(text for kind, text, _ in self.entries if kind == "text")
+
+    @property
+    def whole(self) -> Json:
+        """All of this attempt, as the record keeps it."""
+        return _whole(self.text, joined(entry for entry in self.entries if entry[0] not in ("start", "end", "error")))
 
     @property
     def tick_in(self) -> float:
@@ -81,9 +90,14 @@ class Attempt:
                     raise error from None
                 failed = True
 
-    def open(self, opening: Callable[[EntryID], tuple[str, dict[str, Any]]]) -> None:
-        """Begin with the entry that `opening` makes of the last ID before it, unless the answer has ended."""
-        self._opening = opening
+    def open(
+        self, opening: Callable[[EntryID], tuple[str, dict[str, Any]]], goes_on: Callable[[str], bool] | None = None
+    ) -> None:
+        """Begin with the entry that `opening` makes of the last ID before it, unless the answer has ended.
+
+        `goes_on` is told the text of the attempt before, or that there is none; if true, this one begins with it.
+        """
+        self._opening, self._goes_on = opening, goes_on or self._goes_on
         self.insist(self.synchronise)
         if self.ended_before:
             self.insist(self._repair)
@@ -112,7 +126,12 @@ class Attempt:
                     raise Fenced(f"{name}: the producer of attempt {newest} is alive")
                 self.number = max(newest + 1, first_attempt(self.record))
                 kind, data = self._opening(last)
+                kept = self._standing(pipe, last) if newest == last.attempt else ""
+                if self._goes_on(kept):
+                    data["continues"] = str(last)
                 self.entries = [(kind, json.dumps(data | {"nonce": self.nonce}), 0)]
+                self.entries += [("text", kept, 0)] if "continues" in data else []
+                self._opened_with = len(self.entries)
             if newest > self.number:
                 raise Fenced(f"{name}: attempt {newest} has taken over from {self.number}")
             if top and top.final and top.id.attempt < self.number and self.sent:
@@ -126,6 +145,19 @@ class Attempt:
                 self._begin(pipe)
             else:
                 self.sent = last.seq + 1
+
+    def _standing(self, pipe: Any, last: EntryID) -> str:
+        """The text of the attempt before, as far as that got; none where some of it is gone, or is no text."""
+        entries = parse_entries(pipe.xrange(self.keys.chunks, f"{last.attempt}-0", str(last)))
+        kinds, seqs = [entry.kind for entry in entries], [entry.id.seq for entry in entries]
+        whole = seqs == list(range(last.seq + 1)) and kinds == ["start", *["text"] * last.seq]
+        return "".join(entry.text for entry in entries[1:]) if whole else ""
+
+    def begin_anew(self) -> None:
+        """Give this attempt up for the next one, which asks `goes_on` again."""
+        self.release()
+        self.number = self.sent = 0
+        self.insist(self.synchronise)
 
     def _check_question(self, pipe: Any) -> int:
         """Whether the question is still the one to answer; return the newest attempt that its record tells of."""
@@ -165,16 +197,20 @@ class Attempt:
         )
 
     def _begin(self, pipe: Any) -> None:
-        """Write `<attempt>-0`, in MULTI, with the lease before it and the number of the attempt in the record."""
+        """Write `<attempt>-0`, in MULTI, with the lease before it and the number of the attempt in the record.
+
+        Where the attempt goes on, the text that it keeps comes with it: whoever knows nothing of that has it, too.
+        """
         pipe.multi()
         pipe.set(self.keys.lease(self.number), self.nonce, px=milliseconds(self.timing.lease))
         pipe.delete(self.keys.lease(0))
         record = self.record | {"attempt": self.number}
         pipe.set(self.keys.question, json.dumps(record), px=milliseconds(self.timing.ttl))
-        self._queue_xadd(pipe, 0, create=True)
+        for seq in range(self._opened_with):
+            self._queue_xadd(pipe, seq, create=seq == 0)
         pipe.pexpire(self.keys.chunks, milliseconds(self.timing.ttl))
         pipe.execute()
-        self.sent, self._whole, self._leased = 1, True, time.monotonic()
+        self.sent, self._whole, self._leased = self._opened_with, True, time.monotonic()
         add_to_index(self.client, self.record)
 
     def _queue_xadd(self, pipe: Any, seq: int, create: bool = False) -> None:
@@ -214,12 +250,12 @@ class Attempt:
         if tick:
             self._leased, self._ticked, self.cancelled = now, now, bool(replies[-1])
 
-    def finish(self, text: str | None = None) -> None:
-        """Once the end is confirmed: complete the record, and give up the lease."""
+    def finish(self, whole: Json | None = None) -> None:
+        """Once the end is confirmed: complete the record, and give up the lease. `whole`: `standing`, from outside."""
         while self.sent < len(self.entries):  # done again, at a Redis that lacks some of it
             self.flush()
         end = EntryID(self.number, len(self.entries) - 1)
-        self._save(self.record, json.loads(self.entries[-1][1]), end, self.text if text is None else text)
+        self._save(self.record, json.loads(self.entries[-1][1]), end, whole or self.whole)
         if "guide" in self.client.get_connection_kwargs():
             # Before Sentinels name another primary, the old one takes writes that are lost; afterwards the next command
             # raises. So wait for a standby to have this, or for so long as they may need.
@@ -233,12 +269,13 @@ class Attempt:
             return  # deleted and asked anew meanwhile
         if self.ended_before and not now.record.get("end"):
             closing = self.ended_before.data | ({"missing": now.missing} if now.missing else {})
-            self._save(now.record or self.record, closing, self.ended_before.id, now.text, repair=True)
+            whole = standing(self.record["id"], self._line.redis)
+            self._save(now.record or self.record, closing, self.ended_before.id, whole, repair=True)
 
-    def _save(self, record: Json, closing: Json, end: EntryID, text: str, repair: bool = False) -> None:
+    def _save(self, record: Json, closing: Json, end: EntryID, told: Json, repair: bool = False) -> None:
         """Write the record, unless it has been deleted, belongs to a newer question, or needs no repair any more."""
-        told = {name: value for name, value in closing.items() if name != "nonce"}
-        whole = record | told | {"attempt": end.attempt, "start": f"{end.attempt}-0", "end": str(end), "text": text}
+        told = {name: value for name, value in closing.items() if name != "nonce"} | told
+        whole = record | told | {"attempt": end.attempt, "start": f"{end.attempt}-0", "end": str(end)}
         with self._line.redis.pipeline(transaction=True) as pipe:
             pipe.watch(self.keys.question, self.keys.cleared)
             found = parse_record(pipe.get(self.keys.question)) or record  # type: ignore[arg-type]
@@ -269,6 +306,17 @@ class Attempt:
     def close(self) -> None:
         """Close the connection."""
         self._line.close()
+
+
+def standing(answer_id: str, client: redis.Redis) -> Json:
+    """All of an answer that stands, as the record keeps it."""
+    now, events = look_and_events(answer_id, client)
+    return _whole(now.text, [(part.kind, part.text, part.ms) for part in parts_of(events)])
+
+
+def _whole(text: str, parts: list[tuple[str, str, int]]) -> Json:
+    """The text; and all parts, where there are others."""
+    return {"text": text} | ({"parts": parts} if any(kind != "text" for kind, *_ in parts) else {})
 
 
 def last_entry(pipe: Any, key: str) -> tuple[Entry | None, EntryID]:

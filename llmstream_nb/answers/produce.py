@@ -15,7 +15,8 @@ from redis.exceptions import RedisError
 from llmstream_nb.answers.attempt import Attempt
 from llmstream_nb.answers.connection import is_passing, unusable
 from llmstream_nb.answers.log import Log
-from llmstream_nb.llm.endpoint import ModelError
+from llmstream_nb.llm.endpoint import Disagrees, ModelError
+from llmstream_nb.protocol.parts import DELTAS, Yielded, written
 from llmstream_nb.protocol.wire import (
     EntryID,
     Joiner,
@@ -53,6 +54,9 @@ class Producer:
     A pen goes between them: who holds it may use the attempt. The writing thread lays it down only to rest, and
     then the model's thread may write what has just come: to wake the other first would make it late.
 
+    A source whose `goes_on(text)` says yes begins with that text of the attempt before: what it yields comes behind it.
+    Should it find that it can't, it raises Disagrees, and is iterated over once more in the next attempt.
+
     `writing` is how often and how much to keep; `silence` how many seconds a source may be silent that doesn't look
     after that itself, before its first delta and after it; `about` goes into the start entry, beside model and source.
     """
@@ -61,7 +65,7 @@ class Producer:
         self,
         client: redis.Redis,
         record: dict[str, Any],
-        deltas: Iterable[str],
+        deltas: Iterable[Yielded],
         timing: Timing,
         writing: Writing | None = None,
         silence: tuple[float, float] = (math.inf, math.inf),
@@ -75,13 +79,15 @@ class Producer:
         self.ended = False  # the answer has ended, and its record says so
         self.lost = False  # whether the error was a Redis out of reach: someone else may fare better
         self._deltas, self._about = deltas, about
-        self._stop = self._left = self._closed = False  # closed: no entry may follow
+        self._stop = self._left = self._closed = self._anew = False  # closed: no entry may follow
         self._changed, self._pen = threading.Condition(), threading.Lock()
-        self._held, self._pause = "", writing.coalesce_ms / 1000  # text for the next entry; seconds between two
+        self._held, self._pause = "", writing.coalesce_ms / 1000  # deltas for the next entry; seconds between two
+        self._kind = "text"  # of what is held
         self._silence = silence  # seconds that the source may be silent, before its first delta and after it
         self._began = self._next = time.monotonic()  # the next entry may be written from then on
         self._last = self._began  # when the model was asked for the next delta
-        self._first_token: int | None = None  # milliseconds
+        self._first_part: int | None = None  # milliseconds until the first part of any kind, and until the first text
+        self._first_token: int | None = None
 
     def start(self) -> None:
         """Do `run` in a thread of its own."""
@@ -105,15 +111,21 @@ class Producer:
     # The model's thread
 
     def _take(self) -> None:
-        joiner = Joiner()
+        joiner, kind = Joiner(), "text"
         try:
-            for delta in self._deltas:
-                if not self._add(joiner.push(delta)):
+            for part in self._deltas:
+                came, text = ("text", part) if type(part) is str else written(part)
+                if came != kind and not self._add(kind, joiner.flush()):
                     return
-            self._add(joiner.flush())
+                kind = came
+                if not self._add(kind, joiner.push(text) if kind in DELTAS else text):
+                    return
+            self._add(kind, joiner.flush())
             if not self._stop:
                 reason = getattr(self._deltas, "finish_reason", None) or "stop"
                 self._close("end", reason=reason, usage=getattr(self._deltas, "usage", None))
+        except Disagrees:
+            self._note(_anew=True)
         except ModelError as error:
             self._fail(error, error.error, str(error))
         except BaseException as error:  # noqa: BLE001 - a source may be anybody's code: it may also exit, or be cancelled
@@ -124,8 +136,8 @@ class Producer:
         self.exception = self.exception or error
         self._close("error", error=name, message=message)
 
-    def _add(self, text: str) -> bool:
-        """Take in text, to be written by this thread or the other; waits while too much is unsent.
+    def _add(self, kind: str, text: str) -> bool:
+        """Take in a part, to be written by this thread or the other; waits while too much is unsent.
 
         False when no more is wanted.
         """
@@ -135,9 +147,12 @@ class Producer:
                 self._changed.wait()
             if self._closed or self._stop or self._left:
                 return False
+            if kind != self._kind:
+                self._release(came, whole=True)
+                self._kind = kind
             wake = not self._held
             self._held += text
-            self._release(came)
+            self._release(came, whole=kind not in DELTAS)
             # Where the model is quicker than Redis, more comes meanwhile: the other thread writes it all at once.
             if came - self._last > attempt.took and attempt.sent < len(attempt.entries) and attempt.tick_in > 0:
                 mine = self._pen.acquire(blocking=False)
@@ -153,13 +168,15 @@ class Producer:
                 self._note()
         return True
 
-    def _release(self, now: float = math.inf) -> None:
-        """Make an entry of the text that is held, if it is time to at `now` (monotonic seconds)."""
-        if self._held and now >= self._next:
+    def _release(self, now: float, whole: bool = False) -> None:
+        """Make an entry of what is held, if it is time to at `now` (monotonic seconds), or if it is `whole`."""
+        if self._held and (whole or now >= self._next):
             ms = self._elapsed()
-            if self._first_token is None:
+            if self._first_part is None:
+                self._first_part = ms
+            if self._first_token is None and self._kind == "text":
                 self._first_token = ms
-            self.attempt.entries.append(("text", self._held, ms))
+            self.attempt.entries.append((self._kind, self._held, ms))
             self._held, self._next = "", now + self._pause
 
     def _close(self, kind: str, **data: Any) -> None:
@@ -167,9 +184,10 @@ class Producer:
         with self._changed:
             if self._closed or (self._stop and kind == "error"):
                 return
-            self._release()
+            self._release(time.monotonic(), whole=True)
             ms = self._elapsed()
             data |= {
+                "first_part_ms": self._first_part,
                 "first_token_ms": self._first_token,
                 "total_ms": ms,
                 "chunks": max(0, len(self.attempt.entries) - 1),
@@ -189,22 +207,17 @@ class Producer:
         attempt = self.attempt
         try:
             self._pen.acquire()
-            attempt.open(self._opening)
+            attempt.open(self._opening, getattr(self._deltas, "goes_on", None))
             if attempt.ended_before:
                 self.ended = True
                 return
-            log.info("%s: attempt %s opened", attempt.record["id"], attempt.number)
-            threading.Thread(target=self._take, name=f"llmstream model {attempt.record['id']}", daemon=True).start()
+            self._begin()
             while not (self._closed and attempt.sent == len(attempt.entries)):
                 self._rest()
                 if self._left and not self._closed:
                     attempt.release()
                     return
-                if self._stop:
-                    self._close("end", reason="cancelled")
-                elif self._is_stalled():
-                    self._close_model()
-                    self._close("error", error="Stalled", message="The source has been silent for too long: ask again.")
+                self._decide()
                 attempt.insist(attempt.flush)
                 if attempt.cancelled:
                     self.stop()
@@ -228,9 +241,27 @@ class Producer:
             attempt.close()
             self.done.set()
 
+    def _begin(self) -> None:
+        """Let the model speak, now that its attempt stands in Redis."""
+        attempt = self.attempt
+        log.info("%s: attempt %s opened", attempt.record["id"], attempt.number)
+        threading.Thread(target=self._take, name=f"llmstream model {attempt.record['id']}", daemon=True).start()
+
+    def _decide(self) -> None:
+        """End the answer, or begin it anew, where that is asked for or due."""
+        if self._stop:
+            self._close("end", reason="cancelled")
+        elif self._anew:
+            self._note(_anew=False)
+            self.attempt.begin_anew()
+            self._begin()
+        elif self._is_stalled():
+            self._close_model()
+            self._close("error", error="Stalled", message="The source has been silent for too long: ask again.")
+
     def _is_stalled(self) -> bool:
         """Whether the source has been silent for longer than it may; a model that waits for Redis is not."""
-        limit = self._silence[self._first_token is not None]
+        limit = self._silence[self._first_part is not None]
         return self.attempt.sent == len(self.attempt.entries) and time.monotonic() - self._last > limit
 
     def _rest(self) -> None:
@@ -238,7 +269,7 @@ class Producer:
         attempt = self.attempt
         with self._changed:
             wait = min(attempt.tick_in, self._next - time.monotonic() if self._held else math.inf)
-            rest = attempt.sent == len(attempt.entries) and wait > 0 and not (self._stop or self._left)
+            rest = attempt.sent == len(attempt.entries) and wait > 0 and not (self._stop or self._left or self._anew)
             if rest:
                 self._pen.release()
                 self._changed.wait(wait)

@@ -30,6 +30,10 @@ STARRED = re.compile(r"sk-[\w-]*[*.…•]|\S[*•]{2}")  # a key of which it hi
 QUOTED = 300  # characters of the endpoint's words
 
 
+class Disagrees(Exception):
+    """A model that was to go on from a text, and does not: it has to begin anew."""
+
+
 class ModelError(LLMStreamError):
     """A model that gave no answer, or only a part of one.
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from llmstream_nb.protocol.events import flat_numbers
+from llmstream_nb.protocol.parts import written
 
 Deltas = Iterable[str | None] | AsyncIterable[str | None] | str
 Source = Callable[[str, str | None], Deltas | Awaitable[Deltas]]
@@ -70,7 +71,8 @@ class OwnSource:
                 if text := str.__str__(delta):  # a plain one, whatever its class makes of it
                     yield text
             elif delta is not None:
-                raise TypeError(f"a source yields text, and this one yielded {type(delta).__name__}")
+                written(delta)  # raises TypeError for what is none
+                yield delta
 
     def _awaited(self) -> Iterator[Any]:
         self._loop = asyncio.new_event_loop()

@@ -4,12 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmstream_nb.protocol.wire import LARGEST, MAX_QUESTION, EntryID, printable
+from llmstream_nb.protocol.parts import LONG, SHORT, Part, Text, joined, part_of
+from llmstream_nb.protocol.wire import LARGEST, MAX_QUESTION, ORIGIN, Entry, EntryID, printable
 
 MOST = 32  # items that a viewer is told of an entry, a record or a usage
-SHORT, LONG = 60, 1_000  # characters of a name, and of what it names
 WORDS = {"question": MAX_QUESTION, "message": LONG, "reason": 200, "error": 200, "model": 200, "source": 200}
-FIGURES = ("at", "first_token_ms", "total_ms", "chunks")
+FIGURES = ("at", "first_part_ms", "first_token_ms", "total_ms", "chunks")
+WHOLE = ("text", "parts", "request")  # of a record: what may be as large as an answer, and is told otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +23,18 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """A newer attempt has begun: throw away the text so far."""
+    """A newer attempt has begun, from its beginning: throw away the text and the other parts so far."""
 
     id: EntryID
     data: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(slots=True)  # frozen, each would take twice as long to make, and there is one for every token
-class Text:
-    """The next piece of the text; `ms` since the attempt's start."""
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """A newer attempt has begun, and goes on where the one before it stopped: keep what you have."""
 
     id: EntryID
-    text: str
-    ms: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Failed:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-Event = Started | Restarted | Text | Gap | Interrupted | Ended | Failed
+Event = Started | Restarted | Continued | Part | Gap | Interrupted | Ended | Failed
 
 
 def opening_event(entry_id: EntryID, data: Mapping[str, Any], again: bool) -> Started | Restarted:
@@ -91,8 +91,8 @@ def closing_event(entry_id: EntryID, data: Mapping[str, Any], kind: str = "") ->
 def told(data: Mapping[str, Any]) -> dict[str, Any]:
     """What an entry or a record tells, as viewers may rely on it: anybody may have written it.
 
-    Words are text and short, figures are numbers or absent, `usage` is flat; other lists and objects, and the whole
-    text, are left out.
+    Words are text and short, figures are numbers or absent, `usage` is flat; other lists and objects, and what
+    is as large as an answer, are left out.
     """
     known: dict[str, Any] = {}
     for name, value in data.items():
@@ -102,7 +102,7 @@ def told(data: Mapping[str, Any]) -> dict[str, Any]:
             known |= {name: value} if type(value) in (int, float) and value >= 0 else {}
         elif name == "usage":
             known[name] = flat_numbers(value) or None
-        elif len(known) < MOST and len(name) <= SHORT and name != "text":
+        elif len(known) < MOST and len(name) <= SHORT and name not in WHOLE:
             known |= {name: value[:LONG]} if isinstance(value, str) else {}
             known |= {name: value} if value is None or isinstance(value, (int, float)) else {}
     return known
@@ -117,6 +117,17 @@ def flat_numbers(usage: Any) -> dict[str, float]:
             if type(value) in (int, float) and abs(value) < LARGEST and len(found) < MOST:
                 found[printable(f"{group}_{name}" if name in found else name)[:SHORT]] = value
     return found
+
+
+def parts_of(events: Iterable[Event]) -> list[Part]:
+    """The parts a viewer holds after these events, deltas of a kind that follow each other as one."""
+    held: list[tuple[str, str, int]] = []
+    for event in events:
+        if isinstance(event, Restarted):
+            held.clear()
+        elif isinstance(event, Part):
+            held.append((event.kind, event.text, event.ms))
+    return [part_of(Entry(ORIGIN, *part)) for part in joined(held)]
 
 
 def text_of(events: Iterable[Event], text: str = "") -> str:

@@ -4,7 +4,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llmstream_nb.protocol import wire
-from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, Text, closing_event, opening_event
+from llmstream_nb.protocol.events import (
+    Continued,
+    Ended,
+    Event,
+    Failed,
+    Gap,
+    Interrupted,
+    Restarted,
+    closing_event,
+    opening_event,
+    told,
+)
+from llmstream_nb.protocol.parts import DELTAS, part_of, parts_of_record
 
 
 class Cursor:
@@ -17,16 +29,18 @@ class Cursor:
     def __init__(self, after: wire.EntryID = wire.ORIGIN) -> None:
         self.after = after  # read on from here: XREAD … STREAMS <key> <after>
         self.closed = False  # an end or error entry was seen: nothing more will come
+        self._goes_on: wire.Entry | None = None  # an opening that goes on from here: its next entry has what is known
 
     def feed(self, raw: Iterable[tuple[str, Any]]) -> list[Event]:
         """Take entries as XREAD gave them and return what they mean for the reader; raises NotAnAnswer."""
         events: list[Event] = []
         for raw_id, fields in raw:
             attempt, seq = self.after
-            try:  # the next text, and so nearly every entry: to make an Entry of each takes three times as long
-                if raw_id == f"{attempt}-{seq + 1}" and fields["kind"] == "text" and not self.closed:
-                    events.append(Text(wire.EntryID(attempt, seq + 1), fields["text"], wire.parse_ms(fields["ms"])))
-                    self.after = events[-1].id
+            try:  # the next delta, and so nearly every entry: to make an Entry of each takes three times as long
+                if raw_id == f"{attempt}-{seq + 1}" and not (self.closed or self._goes_on):
+                    delta, entry_id = DELTAS[fields["kind"]], wire.EntryID(attempt, seq + 1)
+                    events.append(delta(fields["text"], entry_id, wire.parse_ms(fields["ms"])))
+                    self.after = entry_id
                     continue
             except (KeyError, ValueError, TypeError):
                 pass  # parse_entries says what is wrong with it
@@ -37,6 +51,16 @@ class Cursor:
 
     def _take(self, entry: wire.Entry, events: list[Event]) -> None:
         """Add what a new entry of any kind means."""
+        if entry.kind == "start" and self.after.seq and entry.data.get("continues") == str(self.after):
+            self.after, self._goes_on = entry.id, entry
+            return
+        if opening := self._goes_on:  # R44
+            self._goes_on = None
+            if entry.kind == "text" and entry.id == (opening.id.attempt, 1):
+                self.after = entry.id
+                events.append(Continued(entry.id, told(opening.data)))
+                return
+            events.append(Restarted(opening.id, told(opening.data)))
         before = self._before(entry)
         restarts, missing = self._restarts(before), self._missing(before)
         self.after = entry.id
@@ -44,11 +68,11 @@ class Cursor:
             events.append(opening_event(entry.id, entry.data if entry.kind == "start" else {}, restarts))
         if missing:
             events.append(Gap(entry.id, missing))
-        if entry.kind == "text":
-            events.append(Text(entry.id, entry.text, entry.ms))
-        elif entry.final:
+        if entry.final:
             events.append(closing_event(entry.id, entry.data, entry.kind))
             self.closed = True
+        elif entry.kind != "start":
+            events.append(part_of(entry))
 
     def _is_repeated(self, entry: wire.Entry) -> bool:
         """R2: whether it was seen before, as when a read is done again after a lost reply."""
@@ -141,12 +165,11 @@ class Follower:
         return []
 
     def from_record(self, record: Mapping[str, Any]) -> list[Event]:
-        """The events of an ended answer, from its record alone: the text comes in one piece."""
-        after, whole = self.cursor.after, record.get("text")
+        """The events of an ended answer, from its record alone: each part comes in one piece."""
+        after = self.cursor.after
         end = _written_id(record["end"]) if record.get("end") else after
         first = opening_event(end, record if after == wire.ORIGIN else {}, again=after != wire.ORIGIN)
-        text = [Text(end, whole)] if whole and isinstance(whole, str) else []
-        unseen = [] if after >= end > wire.ORIGIN else [first, *text]
+        unseen = [] if after >= end > wire.ORIGIN else [first, *parts_of_record(record, end)]
         return self._told([*unseen, closing_event(end, record)])
 
     def _told(self, events: list[Event]) -> list[Event]:

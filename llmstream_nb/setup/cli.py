@@ -317,14 +317,14 @@ def _follow(answer_id: str, asked: Any = None) -> int:
     `asked` is the handle of `ask`, where this process writes it: what keeps it from writing, only that can tell.
     """
     from llmstream_nb import read_answer
-    from llmstream_nb.protocol import events
+    from llmstream_nb.protocol import events, parts
     from llmstream_nb.viewing.transcript import Transcript
 
     transcript = Transcript(answer_id, past=True)  # for its words and figures alone
     for event in read_answer(answer_id):
         transcript.take([event])
         match event:
-            case events.Text(text=text):
+            case parts.Text(text=text):
                 print(printable(text), end="", flush=True)
             case events.Restarted():
                 say(f"\n[{transcript.takeover or 'Another attempt.'} The answer begins anew.]")

@@ -4,8 +4,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Restarted, Started, Text
+from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Restarted, Started
 from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.protocol.parts import Text
 from llmstream_nb.protocol.wire import AnswerNotFound, Timing, printable
 
 LABELS = {

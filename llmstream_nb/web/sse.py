@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, Restarted, Started, Text
+from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, Restarted, Started
+from llmstream_nb.protocol.parts import Text
 from llmstream_nb.protocol.wire import ORIGIN, EntryID
 
 HELLO = b"retry: 1000\n\n"  # a browser that loses its connection comes back after so many milliseconds
