@@ -41,7 +41,7 @@ def read(redis, key, last="0-0", patience=30):
     newest, last, heard = redis.xrevrange(key, count=1), max(last, "1-0"), time.monotonic()
     if not newest:
         raise LookupError(f"there is no answer {key}: nobody has asked, or it has expired")
-    if newest[0][0] == last and newest[0][1]["kind"] != "text":
+    if newest[0][0] == last and newest[0][1]["kind"] in ("end", "error"):
         return  # who comes back after the end has seen all
     while time.monotonic() - heard < patience:
         for _, entries in redis.xread({key: last}, count=500, block=1000):
@@ -50,7 +50,7 @@ def read(redis, key, last="0-0", patience=30):
                 if last != f"1-{number}":
                     raise LookupError(f"the entry 1-{number} is missing")
                 yield last, entry["kind"], entry["text"]
-                if entry["kind"] != "text":
+                if entry["kind"] in ("end", "error"):
                     return
     raise TimeoutError(f"nothing came after {last} for {patience} s: is its producer dead?")
 

@@ -63,7 +63,7 @@ async def read(key, last):
             if last != f"1-{number}":
                 entry = {"kind": "error", "text": f"the entry 1-{number} is missing"}
             yield f"id: {last}\ndata: {json.dumps(entry)}\n\n"
-            if entry["kind"] != "text":
+            if entry["kind"] in ("end", "error"):
                 return
     yield 'data: {"kind": "error", "text": "nothing came for 4 s: is its producer dead?"}\n\n'
 
@@ -80,7 +80,7 @@ async def ask(later: BackgroundTasks, question: str = Body(embed=True)):
 async def watch(name, last_event_id: str = Header("1-0")):
     valid = re.fullmatch("1-[0-9]{1,18}", last_event_id)
     seen = valid and await redis.xrange(f"answer:{name}", last_event_id, last_event_id)
-    if not seen or seen[0][1]["kind"] != "text":  # all is seen; unknown, or expired; no ID
+    if not seen or seen[0][1]["kind"] in ("end", "error"):  # all is seen; unknown; no ID
         return Response(status_code=204 if seen else 404 if valid else 400)
     return EventSourceResponse(read(f"answer:{name}", last_event_id))
 
