@@ -52,7 +52,7 @@ class Attempt:
         self.ended_before: Entry | None = None  # the end that someone else has written: nothing is left to answer
         self._line = Line(client, self.keys.chunks)
         self._leased = self._ticked = float("-inf")  # monotonic times when the lease was set, and of the last tick
-        self._goes_on: Callable[[str], bool] = lambda _: False  # whether the source can go on from a text
+        self._goes_on: Callable[[str], bool] | None = None  # whether the source goes on from a text
         self._whole = False  # the attempt's start stands in the stream, as far as is known
         self.took = 0.0  # seconds that the last batch took
 
@@ -97,7 +97,7 @@ class Attempt:
 
         `goes_on` is told the text of the attempt before, or that there is none; if true, this one begins with it.
         """
-        self._opening, self._goes_on = opening, goes_on or self._goes_on
+        self._opening, self._goes_on = opening, goes_on
         self.insist(self.synchronise)
         if self.ended_before:
             self.insist(self._repair)
@@ -126,8 +126,8 @@ class Attempt:
                     raise Fenced(f"{name}: the producer of attempt {newest} is alive")
                 self.number = max(newest + 1, first_attempt(self.record))
                 kind, data = self._opening(last)
-                kept = self._standing(pipe, last) if newest == last.attempt else ""
-                if self._goes_on(kept):
+                kept = self._standing(pipe, last) if self._goes_on and newest == last.attempt else ""
+                if self._goes_on and self._goes_on(kept):
                     data["continues"] = str(last)
                 self.entries = [(kind, json.dumps(data | {"nonce": self.nonce}), 0)]
                 self.entries += [("text", kept, 0)] if "continues" in data else []
