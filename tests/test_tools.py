@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -379,6 +380,18 @@ def test_port_in_use_is_retried(server: RedisServer, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(servers, "free_port", lambda: next(ports))
         with RedisServer(server.program) as second:
             assert second.port == free
+
+
+def test_nobody_takes_the_port_of_a_server_that_is_down(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even who begins with the same random numbers: clients of the dead one would be told things by a stranger."""
+    with RedisServer(server.program) as mortal:
+        free = servers.free_port()
+        mortal.kill()
+        with socket.create_server(("127.0.0.1", mortal.port)):
+            pass  # it could be had
+        ports = iter([mortal.port, free])
+        monkeypatch.setattr(random.SystemRandom, "randrange", lambda *_: next(ports))
+        assert servers.free_port() == free
 
 
 @pytest.mark.slow
