@@ -89,6 +89,7 @@ def test_a_refused_request_is_logged_without_its_token(client, logged) -> None:
     assert "hunter2" not in str(logged()) and "\x1b" not in "".join(logged())
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_where_nobody_has_set_logging_up(client) -> None:
     """As in a notebook: a lost connection, a failing model and a refused producer are told by views and exceptions."""
     code = """

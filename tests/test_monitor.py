@@ -116,6 +116,7 @@ def test_the_queue_its_workers_and_the_failures(client) -> None:
     assert watching.waiting == 1
 
 
+@pytest.mark.slow
 def test_a_consumer_without_a_sign_of_life_is_judged_by_its_idle_time(client) -> None:
     """One of a group of one's own, or a worker that knows nothing of signs: who can tell whether it is gone?"""
     queue = names_of(client).questions
@@ -258,6 +259,7 @@ def test_an_ended_answer_is_complete_at_first_sight(client, samples) -> None:
     assert [row["state"] for row in samples[0][1]["answers"]] == ["ended"]
 
 
+@pytest.mark.slow
 def test_chunks_rate_and_a_takeover(client) -> None:
     index(client, "a", time.time(), pooled=True)
     lease(client)
@@ -503,6 +505,7 @@ def test_an_error_that_nobody_expected_harms_its_own_row_alone(client, monkeypat
     assert said == [f"bad: reading it raised {type(error).__name__}"]
 
 
+@pytest.mark.slow
 def test_a_lost_redis_is_said_and_comes_back(program, monkeypatch) -> None:
     sampling, sample = threading.Lock(), survey.Survey.sample
 
@@ -539,6 +542,7 @@ def test_a_lost_redis_is_said_and_comes_back(program, monkeypatch) -> None:
         client.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("watched", ["before", "meanwhile"])
 def test_nobody_is_gone_for_what_redis_was_away(program, watched: str, samples, monkeypatch) -> None:
     monkeypatch.setattr(survey, "STALL", 0.5)
@@ -566,6 +570,7 @@ def test_nobody_is_gone_for_what_redis_was_away(program, watched: str, samples, 
         client.close()
 
 
+@pytest.mark.slow
 def test_nobody_is_gone_for_what_redis_stood_still(program, samples, monkeypatch) -> None:
     """Without a word of a lost connection: nobody's reply came for longer than a lease."""
     monkeypatch.setattr(survey, "STALL", 0.5)
