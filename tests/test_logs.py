@@ -46,7 +46,8 @@ def test_who_is_shut_out_says_so(client, logged) -> None:
     late.run()
     assert "a: left: Fenced" in logged()
     says.end()
-    assert producer.done.wait(10) and "a: end: stop" in logged()
+    assert producer.done.wait(10)
+    wait_for(lambda: "a: end: stop" in logged())  # said by the model's thread
 
 
 def test_a_lost_connection_is_told_once_and_so_is_its_return(shared, logged) -> None:
