@@ -53,7 +53,7 @@ class Suite(NamedTuple):
 def suites() -> list[Suite]:
     """All suites, in the order in which they run.
 
-    Their tests wait more than they work, so more processes than cores serve even a machine with two.
+    Their tests wait more than they work, so more processes than cores serve even a machine with two; browsers work.
     """
     every = os.environ.get(VARIABLE) == "all"
     compared = SERVERS if every else [INSTALLED]
@@ -67,7 +67,7 @@ def suites() -> list[Suite]:
         Suite("notebooks", "notebooks on fakeredis", 240, NBVAL),
         *(Suite("notebooks", f"notebooks on {name}", 240, NBVAL, name) for name in compared),
         Suite("notebooks", "cells run again", 420, [AGAIN, "-n6", "--dist=worksteal"]),
-        Suite("browser", "notebooks in a browser", 780, ["tests/browser", "-n3", *FILES]),
+        Suite("browser", "notebooks in a browser", 780, ["tests/browser", "-n2", *FILES]),
     ]
 
 
