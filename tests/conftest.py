@@ -41,6 +41,10 @@ LONG = [
     "package",
     "room",
     "workshop",
+    # In a browser:
+    "notebooks_in_lab",
+    "widgets_in_lab",
+    "page",
 ]
 
 

@@ -24,8 +24,8 @@ from .versions import INSTALLED, SERVERS, VARIABLE, fetch, missing, program_of
 # Tests must neither reach a Redis of the user's nor spend a user's key.
 UNSET = "REDIS_URL LLMSTREAM_PREFIX LLMSTREAM_LOCAL_URL LLMSTREAM_LOCAL_KEY OPENAI_API_KEY OPENAI_BASE_URL OPENAI_MODEL"
 ENVIRONMENT: dict[str, str | None] = {"LLMSTREAM_LLM": "scripted", **dict.fromkeys(UNSET.split())}
-# They wait more than they work, so four processes serve even two cores; a file's tests stay together.
-PARALLEL = ["-n4", "--dist=loadfile", "--no-loadscope-reorder"]  # as conftest.py orders them
+# A file's tests stay together, and long files come first, as conftest.py orders them.
+FILES = ["--dist=loadfile", "--no-loadscope-reorder"]
 # Notebooks are compared strictly; the glob leaves out what `restore` has put aside.
 NBVAL = [
     "notebooks",
@@ -33,7 +33,7 @@ NBVAL = [
     "--nbval",
     "--nbval-current-env",
     "--nbval-cell-timeout=120",
-    "-n3",
+    "-n6",
     "--dist=loadfile",
 ]
 NBVAL += ["--nbval-kernel-startup-timeout=120", f"--nbval-sanitize-with={ROOT}/tests/nbval_sanitize.cfg"]
@@ -51,17 +51,23 @@ class Suite(NamedTuple):
 
 
 def suites() -> list[Suite]:
-    """All suites, in the order in which they run."""
+    """All suites, in the order in which they run.
+
+    Their tests wait more than they work, so more processes than cores serve even a machine with two; browsers work.
+    """
     every = os.environ.get(VARIABLE) == "all"
     compared = SERVERS if every else [INSTALLED]
     return [
         Suite(
-            "core", "tests", 2400 if every else 780, ["tests", "--ignore=tests/browser", f"--ignore={AGAIN}", *PARALLEL]
+            "core",
+            "tests",
+            2400 if every else 780,
+            ["tests", "--ignore=tests/browser", f"--ignore={AGAIN}", "-n6", *FILES],
         ),
         Suite("notebooks", "notebooks on fakeredis", 240, NBVAL),
         *(Suite("notebooks", f"notebooks on {name}", 240, NBVAL, name) for name in compared),
-        Suite("notebooks", "cells run again", 420, [AGAIN, "-n4"]),
-        Suite("browser", "notebooks in a browser", 780, ["tests/browser", "-n2", "--dist=loadfile"]),
+        Suite("notebooks", "cells run again", 420, [AGAIN, "-n6", "--dist=worksteal"]),
+        Suite("browser", "notebooks in a browser", 780, ["tests/browser", "-n2", *FILES]),
     ]
 
 

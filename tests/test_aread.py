@@ -72,6 +72,7 @@ def test_events_come_while_the_answer_is_written(client, no_leftovers):
     assert [type(event) for event in seen] == [Started, Text, Text, Ended] and text_of(seen) == "ab"
 
 
+@pytest.mark.slow
 def test_a_new_attempt_is_told(client):
     writer, seen = Writer(client, "a").say("half"), []
 
@@ -102,6 +103,7 @@ def test_a_timeout(client):
         everything("a", timeout=0.3)
 
 
+@pytest.mark.slow
 def test_an_answer_that_nobody_begins(client):
     client.set(names_of(client).answer("a").question, '{"id": "a", "pooled": true}')
     with pytest.raises(StillWaiting, match="nobody began"):
@@ -184,6 +186,7 @@ def test_a_redis_that_stays_away_is_said(redis_server):
     assert text_of(seen) == "half"
 
 
+@pytest.mark.slow
 def test_a_reader_closes_its_connection_however_it_ends(redis_server):
     client = named(redis_server)
     Writer(client, "a").say("half")

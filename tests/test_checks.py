@@ -793,6 +793,7 @@ def test_wrong_claimers(client, solution, word):
     assert explained(checks.claim(solution), word)
 
 
+@pytest.mark.slow
 def test_a_claimer_that_never_returns(client, monkeypatch):
     """With a minimum idle time of 0 and no XACK, there is always something to claim."""
 
@@ -866,6 +867,7 @@ def test_wrong_resumers(client, solution, word):
     assert explained(checks.resume(solution), word)
 
 
+@pytest.mark.slow
 def test_resumers_that_never_return(client, monkeypatch):
     monkeypatch.setattr(checks.running, "TIMEOUT", 0.5)
     for missed, about in (("end", "when it begins at the beginning"), ("error", "when the answer ends in an error")):
@@ -931,6 +933,7 @@ def test_wrong_pollers(client, solution, word):
     assert explained(checks.poll(solution), word)
 
 
+@pytest.mark.slow
 def test_a_poller_that_waits(client, monkeypatch):
     monkeypatch.setattr(checks.running, "TIMEOUT", 0.5)
     waits = poller(lambda c, s, last: [e for _, entries in c.xread({s: last}, block=0) for e in entries])
@@ -1017,6 +1020,7 @@ def test_wrong_watchers(client, solution, word):
     assert explained(checks.last_event_id(solution), word)
 
 
+@pytest.mark.slow
 def test_a_watcher_that_never_returns(client, monkeypatch):
     monkeypatch.setattr(checks.running, "TIMEOUT", 0.5)
 
@@ -1313,6 +1317,7 @@ def names(code, *kinds):
                 yield getattr(node, "arg", None) or node.asname or node.name
 
 
+@pytest.mark.slow
 def test_hints_name_what_there_is():
     """A hint's code uses what the notebook has set up to its exercise, or what another hint of the exercise sets."""
     books = [
@@ -1468,6 +1473,7 @@ def survives_hostile_functions(check):
         assert "<script>" not in verdict._repr_html_()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "check",
@@ -1522,6 +1528,7 @@ def test_an_asynchronous_function_is_told_from_a_wrong_one(client, function):
         assert explained(check(function), "your function is asynchronous: write `def`, not `async def`.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [stubborn, blocked])
 def test_endless_functions_are_ended(client, function, monkeypatch):
     monkeypatch.setattr(checks.running, "TIMEOUT", 0.5)

@@ -276,17 +276,29 @@ def test_outputs_that_differ_elsewhere_are_not_saved(text):
 
 def test_the_summary_counts_and_a_suite_over_its_budget_fails(tmp_path, monkeypatch, capfd):
     (tmp_path / "test_good.py").write_text("def test_a(): pass\n")
+    begun = tmp_path / "begun"
+
+    class Popen(subprocess.Popen):
+        """The time of a process is up once its last test has begun, however long it took to come to that."""
+
+        def wait(self, timeout=None):
+            if timeout == bad.budget:
+                wait_for(begun.exists)
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            return super().wait(timeout)
+
     (tmp_path / "test_bad.py").write_text(
-        "import pytest, time\n"
+        "import pathlib, pytest, time\n"
         "def test_b(): assert 0\n"
         "@pytest.fixture\n"
         "def server():\n    yield\n    print('ended in good order')\n"
-        "def test_c(server): time.sleep(60)\n"
+        f"def test_c(server): pathlib.Path({str(begun)!r}).touch(); time.sleep(60)\n"
     )
     good = suites.Suite("core", "good ones", 60, [str(tmp_path / "test_good.py")])
     bad = suites.Suite("browser", "bad ones", 6, ["-s", str(tmp_path / "test_bad.py")])
     monkeypatch.setattr(suites, "suites", lambda: [good, bad])
     monkeypatch.setattr(suites, "fetch", list)
+    monkeypatch.setattr(suites.subprocess, "Popen", Popen)
     assert suites.run("core") == 0
     assert re.search(r"^=+ 1 passed in [\d.]+s =+$", capfd.readouterr().out, re.MULTILINE)
     assert suites.run("core", "nothing_is_called_so") == 1

@@ -312,6 +312,7 @@ def test_what_a_producer_may_do_no_more_is_an_error_that_all_see(guest, command)
     assert answer.text == answer.look().text and answer.text.startswith("one ")
 
 
+@pytest.mark.slow
 @needs_redis
 @pytest.mark.parametrize(
     ("rules", "words"),
@@ -330,6 +331,7 @@ def test_what_only_the_producer_knows_is_told_by_a_view(guest, rules, words) -> 
     assert answer.text == "one two "
 
 
+@pytest.mark.slow
 @needs_redis
 def test_what_only_the_producer_knows_is_told_in_the_terminal(guest) -> None:
     env = os.environ | environment_of(guest.client) | {"LLMSTREAM_NO_VENV": "1", "LLMSTREAM_LLM": "scripted"}

@@ -86,6 +86,7 @@ def test_an_emoji_split_over_two_chunks_is_joined_and_lone_halves_are_replaced(c
     assert answer.text == "a😀b\ufffdc\ufffd"
 
 
+@pytest.mark.slow
 def test_a_reader_from_any_entry_gets_the_rest(client) -> None:
     texts = [f"{n} " for n in range(20)]
     answer = ask("numbers", source=say(*texts)).wait(20)
@@ -324,6 +325,7 @@ def test_an_odd_cursor_is_refused(client, after: str) -> None:
         list(read_answer("a", after))
 
 
+@pytest.mark.slow
 def test_an_unknown_answer_is_not_found(client) -> None:
     with pytest.raises(AnswerNotFound, match="nosuch"):
         list(read_answer("nosuch"))
@@ -384,6 +386,7 @@ def test_a_trimmed_stream_reports_the_gap_and_the_record_fills_it(client) -> Non
     assert text_of(events) == "789" and answer.text == "0123456789"
 
 
+@pytest.mark.slow
 def test_what_was_missing_when_an_answer_was_closed_stays_missing(client) -> None:
     attempt = attempts.Attempt(client, {"id": "a", "asked": 0.0, "question": "?"}, FAST)
     attempt.open(lambda top: ("start", {}))
@@ -396,6 +399,7 @@ def test_what_was_missing_when_an_answer_was_closed_stays_missing(client) -> Non
     assert look("a").missing == 5
 
 
+@pytest.mark.slow
 def test_an_expired_stream_is_read_from_the_record(client) -> None:
     answer = ask("numbers", source=say(*"0123456789")).wait(20)
     client.delete(names_of(client).answer(answer.id).chunks)
@@ -404,6 +408,7 @@ def test_an_expired_stream_is_read_from_the_record(client) -> None:
     assert answer.status == "ended" and answer.text == "0123456789"
 
 
+@pytest.mark.slow
 def test_a_deleted_answer_ends_its_readers(client) -> None:
     says = Model("one ")
     producer = start(client, says, FAST)
@@ -451,6 +456,7 @@ def test_words_of_a_model_in_an_error_are_not_taken_for_a_refused_id(client) -> 
     assert len(tries) == 1  # it does not pass, so it is not tried again
 
 
+@pytest.mark.slow
 def test_a_burst_from_a_fast_source_is_exact_and_bounded(client) -> None:
     most = 0
 
@@ -477,6 +483,7 @@ def test_records_are_json_and_hold_no_secret(client, monkeypatch) -> None:
     assert "secret-of" not in json.dumps([e.text for e in stream_of(client, answer.id)])
 
 
+@pytest.mark.slow
 def test_wait_is_bounded(client) -> None:
     says = Model("one ")
     producer = start(client, says, FAST)

@@ -17,6 +17,7 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,12 @@ def tree(pid: int) -> list[psutil.Process]:
 
 def running(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     """Those that still run; a dead one may stay listed until its new parent takes notice."""
-    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    left = []
+    for one in processes:
+        with suppress(psutil.NoSuchProcess):  # it may end between the two questions
+            if one.is_running() and one.status() != psutil.STATUS_ZOMBIE:
+                left.append(one)
+    return left
 
 
 # ------------------------------------------------------------------------------------------ it works

@@ -99,6 +99,7 @@ def test_a_crash_after_the_end_was_delivered_leaves_nothing_pending_either(clien
     assert (view.text, view.state, group_of(client)["pending"]) == (whole(8), "ended", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "fake"], indirect=True)
 def test_a_lost_reply_to_xreadgroup_costs_nothing(client) -> None:
     kwargs = client.connection_pool.connection_kwargs
@@ -126,6 +127,7 @@ def test_a_lost_reply_to_xreadgroup_costs_nothing(client) -> None:
         through.close()
 
 
+@pytest.mark.slow
 def test_a_redis_that_lost_everything_may_get_it_again_from_the_producer(program) -> None:
     with servers.RedisServer(program) as server:
         client = connection.connect(server.url, prefix="lost")
@@ -160,6 +162,7 @@ def test_a_group_with_other_consumers_is_refused_and_nothing_taken(client) -> No
     assert group_of(client)["last-delivered-id"] == "1-0"
 
 
+@pytest.mark.slow
 def test_another_reader_that_comes_later_is_noticed(client) -> None:
     write(client, 0, 2)
     view = AnswerView("a", group="viewer")
@@ -188,6 +191,7 @@ def test_a_group_or_an_answer_deleted_meanwhile_is_said_once(client) -> None:
     wait_for(lambda: "llmstream views" not in threads())  # no hot loop
 
 
+@pytest.mark.slow
 def test_waiting_missing_interrupted_and_cleared_as_in_other_views(client) -> None:
     missing = AnswerView("nothing", group="viewer")
     settled(missing)

@@ -262,6 +262,7 @@ def test_whoever_took_the_end_waits_for_nothing_more(client, monkeypatch, short_
     assert len(waits) == 3 and max(waits[2:]) < rounds.BLOCK
 
 
+@pytest.mark.slow
 def test_joined_late_it_gets_everything_and_once_all_is_taken_nothing(client, short_blocks) -> None:
     every = answered(client, "one ", "two")
     assert [entry for batch in reading(client) for entry in batch] == every
@@ -292,6 +293,7 @@ def test_a_queued_question_is_waited_for(client, short_blocks) -> None:
     assert ids(reader.end().entries) == ["1-0", "1-1", "1-2"] and reader.error is None
 
 
+@pytest.mark.slow
 def test_a_question_that_nobody_takes_wears_its_patience_out(client, commands, short_blocks) -> None:
     register(client, new_record("a", "?", None, "x", "x") | {"pooled": True}, FAST)
     with pytest.raises(StillWaiting, match="nobody began"):
@@ -301,6 +303,7 @@ def test_a_question_that_nobody_takes_wears_its_patience_out(client, commands, s
         list(read_answer_group("a", "g", "c", client=client, timing=QUICK, timeout=0.6))  # longer than its patience
 
 
+@pytest.mark.slow
 def test_a_producer_that_died_is_told(client, commands, short_blocks) -> None:
     dead(client, "half")
     with pytest.raises(StillWaiting, match="died"):
@@ -310,6 +313,7 @@ def test_a_producer_that_died_is_told(client, commands, short_blocks) -> None:
     assert len(commands.sent) < 200
 
 
+@pytest.mark.slow
 def test_a_timeout_is_kept_and_what_was_taken_is_acknowledged(client, short_blocks) -> None:
     says = Model("one ")
     producer = start(client, says, FAST)
@@ -329,6 +333,7 @@ def test_a_timeout_is_kept_and_what_was_taken_is_acknowledged(client, short_bloc
     wait_for(producer.done.is_set)
 
 
+@pytest.mark.slow
 def test_a_slow_caller_finishes_before_it_is_told_that_time_is_up(client, short_blocks) -> None:
     answered(client, *"abc")
     read = reading(client, timeout=0.5, count=2)
@@ -576,6 +581,7 @@ def test_a_lost_acknowledgement_is_sent_again(lab, short_blocks, lost: str) -> N
     assert pending(lab.direct) == []
 
 
+@pytest.mark.slow
 def test_a_lost_reply_while_the_group_is_made_leaves_no_key_for_ever(lab, short_blocks) -> None:
     register(lab.direct, new_record("a", "?", None, "x", "x") | {"pooled": True}, FAST)
     lab.proxy.drop_reply(when=b"CREATE")
@@ -585,6 +591,7 @@ def test_a_lost_reply_while_the_group_is_made_leaves_no_key_for_ever(lab, short_
     assert lab.direct.pttl(chunks(lab.direct)) > 0
 
 
+@pytest.mark.slow
 def test_a_reader_through_one_cut_after_the_other_gets_every_entry_once(lab, short_blocks) -> None:
     says = Model()
     producer = start(lab.direct, says, FAST)

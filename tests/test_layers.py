@@ -22,11 +22,11 @@ ROOMS = {
     "tutorial": 87,
     "tables": 242,
     "plots": 113,
-    "faults": 292,  # a proxy and servers that break for real, for notebooks and tests
+    "faults": 294,  # a proxy and servers that break for real, for notebooks and tests
     "viewing": 212,  # the last resort of all who show answers, what a takeover looks like, a notebook's errors, tables
     "widgets": 881,  # views of an answer, of a stream's key and of the pool
     "web": 828,  # a door that faces others: who may, under which name, for how long, and what it does where one answer breaks
-    "checks": 893,  # twenty exercises, each tried with what learners get wrong, and a whole chat of the learner's own
+    "checks": 895,  # twenty exercises, each tried with what learners get wrong, and a whole chat of the learner's own
     "setup": 1294,  # a bare Python, any system, uv and pip, which Redis serves and who may use it, errors and ends
 }
 SET_UP = ("setup", "__main__")  # before anything is installed

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -781,7 +782,7 @@ def test_redis_accepts_every_command_in_the_answers(shared):
         for line in sorted(commands(), key=lambda line: not line.startswith("XGROUP")):  # all need the group
             command, _, refused = line.partition("→ ")
             with pytest.raises(redis.ResponseError) if refused else nullcontext():
-                client.execute_command(*shlex.split(command))
+                client.execute_command(*shlex.split(re.sub(r"BLOCK [1-9]\d*", "BLOCK 1", command)))
         client.flushdb()
 
 

@@ -46,7 +46,8 @@ def test_who_is_shut_out_says_so(client, logged) -> None:
     late.run()
     assert "a: left: Fenced" in logged()
     says.end()
-    assert producer.done.wait(10) and "a: end: stop" in logged()
+    assert producer.done.wait(10)
+    wait_for(lambda: "a: end: stop" in logged())  # said by the model's thread
 
 
 def test_a_lost_connection_is_told_once_and_so_is_its_return(shared, logged) -> None:
@@ -89,6 +90,7 @@ def test_a_refused_request_is_logged_without_its_token(client, logged) -> None:
     assert "hunter2" not in str(logged()) and "\x1b" not in "".join(logged())
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_where_nobody_has_set_logging_up(client) -> None:
     """As in a notebook: a lost connection, a failing model and a refused producer are told by views and exceptions."""
     code = """

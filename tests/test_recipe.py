@@ -169,6 +169,7 @@ def test_a_lost_entry_is_told(client, key) -> None:
         list(recipe.read(client, key))
 
 
+@pytest.mark.slow
 def test_a_dead_producer_is_told(client, key) -> None:
     client.xadd(key, {"kind": "text", "text": "half"}, id="1-1")
     reader = recipe.read(client, key, patience=0.2)
@@ -333,6 +334,7 @@ def test_the_web_recipe_is_short_and_needs_three_packages() -> None:
     assert foreign(source) == {"redis", "openai", "fastapi"}
 
 
+@pytest.mark.slow
 def test_the_web_recipe_resumes_after_every_id(client, site) -> None:
     name = site.ask()
     whole = site.events(name)
@@ -456,6 +458,7 @@ def test_the_web_recipe_reads_as_the_first_one(site, monkeypatch, case) -> None:
     assert len(rest) == bool(broken) and all(kind == "error" and broken.strip("'\"") in text for _, kind, text in rest)
 
 
+@pytest.mark.slow
 def test_a_missing_entry_is_told_to_browsers(client, site) -> None:
     name = site.ask()
     site.events(name)
@@ -488,6 +491,7 @@ def test_a_browser_that_leaves_gives_its_connection_back(client, site) -> None:
     assert site.events(name)[-1][2] == "cancelled"
 
 
+@pytest.mark.slow
 def test_lost_replies_double_and_lose_nothing_on_the_way_to_browsers(shared, monkeypatch) -> None:
     with Proxy("127.0.0.1", shared.port) as proxy, opened(Site(proxy.url, monkeypatch)) as site:
         site.model("scripted:pace=100")

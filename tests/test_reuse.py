@@ -121,6 +121,7 @@ def web(client) -> Iterator[WebServer]:
 NEW = [("two ", "three"), ("2",), tuple(f"{n} " for n in range(40))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("texts", NEW, ids=["new", "shorter", "longer"])
 def test_readers_of_a_dead_answer_see_the_next_one_of_its_id(client, texts) -> None:
     dead(client, *(f"old{n} " for n in range(9)))
@@ -175,6 +176,7 @@ def test_a_view_of_a_dead_answer_shows_the_next_one(client, plain, group) -> Non
     view.close()
 
 
+@pytest.mark.slow
 def test_the_pages_stream_goes_on_with_the_next_answer(client, web) -> None:
     dead(client, *(f"old{n} " for n in range(9)))
     watcher, done = Watcher(web, "tour"), threading.Event()
@@ -188,6 +190,7 @@ def test_the_pages_stream_goes_on_with_the_next_answer(client, web) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_group_reader_is_told_that_its_group_is_gone(client) -> None:
     dead(client, "old ", "text")
     reader = Follow(read_answer_group("tour", "g", "c", client=client, timing=QUICK))
@@ -199,6 +202,7 @@ def test_a_group_reader_is_told_that_its_group_is_gone(client) -> None:
     assert "".join(entry.text for batch in again for entry in batch if entry.kind == "text") == "new"
 
 
+@pytest.mark.slow
 def test_a_reader_in_the_moment_between_waits_for_the_new_question(client) -> None:
     """It is asked, and nobody has begun: neither deleted nor dead."""
     dead(client, "old ", "text")
@@ -425,6 +429,7 @@ def test_stop_after_clear_and_clear_after_stop(client) -> None:
         assert not client.exists(*names_of(client).answer("tour")[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooled", [False, True])
 def test_a_late_stop_does_not_meet_the_next_question_of_the_id(client, monkeypatch, pooled) -> None:
     """It has looked, and is held up until the id is asked anew."""
@@ -523,6 +528,7 @@ def test_a_producer_whose_newest_entries_are_deleted_goes_on_at_once(client) -> 
     assert look("tour", client).text == "one two three four"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["XTRIM", "XDEL"])
 def test_a_worker_takes_over_an_answer_without_entries(client, monkeypatch, how) -> None:
     answer = enqueue("why?", id="tour", client=client, timing=QUICK)
@@ -599,6 +605,7 @@ def test_two_producers_of_a_deleted_stream_end_it_once_and_whole(client, how, or
         attempt.close()
 
 
+@pytest.mark.slow
 def test_flushall_while_one_sleeps_and_one_writes(machine) -> None:
     client = connect(machine[0].url, prefix=f"t{uuid.uuid4().hex[:8]}")
     for first in ("sleeper", "heir"):
@@ -887,6 +894,7 @@ def test_whatever_outsiders_write_ends_no_worker(client) -> None:
         worker.stop(0)
 
 
+@pytest.mark.slow
 def test_a_question_asked_anew_does_not_answer_for_the_workers_that_an_older_one_has_killed(client) -> None:
     enqueue("old?", id="tour", client=client, timing=QUICK)
     key = names_of(client).questions

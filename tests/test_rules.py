@@ -493,6 +493,7 @@ SCENARIOS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.__name__)
 def test_rule(scenario, lab: Lab) -> None:
     scenario(lab)

@@ -248,6 +248,7 @@ def test_an_answer_view_is_a_reader(client) -> None:
 # ------------------------------------------------------------------------------------------ how much it sends
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_while_nothing_changes(client, key, looks) -> None:
     tell(client, key, "Once upon a time")
     client.xgroup_create(key, "g", id="0")
@@ -332,6 +333,7 @@ def test_the_repr_is_the_same_at_every_run(client, key) -> None:
 # ------------------------------------------------------------------------------------------ what it survives
 
 
+@pytest.mark.slow
 def test_whatever_lies_there_is_told_as_short_text(client, key) -> None:
     hostile = [*INJECTIONS, "\x00\x1b[31m\x07", "\u202e x", "y" * 1_000_000, "🙂" * 5_000]
     view = StreamView(key, newest=60, colour="c")
@@ -393,6 +395,7 @@ def test_one_view_that_can_t_be_read_harms_no_other(client, key, monkeypatch) ->
     assert "KeyError" in bad.marks["note"] and "hunter2" not in bad.marks["note"]
 
 
+@pytest.mark.slow
 def test_a_lost_redis_is_said_and_comes_back(program) -> None:
     with servers.RedisServer(program) as server:
         client = connection.connect(server.url, prefix="lost")

@@ -84,6 +84,7 @@ def writer(client) -> Writer:
     return Writer(client, "a", begin=False).begin(worker="w1", job="1-0")
 
 
+@pytest.mark.slow
 def test_views_tell_it_in_the_order_in_which_it_happens(client, writer) -> None:
     writer.say("half of ")
     view, plain = AnswerView("a"), AnswerView("a", plain=True)
@@ -104,6 +105,7 @@ def test_views_tell_it_in_the_order_in_which_it_happens(client, writer) -> None:
     assert (page["text"], page["attempts"], page["worker"], page["note"]) == ("all of it", 2, "w3", "")
 
 
+@pytest.mark.slow
 def test_the_terminal_tells_it_beside_the_text(client, capsys, writer) -> None:
     writer.say("half of ").fall_silent()
     watching = threading.Thread(target=cli._follow, args=("a",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def test_cut_in_the_middle_of_a_reply(proxy: Proxy, direct: redis.Redis) -> None
 
 def test_reply_lost_in_silence_times_out(proxy: Proxy, direct: redis.Redis) -> None:
     proxy.drop_reply(cut=False)
-    with strict(proxy, socket_timeout=0.1) as client, pytest.raises(redis.TimeoutError):
+    with strict(proxy, socket_timeout=0.3) as client, pytest.raises(redis.TimeoutError):
         client.xadd("s", ENTRY)
     proxy.wait_dropped()
     assert direct.xlen("s") == 1
@@ -202,7 +203,7 @@ def test_cut_ends_open_connections_only(proxy: Proxy) -> None:
 
 
 def test_blackhole_times_out_and_loses_what_fell_in(proxy: Proxy, direct: redis.Redis) -> None:
-    with strict(proxy, socket_timeout=0.1) as client, strict(proxy, socket_timeout=0.1) as other:
+    with strict(proxy, socket_timeout=0.3) as client, strict(proxy, socket_timeout=0.3) as other:
         client.ping()
         proxy.blackhole()
         with pytest.raises(redis.TimeoutError):
@@ -215,7 +216,7 @@ def test_blackhole_times_out_and_loses_what_fell_in(proxy: Proxy, direct: redis.
 
 
 def test_blackhole_hides_that_the_server_has_gone(proxy: Proxy, direct: redis.Redis) -> None:
-    with strict(proxy, socket_timeout=0.1, single_connection_client=True) as client:
+    with strict(proxy, socket_timeout=0.3, single_connection_client=True) as client:
         number = client.client_id()
         proxy.blackhole()
         assert direct.client_kill_filter(_id=str(number)) == 1
@@ -224,7 +225,7 @@ def test_blackhole_hides_that_the_server_has_gone(proxy: Proxy, direct: redis.Re
 
 
 def test_late_request_arrives_after_its_client_has_given_up(proxy: Proxy, direct: redis.Redis) -> None:
-    with strict(proxy, socket_timeout=0.1) as client:
+    with strict(proxy, socket_timeout=0.3) as client:
         client.ping()
         proxy.blackhole()
         with pytest.raises(redis.TimeoutError):
@@ -236,7 +237,7 @@ def test_late_request_arrives_after_its_client_has_given_up(proxy: Proxy, direct
 
 
 def test_delay_holds_requests_back(proxy: Proxy) -> None:
-    with strict(proxy, socket_timeout=0.1) as client:
+    with strict(proxy, socket_timeout=0.3) as client:
         client.ping()
         proxy.delay(30)
         with pytest.raises(redis.TimeoutError):
@@ -341,7 +342,7 @@ def test_snapshot_brings_the_older_data_back(server: RedisServer, appendonly: st
 
 
 def test_paused_server_lets_clients_time_out(server: RedisServer, direct: redis.Redis) -> None:
-    with server.client(socket_timeout=0.1, retry=NO_RETRY) as client:
+    with server.client(socket_timeout=0.3, retry=NO_RETRY) as client:
         client.ping()
         server.pause()
         try:
@@ -379,6 +380,18 @@ def test_port_in_use_is_retried(server: RedisServer, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(servers, "free_port", lambda: next(ports))
         with RedisServer(server.program) as second:
             assert second.port == free
+
+
+def test_nobody_takes_the_port_of_a_server_that_is_down(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even who begins with the same random numbers: clients of the dead one would be told things by a stranger."""
+    with RedisServer(server.program) as mortal:
+        free = servers.free_port()
+        mortal.kill()
+        with socket.create_server(("127.0.0.1", mortal.port)):
+            pass  # it could be had
+        ports = iter([mortal.port, free])
+        monkeypatch.setattr(random.SystemRandom, "randrange", lambda *_: next(ports))
+        assert servers.free_port() == free
 
 
 @pytest.mark.slow

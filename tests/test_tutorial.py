@@ -204,6 +204,7 @@ def test_a_chunk_that_redis_refuses_is_lost_without_an_error(client, stream, cap
     client.delete("questions:q", f"{stream}:other")
 
 
+@pytest.mark.slow
 def test_readers_share_one_connection(client, stream):
     """While one reader blocks, another can't read, though its entries are there; and it does not hang."""
     put(client, stream, "q", "START:q;", ";END:q")

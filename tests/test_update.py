@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import redis
 
 from llmstream_nb import Answer, Worker, ask, clear, read_answer, tables, text_of
@@ -102,6 +103,7 @@ def written_before(client: redis.Redis) -> None:
     client.xadd(queue, {"answer": "queued"})
 
 
+@pytest.mark.slow
 def test_answers_of_before_are_read_listed_taken_over_and_cleared(client: redis.Redis) -> None:
     written_before(client)
     states = {name: Answer(name, client=client, timing=FAST).status for name in ("ended", "half", "queued")}

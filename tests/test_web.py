@@ -167,6 +167,7 @@ def odd_answer(client) -> Writer:
     return writer
 
 
+@pytest.mark.slow
 @ALL
 @pytest.mark.parametrize("header", [True, False])
 @pytest.mark.parametrize("ended", [True, False])
@@ -376,6 +377,7 @@ def test_300_viewers_of_growing_answers_are_all_exact_on_few_connections(redis_s
     wait_for(lambda: connections(writing) == 0)
 
 
+@pytest.mark.slow
 @ALL
 def test_one_who_does_not_read_delays_nobody_and_costs_little(client, serve):
     server, writer = serve(), Writer(client, "a")
@@ -468,6 +470,7 @@ def test_what_viewers_have_in_common_is_no_more_than_the_window():
     assert channel.after(EntryID(1, 200)) == []
 
 
+@pytest.mark.slow
 @ALL
 def test_clients_that_vanish_leave_nothing_behind(client, serve):
     server = serve(limits=Limits(viewers=150))
@@ -714,7 +717,7 @@ def test_a_foreign_key_under_an_answers_name_harms_only_those_who_ask_for_it(cli
 
 # ------------------------------------------------------------------------------- whatever an entry holds
 
-DEEP, HUGE = '{"a":' * 400 + "1" + "}" * 400, "x" * 10_000_000
+DEEP, HUGE = '{"a":' * 400 + "1" + "}" * 400, "x" * 2_000_000
 ODD_ENDS = {
     "deep": "[" * 100_000 + "]" * 100_000,
     "deeper": '{"a":' * 100_000,
@@ -979,6 +982,7 @@ def test_an_asker_who_goes_away_stops_the_whole_answer(no_leftovers, client, ser
     assert Answer(answer_id, client=client).text == "half"
 
 
+@pytest.mark.slow
 def test_a_whole_answer_outlives_a_restart_of_redis(no_leftovers, redis_server, serve, says):
     server, asks = serve(client=own_server_client(redis_server, "")), []
     place = hub_of(server).place

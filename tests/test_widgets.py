@@ -171,6 +171,7 @@ def test_a_widgets_script_is_one_module_with_all_that_its_parts_import(files) ->
 # ------------------------------------------------------------------------------------------ the exact text
 
 
+@pytest.mark.slow
 def test_a_page_holds_every_character_also_when_emoji_are_split_over_chunks(client) -> None:
     texts = ["grin \ud83d", "\ude00 ", "👩‍👩", "‍👧", "\ud800", "e\u0301", "日本", "\0", "\r\n", " 🎉" * 40, "end"]
     model = Model()
@@ -295,6 +296,7 @@ def test_failed_keeps_the_text_and_says_why(client) -> None:
     assert "half a sen" in plain.value and "the &lt;b&gt;model&lt;/b&gt; caught fire" in plain.value
 
 
+@pytest.mark.slow
 def test_a_dead_producer_shows_as_interrupted_and_the_answer_may_still_go_on(client) -> None:
     add(client, "1-0", "start", "{}")
     add(client, "1-1", "text", "so ")
@@ -571,6 +573,7 @@ def test_a_view_that_cannot_send_does_not_end_the_others(client, monkeypatch) ->
     assert sound.text == "xy"
 
 
+@pytest.mark.slow
 def test_a_lost_redis_is_said_and_costs_no_character(program, caplog) -> None:
     with servers.RedisServer(program) as server, caplog.at_level(logging.WARNING):
         client = connection.connect(server.url, prefix="lost")
@@ -804,6 +807,7 @@ def test_without_stream_comes_in_one_chunk(client) -> None:
     idle(panel)
 
 
+@pytest.mark.slow
 def test_a_panel_on_a_lost_redis_says_so_and_works_again(program, monkeypatch) -> None:
     with servers.RedisServer(program) as server:
         client = connection.connect(server.url, prefix="lost")

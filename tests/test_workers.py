@@ -245,6 +245,7 @@ def test_workers_share_the_questions(client, pool) -> None:
     assert [models.asked(name) for name in "abc"] == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_a_silent_model_keeps_its_question(client, pool, no_waiting_to_judge) -> None:
     """It is held by ticks alone, while another worker waits for it to become idle."""
     models = Models()
@@ -312,6 +313,7 @@ def test_a_cleared_question_stays_away(client, pool, no_waiting_to_judge, when: 
     assert models.asked() == (when == "running")
 
 
+@pytest.mark.slow
 def test_the_pool_goes_on_when_all_is_cleared(client, pool) -> None:
     models = Models()
     put(client)
@@ -476,6 +478,7 @@ def test_a_worker_leaves_no_connection_behind(shared) -> None:
 # -------------------------------------------------------------------------------------------------- taking over
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opened", [False, True])
 def test_the_question_of_a_dead_worker_is_taken_over(client, pool, no_waiting_to_judge, opened: bool) -> None:
     models, answer = Models(), put(client)
@@ -579,6 +582,7 @@ def test_an_answer_that_had_ended_is_only_repaired(client, pool, no_waiting_to_j
     assert models.asked() == 0 and stream_of(client) == before
 
 
+@pytest.mark.slow
 def test_a_producer_that_lives_is_not_displaced_though_its_entry_is_idle(client, pool, monkeypatch) -> None:
     """Its worker's coordinator may be held up; what counts is whether the answer is being written."""
     monkeypatch.setattr(Worker, "_wait_to_judge", lambda self: None)
@@ -630,6 +634,7 @@ class Sleeper(Worker):
             producer.attempt.flush = lambda flush=flush: self.awake.wait() and flush()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wakes", ["while its heir is writing", "when all is over"])
 def test_a_worker_that_wakes_up_late_can_neither_write_nor_keep_the_question(client, pool, wakes: str) -> None:
     old, new, answer = Models(), Models(), put(client)
@@ -713,6 +718,7 @@ def test_a_question_that_stands_twice_is_answered_once(client, pool, no_waiting_
     assert all(worker.error is None for worker in workers_)
 
 
+@pytest.mark.slow
 def test_consumers_that_are_long_gone_are_forgotten(client, pool) -> None:
     name, brief = names_of(client).questions, replace(QUICK, ttl=0.05)
     client.xgroup_create(name, POOL, "0", mkstream=True)
@@ -727,6 +733,7 @@ def test_consumers_that_are_long_gone_are_forgotten(client, pool) -> None:
     assert_queue_empty(client)  # and what it held is seen to
 
 
+@pytest.mark.slow
 def test_odd_bytes_in_the_name_of_a_dead_worker_do_no_harm(client, pool) -> None:
     put(client)
     raw = redis.Redis.from_url(environment_of(client)["REDIS_URL"], protocol=2)
@@ -924,6 +931,7 @@ def test_a_list_of_failures_of_another_type_ends_a_worker_with_an_error(client, 
     assert isinstance(worker.error, RedisUnusable) and len(queue(client)) == 1  # it is not lost
 
 
+@pytest.mark.slow
 def test_a_foreign_entry_in_a_stream_that_another_has_taken_over_does_no_harm(client, pool) -> None:
     """The answer is another producer's now, and its beginning is trimmed: nobody can say for which entry it is."""
     models = Models()
@@ -1046,6 +1054,7 @@ def test_a_lost_reply_in_a_takeover_loses_no_question(network, remote, command: 
     assert failures(network.direct) == [] and worker.error is None
 
 
+@pytest.mark.slow
 def test_a_lost_reply_when_a_question_is_given_up_leaves_it_failed_and_told(network, remote) -> None:
     answer = put(network.direct)
     end_lease(network.direct, open_attempt(network.direct, deliver(network.direct, times=9), "half"))
@@ -1089,6 +1098,7 @@ def test_a_short_outage_changes_nothing(network, remote) -> None:
     assert all(worker.error is None for worker in workers_)
 
 
+@pytest.mark.slow
 def test_a_redis_that_stays_away_ends_a_worker_with_an_error(network, remote) -> None:
     models, answer = Models(), put(network.direct)
     worker = remote(models, timing=replace(QUICK, give_up=0.5))
@@ -1209,16 +1219,16 @@ def test_a_worker_in_a_process_of_its_own_ends_with_its_parent(client) -> None:
 
 @posix
 def test_a_worker_that_is_started_again_takes_the_place_of_the_first(redis_client) -> None:
-    first = start_process("mule", client=redis_client)
+    first = start_process("mule", lease=1, client=redis_client)
     try:
         answer = enqueue("?", source="scripted", model="scripted:stall=3", client=redis_client)
         wait_for(lambda: answer.text)
-        second = start_process("mule", client=redis_client)
+        second = start_process("mule", lease=1, client=redis_client)
         assert first.poll() == 0, "it was killed, and has not handed back its question"
         assert answer.status == "interrupted"
         wait_for(lambda: stream_of(redis_client, answer.id)[-1].id.attempt == 2)
         second.send_signal(signal.SIGSTOP)
-        third = start_process("mule", client=redis_client)
+        third = start_process("mule", lease=1, client=redis_client)
         assert second.poll() == -signal.SIGKILL and third.poll() is None
         assert os.getpgid(0) != os.getpgid(third.pid), "Jupyter interrupts the group of its kernel"
     finally:

@@ -90,6 +90,10 @@ def _run(name: str, judge: Callable[[Case], str], hints: dict[str, list[str]], c
 def _end(thread: threading.Thread, case: Case) -> None:
     """End the learner's loop, if it still runs: else it would go on in the kernel until that is restarted."""
     stop = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    # Without its stream most loops end by an error. An exception from outside may meet a library that holds a lock (so
+    # fakeredis), and then the thread waits for that lock for ever.
+    with suppress(redis.RedisError):
+        case.clear()
     for _ in range(10):
         thread.join(0.1)
         if thread.is_alive():

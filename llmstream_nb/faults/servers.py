@@ -16,6 +16,7 @@ import psutil
 import redis
 
 PROGRAMS = ("redis-server", "valkey-server")
+FOLDER = "llmstream-server-"  # how the name of a server's temporary folder begins
 START_TIMEOUT = 10.0  # seconds
 DEFAULTS = {"appendonly": "yes", "appendfsync": "everysec", "save": '""', "auto-aof-rewrite-percentage": 0}
 
@@ -39,7 +40,7 @@ class RedisServer(AbstractContextManager["RedisServer"]):
     def __init__(self, program: str = "redis-server", **options: str | int) -> None:
         self.program = program
         self.options = DEFAULTS | {name.replace("_", "-"): value for name, value in options.items()}
-        self.folder = Path(tempfile.mkdtemp(prefix="llmstream-server-"))
+        self.folder = Path(tempfile.mkdtemp(prefix=FOLDER))
         self.port = 0
         self.data = self.folder / "data"
         self._log = self.folder / "log.txt"
@@ -73,6 +74,7 @@ class RedisServer(AbstractContextManager["RedisServer"]):
         before = self.port
         for attempts_left in reversed(range(1 if before else 5)):
             self.port = before or free_port()
+            (self.folder / f"port-{self.port}").touch()
             try:
                 self._launch()
                 return
@@ -138,12 +140,13 @@ def free_port() -> int:
     """Find a free port below the range from which systems take the ports of outgoing connections.
 
     Inside that range, one of those could take the port while a server is down, and a client that tries to
-    reconnect could even connect to itself.
+    reconnect could even connect to itself. Nor is it the port of another RedisServer that is down for now.
     """
     while True:
-        port = random.randrange(20000, 32000)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
+        port = random.SystemRandom().randrange(20000, 32000)  # whatever tests may seed
+        if not any(Path(tempfile.gettempdir()).glob(f"{FOLDER}*/port-{port}")):
+            with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                return port
 
 
 # It removes the folder, and ends the server whose process id stands in it, when standard input ends: a pipe from the
