@@ -139,6 +139,8 @@ def test_tags_are_reasoning_where_the_endpoint_is_marked_so(text, parts, places)
 def test_a_call_ends_what_may_have_been_a_tag():
     body = piece({"content": "<think>hm</th"}), calls(call(0, "a", "f", "{}")), piece({"content": "ink>"}), END
     assert read(*body, think_tags=True) == [Reasoning("hm</th"), ToolCall("a", "f", "{}"), Reasoning("ink>")]
+    body = piece({"content": "<thi"}), calls(call(0, "a", "f", "{}")), piece({"content": "<think>"}), END
+    assert read(*body, think_tags=True) == ["<thi", ToolCall("a", "f", "{}"), "<think>"]
 
 
 @pytest.mark.parametrize("marked", [False, True])
@@ -293,6 +295,11 @@ def test_calls_without_id_and_index():
     assert parts == [ToolCall("call_1", "g", "{}"), "Hi", ToolCall("call_2", "g", "{}")]
 
 
+def test_what_repeats_its_id_is_one_call():
+    told = calls(call(0, "a", "f", "{}")), calls(call(0, "a", "f", '{"b": 1}'))
+    assert read(*told, END) == [ToolCall("a", "f", '{}{"b": 1}')]
+
+
 def test_no_two_calls_have_the_same_id():
     told = [call(0, "call_2", "f"), call(1, None, "f"), call(2, "call_2", "f"), call(3, 7, "f"), call(4, "", "f")]
     ids = [part.call_id for part in read(calls(*told), END)]
@@ -319,6 +326,12 @@ def test_a_cut_drops_what_was_begun_and_nothing_else(fake):
     assert asked(fake, *body, data({"error": {"message": "Idle"}}))[:2] == ("ServerError", ["Hi", WEATHER])
     assert asked(fake, *body, 5.0, timeout=0.3)[:2] == ("Stalled", ["Hi", WEATHER])
     assert read(*body, is_cut=True) == ["Hi", WEATHER]
+    assert read(*body, piece({}, "error"), DONE) == ["Hi", WEATHER]
+
+
+def test_words_that_were_not_the_last_are_no_failure_of_a_call(fake):
+    body = calls(call(0, "a", "f", "{}")), data(b"upstream is slow"), DONE
+    assert asked(fake, *body) == ("stop", [ToolCall("a", "f", "{}")], "")
 
 
 def test_text_among_calls_keeps_its_place():
@@ -384,7 +397,7 @@ def test_a_megabyte_of_arguments_and_no_more(fake):
 
 
 def test_arguments_too_deep_are_none_and_a_thousand_broken_ones_take_no_time(monkeypatch):
-    for deep in ("[" * 400 + "]" * 400, '{"a":' * 400 + "1" + "}" * 400, "[" * 100_000):
+    for deep in ("[" * 100_000, *("[" * n + "]" * n for n in range(100, 1100, 2))):
         assert len(read(data(b'{"choices": [{"delta": {"tool_calls": [{"function": {"name": "f", "arguments": %b}}]}}]}' % deep.encode()), END)) <= 1  # fmt: skip
     parsed, loads = [], json.loads
     monkeypatch.setattr(room.json, "loads", lambda text: parsed.append(len(text)) or loads(text))
@@ -512,8 +525,22 @@ odd = st.recursive(
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(
-                "content reasoning reasoning_details refusal tool_calls function_call function name arguments id index "
-                "type text thinking".split()
+                [
+                    "content",
+                    "reasoning",
+                    "reasoning_details",
+                    "refusal",
+                    "tool_calls",
+                    "function_call",
+                    "function",
+                    "name",
+                    "arguments",
+                    "id",
+                    "index",
+                    "type",
+                    "text",
+                    "thinking",
+                ]
             ),
             inner,
             max_size=6,
