@@ -70,7 +70,8 @@ class Calls:
         inner = inner if isinstance(inner, dict) else piece
         index, call_id = _word(piece.get("index")) or place, _word(piece.get("id"))[:LONG]
         name = printable(_word(inner.get("name"))[:LONG])[:NAME]
-        text = _arguments(inner.get("arguments"))
+        told = inner.get("arguments")  # some send them as an object
+        text = told if isinstance(told, str) else "" if told is None else json.dumps(told, ensure_ascii=False)
         if not (call_id or name or text):
             return False
         call = self._found(index, call_id, name, text)
@@ -121,14 +122,6 @@ class Calls:
 
 def _word(told: Any) -> str:
     return str(told) if isinstance(told, (str, int)) else ""
-
-
-def _arguments(told: Any) -> str:
-    """Arguments as text: some send them as an object. Nothing, if it is too deep to be anything sensible."""
-    try:
-        return told if isinstance(told, str) else "" if told is None else json.dumps(told, ensure_ascii=False)
-    except RecursionError:
-        return ""
 
 
 def _agree(one: str, other: str) -> bool:
