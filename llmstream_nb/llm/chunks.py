@@ -1,4 +1,4 @@
-"""What an endpoint sends, read with tolerance: bytes in, text out, and how it ended. Does no I/O."""
+"""What an endpoint sends, read with tolerance: bytes in, parts out, and how it ended. Does no I/O."""
 
 import json
 import re
@@ -6,13 +6,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from llmstream_nb.llm.pieces import Calls, Thinking
 from llmstream_nb.protocol.events import flat_numbers
+from llmstream_nb.protocol.parts import Reasoning, Refusal, ToolCall
 from llmstream_nb.protocol.wire import printable
 
 MOST = 16_000_000  # bytes of one event, or of a body that is no stream
 LINES = 100_000  # of one event, or of such a body
 WORDS = 20_000  # characters of an error, or of a refusal, that are looked at
 TELLING = ("error", "message", "detail", "msg", "errors", "reason", "title", "type", "code")  # where words may stand
+THOUGHTS = (
+    "reasoning_content",
+    "reasoning",
+    "reasoning_details",
+)  # where reasoning stands; several may hold the same
+KINDS = {"text": "text", "refusal": "refusal", "thinking": "reasoning", "reasoning": "reasoning"}  # of parts in a list
+SAID = ("text", "thinking", "summary", "reasoning", "refusal")  # where a part may have its words
+Piece = str | Reasoning | Refusal | ToolCall  # a string is text
 
 
 @dataclass(frozen=True)
@@ -30,11 +40,12 @@ class Reader:
     `reason` is the finish reason, once it came; `done` is true once `[DONE]` or a whole completion came; `failed`
     holds the error that was sent instead of (more) text; `malformed` is true if this is no completion at all. If
     the body ends and none of them is set, it was cut, or followed by a `page` for browsers. `usage` holds numbers,
-    by name. `mask` hides what must not be shown of a refusal's words and of the reason. The text itself is not
-    masked: a model that knows a key was told it by whoever asks.
+    by name. `mask` hides what must not be shown of a refusal's words and of the reason. Text, reasoning and calls
+    are not masked: a model that knows a key was told it by whoever asks. With `think_tags`, what stands between
+    <think> and </think> at the beginning of the text is reasoning.
     """
 
-    def __init__(self, mask: Callable[[str], str] = str) -> None:
+    def __init__(self, mask: Callable[[str], str] = str, think_tags: bool = False) -> None:
         self.reason: str | None = None
         self.done = self.malformed = self.page = False
         self.failed: Fault | None = None
@@ -45,43 +56,56 @@ class Reader:
         self._event, self._held = "", list[str]()  # the event's name, and data that is no JSON yet: more may follow
         self._body: list[str] = []  # what is no chunk, since the last one: one whole body, or words of failure
         self._streamed, self._size = False, 0  # whether a chunk came; characters since the last one
+        self.calls, self._thinking = Calls(), Thinking() if think_tags else None
         self._mask, self._refusal = mask, ""  # words of refusal: held until no more follow, to be masked as a whole
+        self._kind = ""  # of the part that came last: what is held is of this kind
 
-    def feed(self, data: bytes) -> list[str]:
-        """Take in some bytes, cut anywhere, and return the texts in them."""
+    def feed(self, data: bytes) -> list[Piece]:
+        """Take in some bytes, cut anywhere, and return the parts that are complete with them."""
         self._rest += data
         self.malformed |= len(self._rest) + self._size > MOST or len(self._held) + len(self._body) > LINES
         self.alive = False
         if b"\n" not in data:
             return []
         *lines, self._rest = self._rest.split(b"\n")
-        texts: list[str] = []
+        parts: list[Piece] = []
         for line in lines:
             if not self.over:
-                texts.extend(self._line(line.decode(errors="replace").removesuffix("\r").lstrip("\ufeff")))
-        return texts
+                parts.extend(self._line(line.decode(errors="replace").removesuffix("\r").lstrip("\ufeff")))
+        return parts
 
-    def finish(self, cut: bool = False) -> list[str]:
+    def finish(self, cut: bool = False) -> list[Piece]:
         """Take what is left as it stands, now that the body has ended or, by a fault or a timeout, was cut."""
         garbled = self.malformed
-        texts = self.feed(b"\n\n")
+        parts = self.feed(b"\n\n")
         self.malformed = garbled  # what was cut in its middle is not
         if not (cut or self._streamed or self.over):
             whole = _parsed("\n".join(self._body))
-            texts.extend(self._chunk(whole) if isinstance(whole, dict) and whole.get("choices") else ())
-        if not (cut or self.reason or self.failed or self.malformed or (self.done and self.written)):
+            parts.extend(self._chunk(whole) if isinstance(whole, dict) and whole.get("choices") else ())
+        if not (cut or self.reason or self.failed or self.malformed or (self.done and self.answered)):
             begun = self._streamed or self.done  # then a single word is no failure, but a ping
             body = "\n".join(line for line in self._body if not (begun and re.fullmatch(r"[\w-]+", line)))
             self.page, self.failed = body.startswith("<"), body_fault(body)
             self.malformed = not begun and self.failed is None
-        return texts + self._refused()
+        orderly = (self.done or self.reason is not None) and self.failed is None
+        return [*parts, *self._held_back(), *(self.calls.rest() if orderly else ())]
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is something to go by: text, the words of a refusal, or a call."""
+        return self.written or bool(self.calls)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a part of any kind has begun."""
+        return self.answered or self.thought
 
     @property
     def over(self) -> bool:
         """Whether nothing that may follow counts."""
         return self.done or self.malformed or self.failed is not None
 
-    def _line(self, line: str) -> Iterator[str]:
+    def _line(self, line: str) -> Iterator[Piece]:
         name, _, value = line.partition(":")
         self._size += len(line)
         if not line:  # the end of an event
@@ -108,7 +132,7 @@ class Reader:
         elif name not in ("", "id", "retry"):
             self._body.append(line)
 
-    def _chunk(self, chunk: Any) -> Iterator[str]:
+    def _chunk(self, chunk: Any) -> Iterator[Piece]:
         if isinstance(chunk, list) and chunk:  # as some wrap their errors
             chunk = chunk[0]
         told = self._event == "error"
@@ -126,37 +150,88 @@ class Reader:
         if told:
             self.failed = self.failed or fault(chunk)
 
-    def _choice(self, choice: dict[str, Any]) -> Iterator[str]:
+    def _choice(self, choice: dict[str, Any]) -> Iterator[Piece]:
         whole = "delta" not in choice and isinstance(choice.get("message"), dict)
         part = choice.get("message") if whole else choice.get("delta") or choice.get("text")
         part = {"content": part} if isinstance(part, str) else part
         if isinstance(part, dict):
-            self.alive |= any(value for name, value in part.items() if name != "role")
-            texts, refusal = _texts(part.get("content")), "".join(_texts(part.get("refusal")))
-            thoughts = part.get("reasoning_content") or part.get("reasoning") or isinstance(part.get("content"), list)
-            self.thought |= bool(thoughts)
-            yield from [*self._refused(), *texts] if texts else []
-            self._refusal += refusal
-            self.refused |= bool(refusal)
-            self.written |= bool("".join([*texts, refusal]).strip())
-            self.malformed |= len(self._refusal) > WORDS
+            told = {name: value for name, value in part.items() if value and name != "role"}
+            self.alive |= bool(told)
+            yield from self._message(told)
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and reason not in ("", "null"):
             self.reason = self._mask(printable(reason[:1000]))[:40] or "stop"
+            yield from self.calls.whole()
         if choice.get("error"):
             self.failed = fault(choice["error"])
         self.done |= whole
 
-    def _refused(self) -> list[str]:
+    def _message(self, told: dict[str, Any]) -> Iterator[Piece]:
+        """The parts in a message, or in a piece of one, in the order in which models write them."""
+        content = told.pop("content", None)
+        if told:  # seldom, and this is done for each token
+            self.thought |= not told.keys().isdisjoint(THOUGHTS)
+            yield from self._part("reasoning", next(filter(None, (_said(told.get(name)) for name in THOUGHTS)), ""))
+        for part in content if isinstance(content, list) else [content]:
+            if isinstance(part, str):
+                yield from self._part("text", part)
+            elif isinstance(part, dict):
+                kind = part.get("type")
+                yield from self._part(KINDS.get(kind, "") if isinstance(kind, str) else "", _said(part))
+        if told:
+            yield from self._part("refusal", _said(told.get("refusal")))
+            calls = told.get("tool_calls") or told.get("function_call")  # the older name, with one call
+            if calls:
+                yield from self._before("call")
+                yield from self.calls.take(calls)
+                self.malformed |= bool(self.calls.too_much)
+
+    def _part(self, kind: str, words: str) -> Iterator[Piece]:
+        if not (kind and words):
+            return
+        yield from self._before(kind)
+        if kind == "text":
+            for piece in self._thinking.take(words) if self._thinking else [words]:
+                yield self._noted(piece)
+        elif kind == "reasoning":
+            yield self._noted(Reasoning(words))
+        else:
+            self._refusal += words
+            self.refused = True
+            self.written |= bool(words.strip())
+            self.malformed |= len(self._refusal) > WORDS
+
+    def _noted(self, piece: str | Reasoning) -> str | Reasoning:
+        if isinstance(piece, str):
+            self.written |= not piece.isspace()
+        else:
+            self.thought = True
+        return piece
+
+    def _before(self, kind: str) -> Iterator[Piece]:
+        """What was held back, now that a part of this kind follows; nothing if it is of the same."""
+        if kind != self._kind:
+            self._kind = kind
+            yield from self._held_back()
+            yield from self.calls.rest()
+
+    def _held_back(self) -> Iterator[Piece]:
+        for piece in self._thinking.rest() if self._thinking else ():
+            yield self._noted(piece)
         held, self._refusal = self._refusal[:WORDS], ""
-        return [self._mask(held)] if held else []
+        if held:
+            yield Refusal(self._mask(held))
 
 
-def _texts(content: Any) -> list[str]:
-    """The non-empty texts in a message's content: a text, or parts of which some are text."""
-    parts = content if isinstance(content, list) else [content]
-    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part for part in parts]
-    return [text for text in texts if isinstance(text, str) and text]
+def _said(told: Any, depth: int = 4) -> str:
+    """The words of a part, in whatever shape: a text, an object that holds it, or a list of such."""
+    if isinstance(told, str):
+        return told
+    if isinstance(told, list) and depth:
+        return "".join(_said(one, depth - 1) for one in told)
+    if isinstance(told, dict) and depth:
+        return next(filter(None, (_said(told.get(name), depth - 1) for name in SAID)), "")
+    return ""
 
 
 def _parsed(text: str) -> Any:

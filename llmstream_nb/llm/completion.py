@@ -1,4 +1,4 @@
-"""One answer of an OpenAI-compatible endpoint: iterate over its text, close it from any thread."""
+"""One answer of an OpenAI-compatible endpoint: iterate over its text or its parts, close it from any thread."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
-from llmstream_nb.llm.chunks import Fault, Reader, body_fault
+from llmstream_nb.llm.chunks import Fault, Piece, Reader, body_fault
 from llmstream_nb.llm.endpoint import Endpoint, ModelError
+from llmstream_nb.protocol.parts import Refusal
 
 if TYPE_CHECKING:  # importing openai takes half a second and 40 MB, so it waits for the first question
     import httpx2
@@ -84,19 +85,19 @@ class _LoopThread(threading.Thread):
 
 
 class _Request:
-    """A request in the event loop, which hands over lists of deltas, and None when it has ended."""
+    """A request in the event loop, which hands over lists of parts, and None when it has ended."""
 
     def __init__(self, endpoint: Endpoint, request: dict[str, Any], timeout: float, first_timeout: float) -> None:
         self.endpoint, self.request, self.timeout, self.first_timeout = endpoint, request, timeout, first_timeout
-        self.reader, self.connection = Reader(endpoint.mask), None
+        self.reader, self.connection = Reader(endpoint.mask, endpoint.think_tags), None
         self.refused: tuple[int, str, bytearray] | None = None  # status, Retry-After, and how the body begins
         self.error: ModelError | None = endpoint.error("ConnectionDropped", "was asked in a loop that ended: ask again")
-        self.came: queue.SimpleQueue[list[str] | None] = queue.SimpleQueue()
+        self.came: queue.SimpleQueue[list[Piece] | None] = queue.SimpleQueue()
         self.room = asyncio.Event()
         self.thread = _LoopThread.get()
         self.task = asyncio.run_coroutine_threadsafe(self.run(), self.thread.loop)
 
-    def take(self) -> list[str] | None:
+    def take(self) -> list[Piece] | None:
         """Wait for what comes next, in the thread that iterates."""
         came = None
         while self.thread.is_alive():
@@ -219,12 +220,12 @@ class _Request:
         return False
 
     async def receive(self, pieces: AsyncIterator[bytes], limit: asyncio.Timeout) -> None:
-        """Hand over the texts in `pieces`, no faster than they are taken, as long as the model shows life."""
+        """Hand over the parts in `pieces`, no faster than they are taken, as long as the model shows life."""
         reader, clock, ending = self.reader, self.thread.loop.time, False
         async for piece in pieces:
-            texts = reader.feed(piece)
-            if texts:
-                self.came.put(texts)
+            parts = reader.feed(piece)
+            if parts:
+                self.came.put(parts)
             if reader.over:
                 return
             if self.came.qsize() >= AHEAD:
@@ -233,8 +234,8 @@ class _Request:
                     limit.reschedule(None)
                     await self.room.wait()
             ended = reader.reason is not None
-            if texts or limit.when() is None or (not ending if ended else reader.alive):
-                silence = self.timeout if reader.written else self.first_timeout
+            if parts or limit.when() is None or (not ending if ended else reader.alive):
+                silence = self.timeout if reader.begun else self.first_timeout
                 limit.reschedule(clock() + (GRACE if ended else silence))
             ending = ended
 
@@ -246,8 +247,10 @@ class _Request:
         reader, error = self.reader, self.endpoint.error
         if reader.failed is not None:
             return self.endpoint.refusal(reader.failed)
+        if reader.calls.too_much:
+            return error("BadAnswer", f"sent {reader.calls.too_much}: ask in other words")
         if reader.done or reader.reason is not None:
-            if reader.written or reader.reason not in (None, "stop"):
+            if reader.answered or reader.reason not in (None, "stop"):
                 return None
             said = "thought, but answered nothing" if reader.thought else "answered nothing"
             return error("EmptyAnswer", f"{said}: ask again, or in other words")
@@ -258,7 +261,7 @@ class _Request:
             case ModelError() as told:
                 return told
             case TimeoutError() | httpx2.TimeoutException() as late:
-                first = isinstance(late, TimeoutError) and not reader.written
+                first = isinstance(late, TimeoutError) and not reader.begun
                 silence = self.first_timeout if first else self.timeout
                 return error("Stalled", f"was silent for {silence:g} s: ask again, or wait")
             case httpx2.TooManyRedirects():
@@ -273,27 +276,46 @@ class _Request:
         return error("BadAnswer", "sent what is not a chat completion: check its address")
 
 
+def _words(parts: list[Piece]) -> Iterator[str]:
+    """What the parts say to whoever reads text alone."""
+    for part in parts:
+        if isinstance(part, (str, Refusal)):
+            yield part if isinstance(part, str) else part.text
+
+
 class Completion:
     """An answer as it is written: iterate over it for its deltas, non-empty strings; ModelError if it fails.
+
+    These are its text, or the words of a refusal. With `parts`, they are all that the model sends: strings, which are
+    text, Reasoning, Refusal, and ToolCall, each call in one piece.
 
     `source` and `model` say who writes. `finish_reason` (`stop`, `length`, `content_filter`, …) and `usage`
     (prompt_tokens, completion_tokens, total_tokens, …) are known once the iteration is exhausted. A delta may
     hold one half of a surrogate pair, when the model's tokens cut an emoji in two.
     """
 
-    def __init__(self, endpoint: Endpoint, request: dict[str, Any], timeout: float, first_timeout: float) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        request: dict[str, Any],
+        timeout: float,
+        first_timeout: float,
+        *,
+        parts: bool = False,
+    ) -> None:
         self.source, self.model = endpoint.source, endpoint.model
         self.finish_reason: str | None = None
         self.usage: dict[str, float] | None = None
         self._begin = partial(_Request, endpoint, request, timeout, first_timeout)
         self._request: _Request | None = None
-        self._deltas: deque[str] = deque()
+        self._parts = parts
+        self._deltas: deque[Piece] = deque()
         self._closed = False
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def __next__(self) -> str:
+    def __next__(self) -> Any:
         while not self._closed:
             if self._deltas:
                 return self._deltas.popleft()
@@ -303,7 +325,7 @@ class Completion:
                     self._request.cancel()
             came = self._request.take()
             if came is not None:
-                self._deltas.extend(came)
+                self._deltas.extend(came if self._parts else _words(came))
             elif not self._closed:
                 self._closed = True
                 if self._request.error is not None:  # made in the loop, so that no traceback leads to the key

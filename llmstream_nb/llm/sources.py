@@ -64,8 +64,9 @@ def complete(
     stream: bool = True,
     timeout: float | None = None,
     first_timeout: float | None = None,
+    parts: bool = False,
 ) -> Completion:
-    """Ask `question`, as about `topic`, and return an iterator over the answer's text.
+    """Ask `question`, as about `topic`, and return an iterator over the answer's text; with `parts`, over all of it.
 
     Returns at once: the first `next()` makes the request, so its errors come out of the iteration. Here only
     what can be known without the network raises ModelError: an unknown source, a missing key or local model.
@@ -82,7 +83,7 @@ def complete(
     request: dict[str, Any] = {"model": endpoint.model, "messages": messages, "stream": stream}
     if stream:
         request["stream_options"] = {"include_usage": True}
-    return Completion(endpoint, request, timeout, first_timeout)
+    return Completion(endpoint, request, timeout, first_timeout, parts=parts)
 
 
 def deltas_of(
@@ -93,7 +94,8 @@ def deltas_of(
     `limits` are `timeout`, `first_timeout` and `stream`, as `complete` takes them. Raises ModelError as that does.
     """
     if not callable(source):
-        return complete(question, topic=topic, source=source, model=model, **limits), (math.inf, math.inf)
+        told = complete(question, topic=topic, source=source, model=model, parts=True, **limits)
+        return told, (math.inf, math.inf)
     return OwnSource(source, question, topic, stream=limits.get("stream", True)), silence(**limits)
 
 
@@ -183,7 +185,8 @@ def _openai_endpoint(model: str | None) -> Endpoint:
     secrets = (key, basic, parts.password or "", password, *tokens)
     hidden = tuple(text for text in secrets if len(text) >= 8 and text not in PLACEHOLDERS)
     model = model or settings.get("OPENAI_MODEL", OPENAI_MODEL)
-    return Endpoint("openai", f"The endpoint {shown}", model, lambda: url, key or "none", hidden, loopback)
+    tags = settings.get("OPENAI_THINK_TAGS") == "1"
+    return Endpoint("openai", f"The endpoint {shown}", model, lambda: url, key or "none", hidden, loopback, tags)
 
 
 def _settings() -> dict[str, str]:
