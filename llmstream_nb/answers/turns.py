@@ -55,6 +55,8 @@ def chain(record: Mapping[str, Any], client: redis.Redis) -> Iterator[dict[str, 
     """The records of what a question follows, the newest first, each with its text. Raises as `said_before` does."""
     seen = {record["id"]}
     while answer_id := record.get("follows"):
+        if not is_answer_id(answer_id):
+            raise BrokenChain("the record of a turn before names no answer that it follows: ask without `follows`")
         if answer_id in seen:
             raise BrokenChain(f"{answer_id!r} would follow itself: give the new question another id")
         if len(seen) > MAX_TURNS:
@@ -67,10 +69,8 @@ def chain(record: Mapping[str, Any], client: redis.Redis) -> Iterator[dict[str, 
         record = turn
 
 
-def _ended(answer_id: Any, client: redis.Redis) -> dict[str, Any]:
+def _ended(answer_id: str, client: redis.Redis) -> dict[str, Any]:
     """The record of an answer that has ended, with its text."""
-    if not is_answer_id(answer_id):
-        raise BrokenChain("a record before this question names no answer that it follows")
     try:
         raw: Any = client.get(names_of(client).answer(answer_id).question)
     except LOST as error:
