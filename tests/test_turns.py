@@ -7,6 +7,7 @@ import json
 import logging
 
 import pytest
+from fastapi.testclient import TestClient
 
 from llmstream_nb.answers.ask import Answer, ask, ask_without_stream, clear
 from llmstream_nb.answers.connection import RedisUnusable, names_of
@@ -19,6 +20,7 @@ from llmstream_nb.llm.sources import complete, deltas_of
 from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.pool.worker import Worker
 from llmstream_nb.protocol.wire import BadAnswerId, BadQuestion, BrokenChain, Timing
+from llmstream_nb.web import create_app
 
 from .conftest import FAST
 from .model import Model, record_of, wait_for
@@ -64,6 +66,7 @@ def put(question: str | None, words: int = 1, asks=ask, **options) -> Answer:
 
 def record_at_end(answer: Answer) -> dict:
     """The record once it tells the end, which a worker writes after the stream's."""
+    answer.wait(60)
     wait_for(lambda: "end" in answer.record)
     return answer.record
 
@@ -415,3 +418,61 @@ def test_an_endpoint_that_takes_no_system_role_is_told_all_turns_all_the_same():
     assert request.reduce("system role not supported")
     assert request.request["messages"] == [{"role": "user", "content": "Be brief.\n\nuser"}, *turns[1:]]
     assert not request.reduce("system role not supported")
+
+
+# ------------------------------------------------------------------------------------------ doors
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_a_page_asks_on_from_what_it_may_read_all_turns_of_it(client, heard, worker, pool):
+    """Ann's turns are hers, also where Bob may read what followed them: the model would tell."""
+    worker()
+
+    def authorize(request, answer_id, action):
+        request.state.owner = request.headers.get("user")
+        return not answer_id or Answer(answer_id).record.get("owner") in (request.state.owner, "all")
+
+    written(client, "hers", owner="ann")
+    written(client, "shared", owner="all", follows="hers")
+    app = create_app(client, timing=FAST, pool=pool, authorize=authorize, models={"scripted": [f"{QUICK}1"]})
+    with TestClient(app) as browser:
+        body = {"question": "And?", "source": "scripted", "model": f"{QUICK}1"}
+        for user, follows, status in (
+            ("ann", "shared", 201),
+            ("ann", "hers", 201),
+            ("bob", "shared", 403),
+            ("bob", "hers", 403),
+            ("bob", "none", 403),
+            ("ann", "a b", 422),
+        ):
+            reply = browser.post("/answers", json=body | {"follows": follows}, headers={"user": user})
+            assert reply.status_code == status, (user, follows, reply.text)
+            if status == 201:
+                record_at_end(Answer(reply.json()["id"]))
+        put("mine", id="mine", owner="bob").wait(10)
+        assert browser.post("/answers", json=body | {"follows": "mine"}, headers={"user": "bob"}).status_code == 201
+        produce(client, model := Model("so"), FAST, "open")
+        wait_for(lambda: Answer("open").text)
+    assert said(heard[0])[1:] == [
+        ("user", "hers?"),
+        ("assistant", "so"),
+        ("user", "shared?"),
+        ("assistant", "so"),
+        ("user", "And?"),
+    ]
+    with TestClient(create_app(client, timing=FAST, pool=pool, hosts=["testserver"])) as browser:
+        for follows in ("open", "none"):
+            reply = browser.post("/answers", json={"question": "And?", "follows": follows})
+            assert (reply.status_code, reply.json()["error"]) == (422, "BrokenChain")
+    model.end()
+
+
+@pytest.mark.parametrize("backend", ["fake"], indirect=True)
+def test_the_command_line_asks_on(client, heard, capsys):
+    from llmstream_nb.setup import cli
+
+    put("What?", id="one").wait(10)
+    asked_with = ["ask", "And?", "--follows", "one", "--source", "scripted", "--model", f"{QUICK}1"]
+    assert cli._ask(cli.parser().parse_args(asked_with)) == 0
+    assert "0" in capsys.readouterr().out
+    assert said(heard[1])[1:] == [("user", "What?"), ("assistant", "0 "), ("user", "And?")]

@@ -70,7 +70,7 @@ def chain(record: Mapping[str, Any], client: redis.Redis) -> Iterator[dict[str, 
 
 
 def _ended(answer_id: str, client: redis.Redis) -> dict[str, Any]:
-    """The record of an answer that has ended, with its text."""
+    """The record of an answer that has ended, with its text, and under the id by which it was found."""
     try:
         raw: Any = client.get(names_of(client).answer(answer_id).question)
     except LOST as error:
@@ -85,4 +85,4 @@ def _ended(answer_id: str, client: redis.Redis) -> dict[str, Any]:
         raise BrokenChain(f"there is no answer {answer_id!r} to follow: never asked, cleared, or expired")
     if not (isinstance(record.get("text"), str) and record["text"]):
         raise BrokenChain(f"{answer_id!r} ended without a text, so nothing can follow it: ask anew")
-    return record
+    return record | {"id": answer_id}
