@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import json
 import logging
+import threading
+from contextlib import suppress
 
 import pytest
+import redis
 from fastapi.testclient import TestClient
 
+from llmstream_nb.answers import turns
 from llmstream_nb.answers.ask import Answer, ask, ask_without_stream, clear
 from llmstream_nb.answers.connection import RedisUnusable, names_of
 from llmstream_nb.answers.record import new_record, register
-from llmstream_nb.answers.turns import MAX_SAID, MAX_TURNS
+from llmstream_nb.answers.turns import MAX_SAID, MAX_TURNS, said_before
 from llmstream_nb.llm import scripted
 from llmstream_nb.llm.messages import MAX_REQUEST
 from llmstream_nb.llm.own import OwnSource
@@ -204,10 +208,6 @@ def test_a_worker_that_finds_the_chain_broken_says_so_in_the_answer(client, work
 
 def test_a_worker_waits_for_a_redis_that_went_away_while_it_read_the_turns(client, worker, heard, monkeypatch):
     """A question is not to blame for that, and not given up."""
-    import redis
-
-    from llmstream_nb.answers import turns
-
     put("What?", id="one").wait(10)
     answer, gone = put("And?", asks=enqueue, follows="one"), []
 
@@ -224,6 +224,41 @@ def test_a_worker_waits_for_a_redis_that_went_away_while_it_read_the_turns(clien
     monkeypatch.setattr(turns, "_ended", gone_once)
     worker()
     assert record_at_end(answer)["reason"] == "stop" and gone
+
+
+def test_no_question_is_told_with_the_answer_of_another_that_takes_its_id(client):
+    """One thread asks under the same id again and again; what another then tells a model belongs together."""
+
+    def asking():
+        for number in range(15):
+            clear("one", timing=FAST)
+            produce(client, Model(f"{number}", end=True), FAST, "one", f"{number}").done.wait(10)
+
+    thread, told = threading.Thread(target=asking), set()
+    thread.start()
+    while thread.is_alive():
+        with suppress(BrokenChain):
+            question, answer = said_before({"id": "two", "question": "And?", "topic": "", "follows": "one"}, client)[
+                "turns"
+            ]
+            told.add((question["content"], answer["content"]))
+    assert told and all(question == answer for question, answer in told)
+
+
+def test_the_record_and_the_text_are_of_one_question(client, monkeypatch):
+    """It is cleared and asked anew just after its end was read from the stream."""
+    produce(client, Model("old", end=True), FAST, "one", "old?").done.wait(5)
+    keys, look = names_of(client).answer("one"), turns.look
+    record = record_of(client, "one")
+    client.set(keys.question, json.dumps({name: record[name] for name in record if name not in ("end", "text")}))
+
+    def late(answer_id, of):
+        found = look(answer_id, of)
+        return found._replace(record=found.record | {"question": "new?", "nonce": "another"})
+
+    monkeypatch.setattr(turns, "look", late)
+    with pytest.raises(BrokenChain, match="cleared"):
+        put("And?", follows="one")
 
 
 def test_expired_turns_are_gone(client, heard):
@@ -399,12 +434,12 @@ def test_nothing_of_them_is_logged_or_told_to_viewers(client, heard, caplog):
 
 def test_a_source_of_ones_own_is_given_them():
     given = [{"role": "user", "content": "Why?"}]
-    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "So."}]
+    told = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "So."}]
 
     def own(question, topic):
         return "so"
 
-    for options, messages in (({}, given), ({"turns": turns}, [*turns, *given]), ({"messages": MESSAGES}, MESSAGES)):
+    for options, messages in (({}, given), ({"turns": told}, [*told, *given]), ({"messages": MESSAGES}, MESSAGES)):
         source, _ = deltas_of("Why?", "tea", own, None, **options)
         assert isinstance(source, OwnSource) and source._messages == messages
 
@@ -412,11 +447,11 @@ def test_a_source_of_ones_own_is_given_them():
 def test_an_endpoint_that_takes_no_system_role_is_told_all_turns_all_the_same():
     from llmstream_nb.llm.completion import _Request
 
-    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    told = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
     request = _Request.__new__(_Request)
-    request.request = {"messages": [{"role": "system", "content": "Be brief."}, *turns]}
+    request.request = {"messages": [{"role": "system", "content": "Be brief."}, *told]}
     assert request.reduce("system role not supported")
-    assert request.request["messages"] == [{"role": "user", "content": "Be brief.\n\nuser"}, *turns[1:]]
+    assert request.request["messages"] == [{"role": "user", "content": "Be brief.\n\nuser"}, *told[1:]]
     assert not request.reduce("system role not supported")
 
 

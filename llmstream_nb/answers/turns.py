@@ -8,7 +8,14 @@ import redis
 from llmstream_nb.answers.connection import LOST, names_of, unusable
 from llmstream_nb.answers.read import look
 from llmstream_nb.llm.messages import Message, asked, question_in, request_of, request_text
-from llmstream_nb.protocol.wire import BrokenChain, check_answer_id, check_question, is_answer_id, parse_record
+from llmstream_nb.protocol.wire import (
+    BrokenChain,
+    check_answer_id,
+    check_question,
+    is_answer_id,
+    parse_record,
+    same_question,
+)
 
 MAX_TURNS = 50  # earlier ones
 MAX_SAID = 400_000  # characters of all of them, and of the question
@@ -80,7 +87,8 @@ def _ended(answer_id: str, client: redis.Redis) -> dict[str, Any]:
         now = look(answer_id, client)  # its producer may have ended it, and not the record yet
         if now.status not in ("ended", "failed", "missing"):
             raise BrokenChain(f"{answer_id!r} has not ended: wait for it, as by answer.wait(), or stop it, then ask")
-        record = now.record | {"text": now.text}
+        # Else it was cleared and asked anew between the two.
+        record = now.record | {"text": now.text} if same_question(record, now.record) else {}
     if not isinstance(record.get("question"), str):
         raise BrokenChain(f"there is no answer {answer_id!r} to follow: never asked, cleared, or expired")
     if not (isinstance(record.get("text"), str) and record["text"]):
