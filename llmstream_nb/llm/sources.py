@@ -111,8 +111,10 @@ def deltas_of(
     told = messages or asked(question, turns)
     if callable(source):
         return OwnSource(source, question, topic, stream=limits.get("stream", True), messages=told), silence(**limits)
-    told = messages or introduced(told, topic)
-    return complete(messages=told, params=params, source=source, model=model, **limits), (math.inf, math.inf)
+    limits |= {"params": params, "source": source, "model": model}
+    if messages or turns:
+        return complete(messages=messages or introduced(told, topic), **limits), (math.inf, math.inf)
+    return complete(question, topic=topic, **limits), (math.inf, math.inf)
 
 
 def silence(
