@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +16,8 @@ from llmstream_nb.answers.connection import Line, current, milliseconds, names_o
 from llmstream_nb.answers.produce import Producer, Writing
 from llmstream_nb.answers.read import Look, look, look_and_events, read_answer
 from llmstream_nb.answers.record import new_record, register
+from llmstream_nb.answers.turns import checked, said_before
+from llmstream_nb.llm.messages import Message
 from llmstream_nb.llm.own import Source
 from llmstream_nb.llm.sources import deltas_of
 from llmstream_nb.protocol.events import Gap, parts_of
@@ -32,7 +35,6 @@ from llmstream_nb.protocol.wire import (
     NotAnAnswer,
     Timing,
     check_answer_id,
-    check_question,
     cleared_attempt,
     first_attempt,
     is_answer_id,
@@ -43,8 +45,11 @@ from llmstream_nb.protocol.wire import (
 
 
 def ask(
-    question: str,
+    question: str | None = None,
     *,
+    follows: Answer | str | None = None,
+    messages: Sequence[Message] | None = None,
+    params: Mapping[str, Any] | None = None,
     topic: str | None = None,
     source: Source | str | None = None,
     model: str | None = None,
@@ -64,6 +69,11 @@ def ask(
 
     Args:
         question: 1 to 20,000 characters.
+        follows: an earlier answer or its id, ended and with a text: the model is told what was asked and answered, from
+            the first on. The topic is that of the first, unless you give one.
+        messages: in place of question, topic and follows: all messages, as the API of chat completions takes them. What
+            is shown as the question is the text of the last one of a user.
+        params: what else an endpoint takes, as `{"temperature": 0, "tools": […]}`; your own function isn't told.
         topic: what the model is told to be an expert in.
         source: `scripted`, `local` or `openai` (else LLMSTREAM_LLM, else scripted), or your own function of
             (question, topic): it returns text, or yields it, or does so asynchronously. What it raises ends the
@@ -80,14 +90,19 @@ def ask(
 
     Raises:
         BadQuestion, BadAnswerId, ModelError: before anything is written.
+        BrokenChain: so is this, where what the question follows has not ended, has no text, is gone or too long.
+        TypeError: messages or params are no JSON, or messages are given with what they replace.
         AnswerExists: the id is taken, and `replace` is not wanted.
         RedisUnusable: Redis can't be reached or refuses.
     """
     client, timing = client or current(), timing or Timing()
-    question, answer_id = check_question(question), check_answer_id(id or secrets.token_hex(6))
-    limits: dict[str, Any] = {"timeout": timeout, "first_timeout": first_timeout, "stream": stream}
-    deltas, own = deltas_of(question, topic, source, model, **limits)
-    record = new_record(answer_id, question, topic, deltas.source, deltas.model, owner)
+    question, beside = checked(question, topic, follows, messages, params)
+    answer_id = check_answer_id(id or secrets.token_hex(6))
+    record = new_record(answer_id, question, topic, "", "", owner) | beside
+    told: dict[str, Any] = said_before(record, client)
+    told |= {"timeout": timeout, "first_timeout": first_timeout, "stream": stream}
+    deltas, own = deltas_of(question, record["topic"] or None, source, model, **told)
+    record |= {"source": deltas.source, "model": deltas.model}
     take_id(client, record, timing, replace)
     producer = Producer(client, record, deltas, timing, writing, own)
     producer.start()
@@ -105,7 +120,7 @@ def take_id(client: redis.Redis, record: dict[str, Any], timing: Timing, replace
             clear(record["id"], client=client, timing=timing)
 
 
-def ask_without_stream(question: str, **options: Any) -> Answer:
+def ask_without_stream(question: str | None = None, **options: Any) -> Answer:
     """`ask` for comparison: the model answers in one piece, so nothing is seen before all is there.
 
     Options and errors are those of `ask`.

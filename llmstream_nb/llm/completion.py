@@ -210,13 +210,13 @@ class _Request:
 
     def reduce(self, words: str) -> bool:
         """Leave out what the endpoint refuses in these words; False if there is nothing to leave out."""
-        system, *rest = self.request["messages"]
         if "stream_options" in words and self.request.pop("stream_options", None):
             return True
-        if rest and "system" in words and "role" in words:
-            content = f"{system['content']}\n\n{rest[0]['content']}"
-            self.request["messages"] = [{"role": "user", "content": content}]
-            return True
+        match self.request["messages"]:
+            case [{"role": "system", "content": str(part)}, {"role": "user", "content": str(question)}, *rest]:
+                if "system" in words and "role" in words:
+                    self.request["messages"] = [{"role": "user", "content": f"{part}\n\n{question}"}, *rest]
+                    return True
         return False
 
     async def receive(self, pieces: AsyncIterator[bytes], limit: asyncio.Timeout) -> None:

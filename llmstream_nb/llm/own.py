@@ -25,9 +25,17 @@ class OwnSource:
     for what is no text.
     """
 
-    def __init__(self, function: Source, question: str, topic: str | None, *, stream: bool = True) -> None:
+    def __init__(
+        self,
+        function: Source,
+        question: str,
+        topic: str | None,
+        *,
+        stream: bool = True,
+        messages: list[dict[str, Any]] | None = None,
+    ) -> None:
         self.source = self.model = getattr(function, "__name__", "own")
-        self._function, self._asked = function, (question, topic)
+        self._function, self._asked, self._messages = function, (question, topic), messages
         self._made: Any = None
         self._stream, self._closed = stream, False
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -3,6 +3,7 @@
 import base64
 import math
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,9 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from llmstream_nb.llm import local, prepared
 from llmstream_nb.llm.completion import Completion
 from llmstream_nb.llm.endpoint import Endpoint, ModelError
+from llmstream_nb.llm.messages import Message, asked, introduced, request_of, request_text
 from llmstream_nb.llm.names import SOURCES
 from llmstream_nb.llm.own import OwnSource, Source
-from llmstream_nb.protocol.wire import clean
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_MODEL = "gpt-5.4-mini"
@@ -56,9 +57,11 @@ def prepared_questions() -> list[str]:
 
 
 def complete(
-    question: str,
+    question: str | None = None,
     *,
     topic: str | None = None,
+    messages: Sequence[Message] | None = None,
+    params: Mapping[str, Any] | None = None,
     source: str | None = None,
     model: str | None = None,
     stream: bool = True,
@@ -67,6 +70,9 @@ def complete(
     parts: bool = False,
 ) -> Completion:
     """Ask `question`, as about `topic`, and return an iterator over the answer's text; with `parts`, over all of it.
+
+    Or ask `messages`, in place of the two, as the API of chat completions takes them; `params` are what else that takes
+    (`temperature`, `max_tokens`, `tools`, …). BadQuestion and TypeError say which of them can't be sent.
 
     Returns at once: the first `next()` makes the request, so its errors come out of the iteration. Here only
     what can be known without the network raises ModelError: an unknown source, a missing key or local model.
@@ -77,26 +83,39 @@ def complete(
     """
     first_timeout, timeout = silence(timeout, first_timeout, stream=stream)
     endpoint = _endpoint(source or default_source(), model)
-    role = f"You are an expert in answering questions about {topic}." if topic else "You answer questions."
-    system = f"{role} Be correct, brief and plain; if you don't know, say so."
-    messages = [{"role": "system", "content": clean(system)}, {"role": "user", "content": clean(question)}]
-    request: dict[str, Any] = {"model": endpoint.model, "messages": messages, "stream": stream}
+    given = request_of(request_text(messages, params, question, topic))
+    told = given["messages"] or introduced(asked(question or ""), topic)
+    request: dict[str, Any] = {"model": endpoint.model, "messages": told, "stream": stream}
     if stream:
         request["stream_options"] = {"include_usage": True}
+    if given["params"]:
+        request["extra_body"] = given["params"]  # the client has no say in what an endpoint may take
     return Completion(endpoint, request, timeout, first_timeout, parts=parts)
 
 
 def deltas_of(
-    question: str, topic: str | None, source: Source | str | None, model: str | None, **limits: Any
+    question: str,
+    topic: str | None,
+    source: Source | str | None,
+    model: str | None,
+    *,
+    turns: Sequence[Message] = (),
+    messages: list[Message] | None = None,
+    params: Mapping[str, Any] | None = None,
+    **limits: Any,
 ) -> tuple[Completion | OwnSource, tuple[float, float]]:
     """An answer of any source, and how long it may be silent: endlessly, where it looks after that itself.
 
-    `limits` are `timeout`, `first_timeout` and `stream`, as `complete` takes them. Raises ModelError as that does.
+    `turns` are what was said before the question; `messages` stand in place of both. `limits` are `timeout`,
+    `first_timeout` and `stream`, as `complete` takes them. Raises ModelError, BadQuestion and TypeError as that does.
     """
-    if not callable(source):
-        told = complete(question, topic=topic, source=source, model=model, parts=True, **limits)
-        return told, (math.inf, math.inf)
-    return OwnSource(source, question, topic, stream=limits.get("stream", True)), silence(**limits)
+    told = messages or asked(question, turns)
+    if callable(source):
+        return OwnSource(source, question, topic, stream=limits.get("stream", True), messages=told), silence(**limits)
+    limits |= {"params": params, "source": source, "model": model, "parts": True}
+    if messages or turns:
+        return complete(messages=messages or introduced(told, topic), **limits), (math.inf, math.inf)
+    return complete(question, topic=topic, **limits), (math.inf, math.inf)
 
 
 def silence(

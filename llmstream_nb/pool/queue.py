@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,8 @@ from redis.exceptions import RedisError, ResponseError
 from llmstream_nb.answers.ask import Answer, clear, take_id
 from llmstream_nb.answers.connection import Line, current, milliseconds, names_of, said, unusable
 from llmstream_nb.answers.record import new_record
+from llmstream_nb.answers.turns import checked, said_before
+from llmstream_nb.llm.messages import Message
 from llmstream_nb.llm.sources import check_source, default_source
 from llmstream_nb.pool.groups import NEW, read_group
 from llmstream_nb.protocol.wire import DAY, POOL, LLMStreamError, Timing, check_answer_id, check_question, parse_record
@@ -29,8 +31,11 @@ class NotAQuestion(LLMStreamError):
 
 
 def enqueue(
-    question: str,
+    question: str | None = None,
     *,
+    follows: Answer | str | None = None,
+    messages: Sequence[Message] | None = None,
+    params: Mapping[str, Any] | None = None,
     topic: str | None = None,
     source: str | None = None,
     model: str | None = None,
@@ -45,12 +50,14 @@ def enqueue(
     Some worker will answer it, also after this process has ended; if that worker dies, another begins anew.
     Without a worker it waits: `Worker().start()`, or `python3 -m llmstream_nb worker` in a terminal.
 
-    These arguments, and errors, are as in `ask`; what `source` needs must be where the workers are.
+    These arguments, and errors, are as in `ask`; what `source` needs must be where the workers are. What the question
+    `follows` must have ended now, and is told to the model as it stands when a worker answers.
     """
     client, timing = client or current(), timing or Timing()
-    question, answer_id = check_question(question), check_answer_id(id or secrets.token_hex(6))
-    source = check_source(source or default_source())
-    record = new_record(answer_id, question, topic, source, model or "", owner) | {"pooled": True}
+    question, beside = checked(question, topic, follows, messages, params)
+    answer_id, source = check_answer_id(id or secrets.token_hex(6)), check_source(source or default_source())
+    record = new_record(answer_id, question, topic, source, model or "", owner) | beside | {"pooled": True}
+    said_before(record, client)
     take_id(client, record, timing, replace)
     try:
         client.xadd(names_of(client).questions, {"answer": answer_id, "nonce": record["nonce"]})

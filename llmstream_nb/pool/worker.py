@@ -15,10 +15,13 @@ import redis
 from redis.exceptions import ResponseError
 
 from llmstream_nb.answers.ask import close_answer
-from llmstream_nb.answers.connection import LOST, current, is_passing, names_of, unusable
+from llmstream_nb.answers.connection import LOST, RedisUnusable, current, is_passing, names_of, unusable
 from llmstream_nb.answers.log import Log
 from llmstream_nb.answers.produce import Producer, Writing
 from llmstream_nb.answers.read import Backoff, look
+from llmstream_nb.answers.turns import said_before
+from llmstream_nb.llm.endpoint import ModelError
+from llmstream_nb.llm.messages import request_text
 from llmstream_nb.llm.own import Source
 from llmstream_nb.llm.sources import deltas_of, silence
 from llmstream_nb.pool.groups import check_name, is_gone
@@ -45,6 +48,7 @@ class Worker:
         client: a Redis client; else that of the last `connect()`.
         timing: leases and limits in seconds, the same for all workers of a pool.
         writing: as in `ask`. How long a model may be silent, LLMSTREAM_TIMEOUT and LLMSTREAM_FIRST_TIMEOUT say.
+        params: as in `ask`, for all questions; what a question says itself comes first.
 
     How it holds up (the commands are those of Redis 6.2): a question stays pending with its worker until the end
     of its answer is confirmed, then XACK and XDEL. Each tick the holder resets the idle time of what it holds,
@@ -64,11 +68,13 @@ class Worker:
         client: redis.Redis | None = None,
         timing: Timing | None = None,
         writing: Writing | None = None,
+        params: Mapping[str, Any] | None = None,
     ) -> None:
+        request_text(None, params)
         if slots < 1:
             raise ValueError(f"a worker needs at least one slot, not {slots}")
         self.name = check_name(name or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}")
-        self.slots, self.source, self.writing = slots, source, writing
+        self.slots, self.source, self.writing, self.params = slots, source, writing, params or {}
         self.client, self.timing = client or current(), timing or Timing()
         self.error: LLMStreamError | None = None  # what ended a worker that was started with `start`
         self._queue = Queue(self.client, self.name, self.timing)
@@ -196,10 +202,13 @@ class Worker:
             # An entry that is older than its question was delivered for another one, which was cleared.
             if job.delivered > 1 + MAX_TAKEOVERS and record["asked"] * 1000 <= EntryID.parse(job.entry).attempt + 1:
                 raise GivenUp(f"Given up: {job.delivered - 1} workers died, or were lost, while they answered this.")
+            deltas, own = self._ask(record)
         except LLMStreamError as error:
+            cause: Any = error.__context__
+            if isinstance(error, RedisUnusable) and is_passing(cause):
+                raise cause from None  # not now: this question is not what is wrong
             self._give_up(job, question, error)
             return
-        deltas, own = self._ask(record)
         for name in ("source", "model"):
             record[name] = getattr(deltas, name, "") or record[name] or "own"
         about = {"worker": self.name, "job": job.entry}
@@ -213,12 +222,14 @@ class Worker:
 
         threading.Thread(target=run, name=f"llmstream write {job.answer_id}", daemon=True).start()
 
-    def _ask(self, record: Mapping[str, Any]) -> tuple[Iterable[str], tuple[float, float]]:
+    def _ask(self, record: dict[str, Any]) -> tuple[Iterable[str], tuple[float, float]]:
         """The deltas of an answer; what goes wrong already here comes out of their iteration, and into the answer."""
         source, model = self.source or record["source"], record["model"] or None
+        told = said_before(record, self.client)
+        told["params"] = {**self.params, **(told["params"] or {})}
         try:
-            return deltas_of(record["question"], record["topic"] or None, source, model)
-        except LLMStreamError as error:
+            return deltas_of(record["question"], record["topic"] or None, source, model, **told)
+        except ModelError as error:
             return _failing(error), silence()
 
     def _settle(self) -> None:

@@ -30,7 +30,11 @@ class BadPrefix(LLMStreamError, ValueError):
 
 
 class BadQuestion(LLMStreamError, ValueError):
-    """A question that is empty, blank or too long."""
+    """A question that is empty, blank or too long; messages or parameters that can't be sent."""
+
+
+class BrokenChain(LLMStreamError, ValueError):
+    """What a question follows can't be told to the model: gone, asked anew, without end or text, too long, a loop."""
 
 
 class AnswerNotFound(LLMStreamError, LookupError):

@@ -135,6 +135,7 @@ def parser() -> argparse.ArgumentParser:
     one = command("ask", _ask, "ask a question and print the answer as it streams")
     one.add_argument("question")
     one.add_argument("--topic", help="what the model shall be an expert in")
+    one.add_argument("--follows", metavar="ID", help="the answer that it asks on from")
     one.add_argument("--source", choices=SOURCES, help="who answers")
     one.add_argument("--model", help="the model's name at that source")
     how = one.add_mutually_exclusive_group()
@@ -259,7 +260,7 @@ def _ask(args: argparse.Namespace) -> int:
     from llmstream_nb import Answer, ask, enqueue
 
     put: Callable[..., Answer] = enqueue if args.pool else partial(ask, stream=not args.no_stream)
-    answer = put(args.question, topic=args.topic, source=args.source, model=args.model)
+    answer = put(args.question, follows=args.follows, topic=args.topic, source=args.source, model=args.model)
     say(f"id {answer.id}")
     try:
         return _follow(answer.id, answer)

@@ -121,7 +121,7 @@ class Admission:
             raise ForeignHost(403, f"this server does not go by that name: {advice}")
 
     async def _ask_who(self, scope: Scope) -> None:
-        """Raise HTTPException if they may not do this; what else the host's own function raises is passed on."""
+        """`ask_who` for what this request is about."""
         if not self.authorize:
             return
         # As the router will find it: a guess at it could be another.
@@ -130,11 +130,16 @@ class Admission:
         answer_id = found.get("path_params", {}).get("answer_id", "")
         asks = scope["method"] == "POST" or _path(scope) == "/sources"
         action: Action = "stop" if scope["method"] == "DELETE" else "ask" if asks else "read"
-        may: Any = partial(self.authorize, Request(scope), answer_id, action)
-        # One that is not asynchronous may look into Redis, for which others shall not wait.
-        may = may() if inspect.iscoroutinefunction(self.authorize) else await anyio.to_thread.run_sync(may)
-        if not (await may if inspect.isawaitable(may) else may):
-            raise HTTPException(403, "you may not do this here")
+        await ask_who(self.authorize, Request(scope), answer_id, action)
+
+
+async def ask_who(authorize: Authorize, request: Request, answer_id: str, action: Action) -> None:
+    """Raise HTTPException if they may not do this; what else the host's own function raises is passed on."""
+    may: Any = partial(authorize, request, answer_id, action)
+    # One that is not asynchronous may look into Redis, for which others shall not wait.
+    may = may() if inspect.iscoroutinefunction(authorize) else await anyio.to_thread.run_sync(may)
+    if not (await may if inspect.isawaitable(may) else may):
+        raise HTTPException(403, "you may not do this here")
 
 
 def _path(scope: Scope) -> str:

@@ -32,12 +32,13 @@ from starlette.types import Receive, Scope, Send
 from llmstream_nb.answers import ask as answers
 from llmstream_nb.answers.connection import RedisUnusable, current, environment_of, names_of, unusable
 from llmstream_nb.answers.read import look
+from llmstream_nb.answers.turns import chain
 from llmstream_nb.llm.sources import check_source, default_source, prepared_questions, sources
 from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.protocol import events as entries
 from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, BadEntryID, EntryID, LLMStreamError, Timing
 from llmstream_nb.viewing.markdown import to_html
-from llmstream_nb.web.admission import HEALTH, PAGE, Admission, Authorize, by_token, problem, told
+from llmstream_nb.web.admission import HEALTH, PAGE, Admission, Authorize, ask_who, by_token, problem, told
 from llmstream_nb.web.hub import Hub
 
 T = TypeVar("T")
@@ -66,6 +67,7 @@ class Question(BaseModel, extra="forbid"):
     """What POST /answers takes."""
 
     question: str = Field(min_length=1, max_length=20_000)
+    follows: str | None = Field(None, max_length=64, description="the id of an ended answer, from which to ask on")
     topic: str | None = Field(None, max_length=200, description="what the model shall be an expert in")
     source: str | None = Field(None, max_length=40, description="who answers: one of GET /sources")
     model: str | None = Field(None, max_length=200, description="one of those that GET /sources lists for it")
@@ -118,7 +120,7 @@ class Desk:
 
     async def ask(self, question: Question, owner: str | None) -> answers.Answer:
         """Put the question, to a model or into the pool's queue."""
-        options = question.model_dump(include={"topic", "source", "model"})
+        options = question.model_dump(include={"follows", "topic", "source", "model"})
         options |= {"client": self.client, "timing": self.timing, "owner": owner}
         if self.pool:
             return await self._call(enqueue, question.question, **options)
@@ -130,6 +132,11 @@ class Desk:
         finally:
             self._asking -= 1
         return answer
+
+    async def turns(self, follows: str) -> list[str]:
+        """The ids of the answers of which a model is told where a question follows this one; raises BrokenChain."""
+        turns = chain({"id": "", "follows": follows}, self.client)
+        return await self._call(lambda: [turn["id"] for turn in turns])
 
     async def stop(self, answer_id: str) -> str:
         """Stop an answer, wherever it is written; return its status.
@@ -237,7 +244,7 @@ def create_app(
     who = authorize or (by_token(token) if token else None)
     app.add_middleware(Admission, authorize=who, hosts=hosts, body=limits.body, frame_ancestors=frame_ancestors)
 
-    _add_answers(app, desk, limits, models or {})
+    _add_answers(app, desk, limits, models or {}, who)
     _add_events(app, limits)
     app.mount("/", StaticFiles(directory=PAGE, packages=[("llmstream_nb", "viewing/browser")], html=True))
     return app
@@ -251,7 +258,7 @@ def hub_of(app: FastAPI) -> Hub:
     return hub
 
 
-def _add_answers(app: FastAPI, desk: Desk, limits: Limits, models: Models) -> None:
+def _add_answers(app: FastAPI, desk: Desk, limits: Limits, models: Models, who: Authorize | None) -> None:
     reply: Any = {"status_code": 201, "response_model": dict[str, str], "responses": {200: {"model": Shown}}}
 
     @app.post("/answers", max_body_size=limits.body, **reply)
@@ -266,9 +273,14 @@ def _add_answers(app: FastAPI, desk: Desk, limits: Limits, models: Models) -> No
         if question.model is not None and question.model not in offered:
             choice = " or ".join([*offered, "none"])
             return problem(422, "NotOffered", f"this model can't be asked for here: choose {choice}")
+        owner = getattr(request.state, "owner", None)
+        if question.follows and who:
+            await ask_who(who, request, question.follows, "read")  # first: else errors tell who may not read it
+            for turn in await desk.turns(question.follows):
+                await ask_who(who, request, turn, "read")
         if await desk.full():
             return problem(429, "Busy", "too many answers are being written: ask again in 5 s", {"Retry-After": "5"})
-        answer = await desk.ask(question, getattr(request.state, "owner", None))
+        answer = await desk.ask(question, owner)
         if not question.stream:
             return await desk.whole(answer.id, request)
         place = f"answers/{answer.id}"
