@@ -66,7 +66,7 @@ def suites() -> list[Suite]:
         ),
         Suite("notebooks", "notebooks on fakeredis", 240, NBVAL),
         *(Suite("notebooks", f"notebooks on {name}", 240, NBVAL, name) for name in compared),
-        Suite("notebooks", "cells run again", 420, [AGAIN, "-n6", "--dist=worksteal"]),
+        Suite("notebooks", "cells run again", 420, [AGAIN, "-n6", "--maxschedchunk=1"]),
         Suite("browser", "notebooks in a browser", 780, ["tests/browser", "-n2", *FILES]),
     ]
 

@@ -131,7 +131,7 @@ def test_errors_are_those_of_read_answer(client):
 
 @pytest.fixture
 def redis_server(program):
-    with servers.RedisServer(program) as server:
+    with servers.RedisServer(program, appendfsync="always") as server:
         yield server
 
 

@@ -133,4 +133,4 @@ def test_each_room_keeps_to_its_budget(room: str) -> None:
 
 
 def test_the_package_stays_small() -> None:
-    assert sum(code_lines(path) for path in PACKAGE.rglob("*.py")) <= 8_272
+    assert sum(code_lines(path) for path in PACKAGE.rglob("*.py")) <= 8_277

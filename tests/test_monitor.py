@@ -546,7 +546,7 @@ def test_a_lost_redis_is_said_and_comes_back(program, monkeypatch) -> None:
 @pytest.mark.parametrize("watched", ["before", "meanwhile"])
 def test_nobody_is_gone_for_what_redis_was_away(program, watched: str, samples, monkeypatch) -> None:
     monkeypatch.setattr(survey, "STALL", 0.5)
-    with servers.RedisServer(program) as server:
+    with servers.RedisServer(program, appendfsync="always") as server:  # a kill loses nothing
         client = connection.connect(server.url, prefix="lost")
         client.xgroup_create(names_of(client).questions, POOL, "0", mkstream=True)
         sign(client, "dead", ago=30)

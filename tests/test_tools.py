@@ -316,7 +316,7 @@ def test_dead_server_behind_the_proxy_is_a_lost_connection(server: RedisServer) 
 
 
 def test_killed_server_comes_back_on_its_port_with_its_data(server: RedisServer) -> None:
-    with RedisServer(server.program) as mortal, mortal.client(retry=NO_RETRY) as client:
+    with RedisServer(server.program, appendfsync="always") as mortal, mortal.client(retry=NO_RETRY) as client:
         url = mortal.url
         client.xadd("s", ENTRY, id="1-0")
         mortal.kill()

@@ -328,7 +328,7 @@ def connections(admin) -> int:
 
 @pytest.fixture
 def redis_server(program):
-    with servers.RedisServer(program) as server:
+    with servers.RedisServer(program, appendfsync="always") as server:
         yield server
 
 

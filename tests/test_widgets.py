@@ -575,7 +575,7 @@ def test_a_view_that_cannot_send_does_not_end_the_others(client, monkeypatch) ->
 
 @pytest.mark.slow
 def test_a_lost_redis_is_said_and_costs_no_character(program, caplog) -> None:
-    with servers.RedisServer(program) as server, caplog.at_level(logging.WARNING):
+    with servers.RedisServer(program, appendfsync="always") as server, caplog.at_level(logging.WARNING):
         client = connection.connect(server.url, prefix="lost")
         model = Model("before ")
         producer = start(client, model, FAST)
@@ -601,7 +601,7 @@ def test_a_lost_redis_is_said_and_costs_no_character(program, caplog) -> None:
 
 @pytest.mark.slow
 def test_after_redis_was_away_nobody_is_called_dead_before_they_could_show_a_sign_of_life(program) -> None:
-    with servers.RedisServer(program) as server:
+    with servers.RedisServer(program, appendfsync="always") as server:
         client = connection.connect(server.url, prefix="lost")
         add(client, "1-0", "start", "{}")
         add(client, "1-1", "text", "so far")
