@@ -129,7 +129,9 @@ def _endpoint(source: str, model: str | None) -> Endpoint:
     """What `source` stands for now. Raises ModelError if something it needs is missing."""
     check_source(source)
     if source == "scripted":
-        return Endpoint(source, "The scripted model", model or "scripted", _scripted_url, local.KEY, (local.KEY,))
+        model = model or "scripted"
+        goes_on = "goes_on" in model.partition(":")[2].split(",")  # as any endpoint, it is asked to if that is known
+        return Endpoint(source, "The scripted model", model, _scripted_url, local.KEY, (local.KEY,), goes_on=goes_on)
     if source == "local":
         return _local_endpoint(model)
     return _openai_endpoint(model)
@@ -155,7 +157,7 @@ def _local_endpoint(model: str | None) -> Endpoint:
 
     key = os.environ.get("LLMSTREAM_LOCAL_KEY", "") if url else local.KEY
     secrets = (key,) if key else ()
-    return Endpoint("local", "The local model", model or local.MODEL, start, key or "none", secrets)
+    return Endpoint("local", "The local model", model or local.MODEL, start, key or "none", secrets, goes_on=True)
 
 
 def _openai_endpoint(model: str | None) -> Endpoint:
@@ -183,7 +185,8 @@ def _openai_endpoint(model: str | None) -> Endpoint:
     secrets = (key, basic, parts.password or "", password, *tokens)
     hidden = tuple(text for text in secrets if len(text) >= 8 and text not in PLACEHOLDERS)
     model = model or settings.get("OPENAI_MODEL", OPENAI_MODEL)
-    return Endpoint("openai", f"The endpoint {shown}", model, lambda: url, key or "none", hidden, loopback)
+    goes_on = settings.get("OPENAI_GOES_ON", "") == "1"
+    return Endpoint("openai", f"The endpoint {shown}", model, lambda: url, key or "none", hidden, loopback, goes_on)
 
 
 def _settings() -> dict[str, str]:
