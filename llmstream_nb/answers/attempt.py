@@ -146,7 +146,7 @@ class Attempt:
             elif not self._is_own(pipe, top, last):
                 raise Fenced(f"{name}: another producer has opened attempt {self.number}")
             elif self._lost_its_start(pipe):
-                self.number, self.sent = self.number + 1, 0
+                self.number += 1
                 self._begin(pipe)
             else:
                 self.sent = last.seq + 1
