@@ -824,7 +824,7 @@ class Run:
                 f"holes in attempt {attempt}"
             )
             assert first == 0 or self.trimmed, f"attempt {attempt} begins with {first}"
-            if own[0].data.get("continues"):
+            if own[0].kind == "start" and "continues" in own[0].data:
                 self.check_continues(own)
             if attempt in written:
                 for entry in own:
