@@ -11,6 +11,7 @@ _HOMES = {
     "answers.connection": "connect environment_of",
     "answers.produce": "Writing",
     "answers.read": "aread_answer read_answer",
+    "llm.endpoint": "Disagrees",
     "llm.sources": "complete prepared_questions",
     "pool.groups": "claim read_answer_group",
     "pool.process": "start_process",

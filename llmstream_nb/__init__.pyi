@@ -15,6 +15,7 @@ from llmstream_nb.answers.connection import environment_of as environment_of
 from llmstream_nb.answers.produce import Writing as Writing
 from llmstream_nb.answers.read import aread_answer as aread_answer
 from llmstream_nb.answers.read import read_answer as read_answer
+from llmstream_nb.llm.endpoint import Disagrees as Disagrees
 from llmstream_nb.llm.sources import complete as complete
 from llmstream_nb.llm.sources import prepared_questions as prepared_questions
 from llmstream_nb.pool.groups import claim as claim

@@ -10,7 +10,15 @@ from collections.abc import Iterator
 
 import pytest
 
-for name in ("REDIS_URL", "LLMSTREAM_PREFIX", "LLMSTREAM_LLM", "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
+for name in (
+    "REDIS_URL",
+    "LLMSTREAM_PREFIX",
+    "LLMSTREAM_LLM",
+    "OPENAI_API_KEY",
+    "OPENAI_BASE_URL",
+    "OPENAI_MODEL",
+    "OPENAI_GOES_ON",
+):
     os.environ.pop(name, None)  # a test must not talk to the developer's own Redis, nor spend a key
 
 import redis

@@ -137,8 +137,12 @@ def work(
     timing: dict[str, float],
     blow: dict[str, Any] | None = None,
     variant: str | None = None,
+    goes_on: bool = False,
 ) -> None:
-    """Be a worker until told to end. `blow` hits it at one of POINTS; `variant` breaks it on purpose."""
+    """Be a worker until told to end. `blow` hits it at one of POINTS; `variant` breaks it on purpose.
+
+    `goes_on`: its source goes on from the text of who died.
+    """
 
     def end_with_the_zygote() -> None:
         os.read(ear, 1)
@@ -155,7 +159,8 @@ def work(
         if blow:
             arm(**blow)
         client = connect(url, prefix=prefix)
-        serve(Worker(name=name, slots=slots, source=source, client=client, timing=Timing(**timing)), within=0)
+        asked = going_on if goes_on else source
+        serve(Worker(name=name, slots=slots, source=asked, client=client, timing=Timing(**timing)), within=0)
         code = 0
     finally:
         os._exit(code)
@@ -166,9 +171,13 @@ def source(question: str, topic: str | None) -> Iterator[str]:
         yield "poison "
         time.sleep(0.05)  # so that it can be seen
         os.kill(os.getpid(), signal.SIGKILL)
+    yield from going_on(question, topic, "")
+
+
+def going_on(question: str, topic: str | None, prefix: str) -> Iterator[str]:
     tokens, seconds = question.split()
     tag = secrets.token_hex(2)
-    for number in range(int(tokens)):
+    for number in range(len(prefix.split()), int(tokens)):
         time.sleep(float(seconds))
         yield f"{number}.{tag} "
 
@@ -286,6 +295,12 @@ def old_text_goes_on() -> None:
     Attempt.synchronise = thrifty
 
 
+def one_entry_less_is_kept() -> None:
+    """Who goes on lacks the last word of who died."""
+    standing = Attempt._standing
+    Attempt._standing = lambda self, pipe, last: standing(self, pipe, EntryID(last.attempt, max(0, last.seq - 1)))
+
+
 def slow_coordinator() -> None:
     """Not broken: held up for seconds after each question it takes, while its producers go on."""
     begin = Worker._begin
@@ -313,6 +328,7 @@ VARIANTS: dict[str, Callable[[], None]] = {
         no_wait_before_judging,
         no_end_of_takeovers,
         old_text_goes_on,
+        one_entry_less_is_kept,
         slow_coordinator,
         slow_coordinator_and_no_look_at_the_lease,
     )

@@ -14,12 +14,15 @@ write them again, and until it has, nobody takes over and no zombie wakes.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import random
+import re
 import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
@@ -33,8 +36,19 @@ from llmstream_nb.answers.produce import Producer, Writing
 from llmstream_nb.answers.read import Look, look, read_answer
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.faults import servers
+from llmstream_nb.llm.endpoint import Disagrees
 from llmstream_nb.pool.groups import GroupGone, read_answer_group
-from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, Restarted, Text, text_of
+from llmstream_nb.protocol.events import (
+    Continued,
+    Ended,
+    Event,
+    Failed,
+    Gap,
+    Interrupted,
+    Restarted,
+    Text,
+    text_of,
+)
 from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import (
     ORIGIN,
@@ -76,14 +90,16 @@ def step(name: str, *args: Any) -> Step:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What happens in one run."""
+    """What happens in one run. Models begin anew, or they go on from a text, or try to and find that they disagree."""
 
     steps: tuple[Step, ...]
     writing: Writing = field(default_factory=Writing)
     timing: Timing = TIMING
+    models: str = "begin anew"
 
     def __str__(self) -> str:
-        return f"{self.writing}, patience={self.timing.patience:g}: " + " ".join(map(str, self.steps))
+        told = f"{self.writing}, patience={self.timing.patience:g}, models {self.models}: "
+        return told + " ".join(map(str, self.steps))
 
 
 def braid(dice: random.Random, *strands: list[Step]) -> list[Step]:
@@ -194,7 +210,8 @@ def drawn(seed: int) -> Schedule:
         first.append(step("settle"))
     second = braid(dice, story, talk(dice), *faults[half:], *([] if loses else [server]))
     timing = replace(TIMING, patience=SHORT) if plot == "left" else TIMING
-    return Schedule((step("say", 2, 0), step("join", 0.0, True, 0), *first, *second), writing, timing)
+    models = dice.choices(["begin anew", "go on", "disagree"], [55, 33, 12])[0]
+    return Schedule((step("say", 2, 0), step("join", 0.0, True, 0), *first, *second), writing, timing, models)
 
 
 def asked_anew(dice: random.Random) -> list[Step]:
@@ -223,6 +240,43 @@ def asked_anew(dice: random.Random) -> list[Step]:
     )
     at = dice.randint(len(story) // 2, len(story))
     return [*story[:at], step("thaw"), *story[at:], *ends]
+
+
+# ---------------------------------------------------------------------------------------------------- models
+
+
+class Counting(Model):
+    """It counts from where it is asked to go on, a word each time that it is told to speak, and signs each word."""
+
+    def __init__(self, sign: str, disagrees: bool) -> None:
+        super().__init__()
+        self.kept, self._sign, self._disagrees, self._has_disagreed = "", sign, disagrees, False
+
+    def goes_on(self, text: str) -> bool:
+        self.kept = "" if self._has_disagreed else text
+        return bool(self.kept)
+
+    def words(self) -> Iterator[str]:
+        """What it says after what is kept."""
+        return (f"{n}{self._sign} " for n in itertools.count(len(re.findall(r"\d+\w ", self.kept))))
+
+    def __iter__(self) -> Iterator[str]:
+        if self.kept and self._disagrees:
+            self._has_disagreed = True
+            yield "?? "
+            raise Disagrees
+        yield from (word for word, _ in zip(self.words(), super().__iter__(), strict=False))
+
+
+def in_order(text: str) -> bool:
+    """Whether such models count in a text from 0 on, no number is missing or there twice, and nobody speaks late."""
+    words = re.findall(r"(\d+)(\w) ", text)
+    counted, signs = [int(number) for number, _ in words], [sign for _, sign in words]
+    return (
+        counted == list(range(len(words)))
+        and signs == sorted(signs)
+        and text == "".join(map("{0[0]}{0[1]} ".format, words))
+    )
 
 
 # --------------------------------------------------------------------------------------------------- readers
@@ -284,7 +338,12 @@ def audit(
             continue
         at_the_end = isinstance(event, (Ended, Failed)) and event.id == after and not seen  # where it joined
         assert event.id > place or at_the_end, f"{who}: {event.id} again, after {place}"
-        if written is not None:
+        if written is not None and isinstance(event, Continued):
+            (_, start), (_, kept), *_ = written[event.id.attempt]
+            assert json.loads(start)["continues"] == str(place), f"{who}: {event} comes after {place}"
+            standing = "".join(text for _, text in written[place.attempt][1 : place.seq + 1])
+            assert kept == standing, f"{who}: {event.id} keeps {kept!r}, where {standing!r} stood"
+        elif written is not None:
             outside = isinstance(event, (Ended, Failed)) and event.id.seq == 0
             number = max((n for n in written if n < event.id.attempt), default=0) if outside else event.id.attempt
             own = written.get(number, ())
@@ -395,6 +454,7 @@ class Run:
         self.silent: list[Producer] = []  # who has left, or is held up
         self.ending: Callable[[Model], None] | None = None
         self.kept = ""  # what was confirmed when Stop was pressed
+        self.given_up: dict[int, tuple[list[tuple[str, str]], int]] = {}  # attempts of who disagreed; how much was sent
         # Of the questions before this one under the same id: how many producers, readers and group readers there were,
         # and whether somebody else wrote into their streams.
         self.old, self.old_readers, self.old_groups, self.spoiled = 0, 0, 0, False
@@ -432,10 +492,27 @@ class Run:
 
     def produce(self, client: redis.Redis) -> None:
         """One more producer, with a model of its own."""
-        self.models.append(Model())
+        counts = self.schedule.models != "begin anew"
+        sign = chr(ord("a") + len(self.models))
+        self.models.append(Counting(sign, self.schedule.models == "disagree") if counts else Model())
         self.said.append([])
-        self.producers.append(Producer(client, self.record, self.models[-1], self.timing, self.schedule.writing))
-        self.producers[-1].start()
+        producer = Producer(client, self.record, self.models[-1], self.timing, self.schedule.writing)
+        self.producers.append(producer)
+        attempt, begin_anew = producer.attempt, producer.attempt.begin_anew
+
+        def kept_in_mind() -> None:
+            self.given_up[attempt.number] = [(kind, text) for kind, text, _ in attempt.entries], attempt.sent
+            begin_anew()
+
+        attempt.begin_anew = kept_in_mind  # type: ignore[method-assign]
+        producer.start()
+
+    def whole(self, number: int) -> str:
+        """All that a model was told to say, behind what it goes on from."""
+        model, said = self.models[number], self.said[number]
+        if isinstance(model, Counting):
+            return model.kept + "".join(itertools.islice(model.words(), len(said)))
+        return "".join(said)
 
     def say(self, count: int, pause: int) -> None:
         """Each model says so many words, none of which is ever said again."""
@@ -622,10 +699,10 @@ class Run:
     def settle(self) -> None:
         """Wait until all that the last model has said is in Redis."""
         self.lab.proxy.heal()
-        producer, said = self.producers[-1], "".join(self.said[-1])
+        producer = self.producers[-1]
 
         def settled() -> bool:
-            attempt = producer.attempt
+            attempt, said = producer.attempt, self.whole(-1)
             last = (attempt.number, len(attempt.entries) - 1)
             # Not the last entry: somebody may have trimmed it.
             return last_entry(self.direct, self.keys.chunks)[1] == last and attempt.text == said
@@ -699,7 +776,7 @@ class Run:
     def written(self) -> dict[int, list[tuple[str, str]]]:
         """Kind and text of all entries of each attempt, as its producer has them."""
         starts = {entry.id.attempt: entry.data.get("nonce") for entry in self.entries if entry.kind == "start"}
-        found: dict[int, list[tuple[str, str]]] = {}
+        found = {number: own for number, (own, _) in self.given_up.items()}
         for place, producer in enumerate(self.producers):
             attempt = producer.attempt
             number, nonce = attempt.number, starts.get(attempt.number)
@@ -747,11 +824,21 @@ class Run:
                 f"holes in attempt {attempt}"
             )
             assert first == 0 or self.trimmed, f"attempt {attempt} begins with {first}"
+            if own[0].kind == "start" and "continues" in own[0].data:
+                self.check_continues(own)
             if attempt in written:
                 for entry in own:
                     assert (entry.kind, entry.text) == written[attempt][entry.id.seq], f"{entry.id} is another's"
             else:
                 assert len(own) == 1 and own[0].final, f"nobody has written attempt {attempt}"
+
+    def check_continues(self, own: list[Entry]) -> None:
+        """It keeps all that stood when it began, of the attempt right before it."""
+        before = [entry for entry in self.entries if entry.id < own[0].id]
+        if not (self.trimmed or self.lossy):
+            assert own[0].data["continues"] == str(before[-1].id), f"{own[0]} comes after {before[-1].id}"
+            standing = "".join(e.text for e in before if e.id.attempt == before[-1].id.attempt and e.kind == "text")
+            assert own[1].text == standing, f"{own[1].id} keeps {own[1].text!r}, where {standing!r} stood"
 
     def check_record(self) -> None:
         """An ended answer: the record has its whole text, which is what the model has said, or its beginning."""
@@ -771,11 +858,14 @@ class Run:
         else:
             assert record["text"] == text, "the record has another text"
         assert now.text == record["text"], "a look shows another text than the record"
-        said = ["".join(words) for words in self.said[self.old :]]
+        said = [self.whole(number) for number in range(self.old, len(self.models))]
+        if self.schedule.models != "begin anew":
+            assert in_order(text.replace("?? ", "")), f"words are missing, or come twice or late: {text!r}"
+            said += ["".join(text for kind, text in own if kind == "text") for own, _ in self.given_up.values()]
         if record.get("reason") == "cancelled":
             assert self.stopped, "nobody pressed Stop"
             assert any(words.startswith(text) for words in said), "not what the model has said"
-            assert record["text"].startswith(self.kept) or self.trimmed, "Stop has lost text"
+            assert record["text"].startswith(self.kept) or self.trimmed or self.given_up, "Stop has lost text"
         else:
             assert text in said, "not what the model has said"
             assert record.get("reason") in ("length", "stop") or record.get("error") in ("ValueError", "SystemExit"), (
@@ -822,7 +912,8 @@ class Run:
     def stood(self) -> dict[int, list[tuple[str, str]]]:
         """What each attempt has written that ever stood in Redis."""
         tops = {entry.id.attempt: entry.id.seq + 1 for entry in self.entries}
-        sent = {producer.attempt.number: producer.attempt.sent for producer in self.producers if producer.attempt.sent}
+        sent = {number: count for number, (_, count) in self.given_up.items()}
+        sent |= {producer.attempt.number: producer.attempt.sent for producer in self.producers if producer.attempt.sent}
         return {
             n: own if n < self.first else own[: max(tops.get(n, 0), sent.get(n, 0))] for n, own in self.written.items()
         }
@@ -843,7 +934,13 @@ class Run:
         texts = {EntryID(number, seq): text for seq, (kind, text) in enumerate(self.written.get(number, ()))
                  if kind == "text"}  # fmt: skip
         whole = "".join(text for place, text in texts.items() if place in seen)
-        assert text_of(events) == whole, f"{who} shows {text_of(events)!r}, not {whole!r}"
+        # Who keeps what it has, had already what came before it joined.
+        goes_on = any(isinstance(event, Continued) for event in events)
+        had = [
+            text for kind, text in self.written.get(reader.after.attempt, ())[: reader.after.seq + 1] if kind == "text"
+        ]
+        shown = text_of(events, "".join(had) if goes_on else "")
+        assert shown == whole, f"{who} shows {shown!r}, not {whole!r}"
         if not self.trimmed and ends[0].id.seq:
             due = [place for place in texts if place > reader.after]
             assert [place for place in seen if place in texts] == due, f"{who} lacks entries, and was not told"

@@ -99,6 +99,7 @@ def nothing_left(monkeypatch, tmp_path):
         "OPENAI_API_KEY",
         "OPENAI_BASE_URL",
         "OPENAI_MODEL",
+        "OPENAI_GOES_ON",
     ):
         monkeypatch.delenv(name, raising=False)
     yield

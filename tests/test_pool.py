@@ -27,7 +27,7 @@ from llmstream_nb.answers.read import look, read_answer
 from llmstream_nb.faults.servers import RedisServer
 from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.pool.worker import MAX_TAKEOVERS
-from llmstream_nb.protocol.events import Ended, Event, Gap, text_of
+from llmstream_nb.protocol.events import Ended, Event, Gap, Restarted, text_of
 from llmstream_nb.protocol.wire import POOL, LLMStreamError, Timing
 
 from . import pool
@@ -67,6 +67,7 @@ class Schedule:
     undisturbed: bool = False  # whether nobody may take anything over
     frozen: float = 1.5  # leases for which a frozen worker stays so
     variant: str | None = None
+    goes_on: bool = False  # whether the source goes on from the text of who died
     bound: float = BOUND
     timing: Timing = TIMING
 
@@ -93,6 +94,7 @@ def drawn(seed: int, number: int) -> Schedule:
         blows=blows,
         late=dice.uniform(0.1, 1.5),
         frozen=dice.uniform(1.2, 2.5),
+        goes_on=dice.random() < 0.5,
     )
 
 
@@ -150,6 +152,7 @@ class Run:
         schedule, name = self.schedule, f"w{len(self.workers)}"
         options: dict[str, Any] = {"url": self.url, "prefix": self.prefix, "name": name, "slots": schedule.slots}
         options |= {"timing": asdict(schedule.timing), "variant": variant or schedule.variant}
+        options["goes_on"] = schedule.goes_on
         if blow and blow.point:
             point, when, call = blow.point
             options["blow"] = {"point": point, "when": when, "call": call, "number": blow.number}
@@ -247,15 +250,23 @@ class Run:
         entries = stream_of(self.client, answer_id)
         assert [entry for entry in entries if entry.final] == entries[-1:], "not exactly one end"
         texts: dict[int, str] = {}
+        anew = set[int]()  # the attempts that begin from their beginning
         for attempt in sorted({entry.id.attempt for entry in entries}):
             own = [entry for entry in entries if entry.id.attempt == attempt]
             assert [entry.id.seq for entry in own] == list(range(len(own))), "an attempt with a hole"
             assert own[0].kind == "start" or (given_up and own[0].final)
             tokens = re.findall(r"(\d+)\.(\w+) ", text := "".join(entry.text for entry in own if entry.kind == "text"))
-            assert len({tag for _, tag in tokens}) <= 1, f"text of two producers in attempt {attempt}: {text}"
+            kept = own[1].text if own[0].kind == "start" and "continues" in own[0].data else ""
+            assert kept == (texts[attempt - 1] if kept else ""), "an heir keeps another text than stood"
+            anew |= set() if kept else {attempt}
+            tags = {tag for _, tag in tokens[len(kept.split()) :]}
+            assert len(tags) <= 1, f"text of two producers in attempt {attempt}: {text}"
             assert [int(number) for number, _ in tokens] == list(range(len(tokens)))
             texts[attempt] = text
         assert list(texts) == list(range(1, len(texts) + 1)), "an attempt is missing"
+        if self.schedule.goes_on:
+            closing = {len(texts)} if given_up else set()
+            assert anew <= closing | {n for n in texts if not texts.get(n - 1)}, "it begins anew, and could go on"
         assert not self.schedule.undisturbed or len(texts) == 1, "a living worker was taken for dead"
         whole = texts[max(texts) - given_up]
         record = look(answer_id, self.client).record
@@ -270,6 +281,7 @@ class Run:
         for viewer in self.viewers[answer_id]:
             assert viewer.error is None, viewer.error
             assert text_of(viewer.events) == whole, "a viewer holds another text"
+            assert {event.id.attempt for event in viewer.events if isinstance(event, Restarted)} <= anew | {len(texts)}
             assert not [event for event in viewer.events if isinstance(event, Gap)]
             assert given_up or [type(event) for event in viewer.events if isinstance(event, Ended)] == [Ended]
 
@@ -348,6 +360,16 @@ def a_worker_is_killed_in_mid_answer(
     play(zygote, server, Schedule(["20 0.01"], workers=2, blows=blows, variant=variant, bound=bound))
 
 
+def a_worker_is_killed_and_others_go_on(
+    zygote: Zygote, server: RedisServer, variant: str | None, bound: float = BOUND
+) -> None:
+    blows = [Blow(worker=worker, point=("writes", "after", 5)) for worker in range(2)]
+    schedule = Schedule(["20 0.01"], workers=2, blows=blows, goes_on=True, variant=variant, bound=bound)
+    run = play(zygote, server, schedule)
+    tags = re.findall(r"\.(\w+) ", text_of(run.viewers["q0"][0].events))
+    assert len(set(tags)) == 3, f"not the words of all three: {tags}"
+
+
 def a_worker_is_frozen_in_mid_answer(
     zygote: Zygote, server: RedisServer, variant: str | None, bound: float = BOUND
 ) -> None:
@@ -398,6 +420,7 @@ VARIANTS = {  # what is broken: where that shows, and how
     "ack_before_the_end": (a_worker_is_killed_in_mid_answer, STILL_WAITING),
     "no_ack": (a_worker_is_killed_in_mid_answer, NEVER_OUT),
     "old_text_goes_on": (a_worker_is_killed_in_mid_answer, "text of two producers"),
+    "one_entry_less_is_kept": (a_worker_is_killed_and_others_go_on, "an heir keeps another text"),
     "no_fencing": (a_worker_is_frozen_in_mid_answer, "text of two producers|not exactly one end"),
     "no_look_at_the_lease": (a_worker_is_held_up, "a living worker was taken for dead"),
     "no_end_of_takeovers": (a_question_kills_its_workers, NEVER_OUT),

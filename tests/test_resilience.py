@@ -32,20 +32,20 @@ from hypothesis.stateful import (
 
 from llmstream_nb.answers import connection
 from llmstream_nb.answers.ask import clear
-from llmstream_nb.answers.attempt import Attempt
+from llmstream_nb.answers.attempt import Attempt, last_entry
 from llmstream_nb.answers.connection import connect, names_of
 from llmstream_nb.answers.produce import Producer, Writing
 from llmstream_nb.answers.read import look
 from llmstream_nb.answers.record import new_record, register
 from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.pool.worker import Worker
-from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, text_of
+from llmstream_nb.protocol.events import Continued, Ended, Event, Failed, Gap, Interrupted, Restarted, text_of
 from llmstream_nb.protocol.follow import Cursor, Follower
 from llmstream_nb.protocol.wire import ORIGIN, Entry, EntryID, Fenced, Signs, Timing
 
 from . import schedules
 from .model import Model, raw, text_in, wait_for
-from .schedules import BOUND, SHORT, TIMING, Lab, Reader, Run, Schedule, audit, drawn, step
+from .schedules import BOUND, SHORT, TIMING, Lab, Reader, Run, Schedule, audit, drawn, in_order, step
 
 SCHEDULES = int(os.environ.get("LLMSTREAM_SCHEDULES", "200"))
 SEED = int(os.environ.get("LLMSTREAM_SEED", "0"))
@@ -319,6 +319,43 @@ def connections_stay_open(patch) -> None:
     patch.setattr(Attempt, "close", lambda self: kept.append(self._line))
 
 
+def one_entry_less_is_kept(patch) -> None:
+    standing = Attempt._standing
+    patch.setattr(
+        Attempt, "_standing", lambda self, pipe, last: standing(self, pipe, EntryID(last.attempt, max(0, last.seq - 1)))
+    )
+
+
+def it_goes_on_from_one_entry_less(patch) -> None:
+    """Text and number of the entry before the last one: nobody who has read all keeps what they have."""
+    one_entry_less_is_kept(patch)
+    begin = Attempt._begin
+
+    def earlier(self, pipe):
+        kind, text, ms = self.entries[0]
+        said = json.loads(text)
+        if "continues" in said:
+            attempt, seq = EntryID.parse(said["continues"])
+            self.entries[0] = (kind, json.dumps(said | {"continues": f"{attempt}-{seq - 1}"}), ms)
+        begin(self, pipe)
+
+    patch.setattr(Attempt, "_begin", earlier)
+
+
+def kept_before_the_watch(patch) -> None:
+    """What is kept was read a moment before it is watched that nobody adds to it."""
+    synchronise, standing = Attempt.synchronise, Attempt._standing
+
+    def slow(self):
+        if not self.number:
+            kept = standing(self, self.client, last_entry(self.client, self.keys.chunks)[1])
+            time.sleep(0.3)
+            self._standing = lambda *_: kept
+        synchronise(self)
+
+    patch.setattr(Attempt, "synchronise", slow)
+
+
 LEASELESS = Timing(lease=30.0, tick=5.0, ttl=600.0, give_up=8.0, patience=8.0)  # no tick while the server is away
 SAY, END, HEIR, ANEW = step("say", 4, 0), step("end"), step("take_over", False), step("ask_anew", False)
 SPOKEN = (SAY, step("settle"))
@@ -332,6 +369,11 @@ ZOMBIE = (
     step("rest", 100),
     SAY,
     END,
+)
+
+LATE = (step("rest", 80), step("thaw"), step("rest", 400))  # a batch of who is given up comes in
+HEIR_GOES_ON = Schedule(
+    (step("join", 0.0, True, 0), *SPOKEN, step("leave"), step("lapse"), HEIR, SAY, END), models="go on"
 )
 
 # Each with a schedule in which it is found out, and what is said then.
@@ -389,6 +431,15 @@ VARIANTS: dict[Callable, tuple[Schedule, str]] = {
         "after the end",
     ),
     the_model_is_left_alone: (Schedule((*SPOKEN, step("stop", "elsewhere"))), "threads of the kit"),
+    one_entry_less_is_kept: (HEIR_GOES_ON, "where .* stood"),
+    it_goes_on_from_one_entry_less: (HEIR_GOES_ON, "comes after"),
+    kept_before_the_watch: (
+        Schedule(
+            (*SPOKEN, step("freeze", "checked"), step("leave"), step("lapse"), HEIR, *LATE, SAY, END),
+            models="go on",
+        ),
+        "where .* stood",
+    ),
     connections_stay_open: (Schedule((*SPOKEN, END)), "connections are left over"),
 }
 
@@ -404,6 +455,18 @@ def test_a_broken_variant_is_found_out(lab: Lab, monkeypatch, variant) -> None:
                 run = Run(lab, schedule, bound=2.0)
                 run.play()
     lab.clean_up(run)
+
+
+@pytest.mark.parametrize(("models", "told"), [("go on", Continued), ("disagree", Restarted), ("begin anew", Restarted)])
+def test_a_reader_keeps_what_it_has_where_the_heir_goes_on(lab: Lab, models, told) -> None:
+    run = Run(lab, replace(HEIR_GOES_ON, models=models))
+    run.play()
+    first = run.readers[0].events
+    assert told in map(type, first)
+    assert (Continued in map(type, first)) == (models != "begin anew")  # who disagrees finds out when it has begun
+    assert in_order(text_of(first)) == (models != "begin anew") and len(run.written) == 2 + (models == "disagree")
+    late = next(reader for reader in run.readers if reader.after == ORIGIN and reader is not run.readers[0])
+    assert text_of(late.events) == text_of(first)
 
 
 def test_a_process_that_is_left_is_found(lab: Lab) -> None:

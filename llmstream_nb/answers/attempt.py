@@ -62,6 +62,11 @@ class Attempt:
         return "".join(text for kind, text, _ in self.entries if kind == "text")
 
     @property
+    def continues(self) -> bool:
+        """Whether it began with the text of the attempt before."""
+        return self._opened_with > 1
+
+    @property
     def whole(self) -> Json:
         """All of this attempt, as the record keeps it."""
         return _whole(self.text, joined(entry for entry in self.entries if entry[0] not in ("start", "end", "error")))
@@ -141,7 +146,7 @@ class Attempt:
             elif not self._is_own(pipe, top, last):
                 raise Fenced(f"{name}: another producer has opened attempt {self.number}")
             elif self._lost_its_start(pipe):
-                self.number, self.sent = self.number + 1, 0
+                self.number += 1
                 self._begin(pipe)
             else:
                 self.sent = last.seq + 1
@@ -154,10 +159,12 @@ class Attempt:
         return "".join(entry.text for entry in entries[1:]) if whole else ""
 
     def begin_anew(self) -> None:
-        """Give this attempt up for the next one, which asks `goes_on` again."""
+        """Give this attempt up for the next one, which asks `goes_on` again. Raises Fenced if another has ended it."""
         self.release()
         self.number = self.sent = 0
         self.insist(self.synchronise)
+        if self.ended_before:
+            raise Fenced(f"{self.record['id']}: attempt {self.ended_before.id.attempt} has ended the answer")
 
     def _check_question(self, pipe: Any) -> int:
         """Whether the question is still the one to answer; return the newest attempt that its record tells of."""

@@ -124,8 +124,11 @@ class Producer:
             if not self._stop:
                 reason = getattr(self._deltas, "finish_reason", None) or "stop"
                 self._close("end", reason=reason, usage=getattr(self._deltas, "usage", None))
-        except Disagrees:
-            self._note(_anew=True)
+        except Disagrees as error:
+            if self.attempt.continues:
+                self._note(_anew=True)
+            else:  # it has begun anew already
+                self._fail(error, "Disagrees", "The source disagrees with a text that it was not asked to go on from.")
         except ModelError as error:
             self._fail(error, error.error, str(error))
         except BaseException as error:  # noqa: BLE001 - a source may be anybody's code: it may also exit, or be cancelled

@@ -15,8 +15,9 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
+from llmstream_nb.llm.behind import behind, head
 from llmstream_nb.llm.chunks import Fault, Piece, Reader, body_fault
-from llmstream_nb.llm.endpoint import Endpoint, ModelError
+from llmstream_nb.llm.endpoint import Disagrees, Endpoint, ModelError
 from llmstream_nb.protocol.parts import Refusal
 
 if TYPE_CHECKING:  # importing openai takes half a second and 40 MB, so it waits for the first question
@@ -306,21 +307,50 @@ class Completion:
         self.source, self.model = endpoint.source, endpoint.model
         self.finish_reason: str | None = None
         self.usage: dict[str, float] | None = None
-        self._begin = partial(_Request, endpoint, request, timeout, first_timeout)
+        self._asked, self._kept = request, ""  # the text that it is to go on from
+        tools = {"tools", "functions"} & set(request.get("extra_body", ()))
+        self._can_go_on = endpoint.goes_on and not tools and request["messages"][-1].get("role") == "user"
+        self._begin = partial(_Request, endpoint, timeout=timeout, first_timeout=first_timeout)
         self._request: _Request | None = None
         self._parts = parts
         self._deltas: deque[Piece] = deque()
-        self._closed = False
+        self._closed = self._hung_up = False  # hung up: not ended, but closed
 
     def __iter__(self) -> Iterator[Any]:
-        return self
+        return self._behind() if self._kept else self
+
+    def goes_on(self, text: str) -> bool:
+        """Whether its iteration will go on from `text`, which it then doesn't bring: where the endpoint can.
+
+        It does not where tools may be called, since that might be done twice. With a temperature above 0 it does,
+        though the two halves may be of two minds. Where the iteration raises Disagrees, the next one begins anew.
+        """
+        self._kept = text if self._can_go_on else ""
+        return bool(self._kept)
+
+    def _whole_request(self) -> dict[str, Any]:
+        given = head(self._kept)  # an empty message would spoil it
+        more = [{"role": "assistant", "content": given}] if given else []
+        return self._asked | {"messages": [*self._asked["messages"], *more]}
+
+    def _behind(self) -> Iterator[Any]:
+        try:
+            yield from behind(self._kept, iter(partial(next, self), None))
+        except Disagrees:
+            if self._hung_up:
+                return
+            if self._request is not None:
+                self._request.cancel()
+            self._can_go_on, self._kept, self._request, self._closed = False, "", None, False
+            self._deltas.clear()
+            raise
 
     def __next__(self) -> Any:
         while not self._closed:
             if self._deltas:
                 return self._deltas.popleft()
             if self._request is None:
-                self._request = self._begin()
+                self._request = self._begin(request=self._whole_request())
                 if self._closed:  # meanwhile, by another thread
                     self._request.cancel()
             came = self._request.take()
@@ -341,7 +371,7 @@ class Completion:
 
         The endpoint sees its client leave, and stops. Closing twice, or after the end, does nothing.
         """
-        self._closed = True
+        self._closed = self._hung_up = True
         if self._request is not None:
             self._request.cancel()
 

@@ -58,6 +58,7 @@ class Endpoint:
     secrets: tuple[str, ...] = ()  # never to be shown
     loopback: bool = True  # on this machine, so never through a proxy
     think_tags: bool = False  # its text may begin with <think>…</think>, which is reasoning
+    goes_on: bool = False  # it goes on from a last message that is the assistant's
 
     def error(self, error: str, message: str) -> ModelError:
         """The error of that name, with a message that begins with the endpoint's title."""

@@ -34,6 +34,7 @@ def serve(key: str) -> Any:
     params.n_ctx = 4 * 2048  # tokens of question and answer, shared by the four
     params.n_predict = 512  # such a small model may never find an end
     params.sampling.penalty_repeat = 1.15  # a model as small as this one else runs in circles
+    params.sampling.temp = 0  # who goes on from a text must be of one mind with who began it
     # JupyterHub's limit: a thread for each core of its machine would hold up the rest.
     cores = os.environ.get("CPU_LIMIT", "")
     if cores.replace(".", "", 1).isdigit():

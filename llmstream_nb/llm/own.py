@@ -3,26 +3,30 @@
 import asyncio
 import inspect
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 from llmstream_nb.protocol.events import flat_numbers
-from llmstream_nb.protocol.parts import written
+from llmstream_nb.protocol.parts import Yielded, joined, part_of, written
+from llmstream_nb.protocol.wire import ORIGIN, Entry
 
-Deltas = Iterable[str | None] | AsyncIterable[str | None] | str
+Deltas = Iterable[Yielded | None] | AsyncIterable[Yielded | None] | str
 Source = Callable[[str, str | None], Deltas | Awaitable[Deltas]]
 
 NOTHING = object()
 
 
 class OwnSource:
-    """An answer of such a function: iterate over it, in one thread, for deltas; `close` it from any thread.
+    """An answer of such a function: iterate over it, in one thread, for its parts; `close` it from any thread.
 
     The function is called by the first `next`. It may return text, yield it, or do either asynchronously, in an event
-    loop that runs for it alone. Deltas that are None or empty are passed over, as a chat completion's chunks have
-    them. With `stream=False` all of the text is one delta. Iterating raises what the function raises, and TypeError
-    for what is no text.
+    loop that runs for it alone; it may also yield other parts of an answer. Deltas that are None or empty are passed
+    over, as a chat completion's chunks have them. With `stream=False` what follows each other of a kind is one delta.
+    Iterating raises what the function raises, and TypeError for what is no part of an answer.
+
+    A function with a parameter `prefix` can go on from a text: it is given the text so far, in a first attempt "", and
+    yields only what comes behind that. One with a parameter `messages` is given these, or None where there are none.
     """
 
     def __init__(
@@ -35,7 +39,9 @@ class OwnSource:
         messages: list[dict[str, Any]] | None = None,
     ) -> None:
         self.source = self.model = getattr(function, "__name__", "own")
-        self._function, self._asked, self._messages = function, (question, topic), messages
+        self._function, self._asked, takes = function, (question, topic), _parameters(function)
+        self._named = {name: value for name, value in {"prefix": "", "messages": messages}.items() if name in takes}
+        self._begun = False
         self._made: Any = None
         self._stream, self._closed = stream, False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -54,8 +60,18 @@ class OwnSource:
             return flat_numbers(dict(self._made.usage)) or None
         return None
 
-    def __iter__(self) -> Iterator[str]:
-        return self._deltas() if self._stream else iter(["".join(self._deltas())])
+    def goes_on(self, text: str) -> bool:
+        """Whether its first iteration will go on from `text`; after Disagrees, the next one begins anew."""
+        goes_on = bool(text) and "prefix" in self._named and not self._begun
+        if "prefix" in self._named:
+            self._named["prefix"] = text if goes_on else ""
+        return goes_on
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._stream:
+            return self._deltas()
+        whole = joined((*written(delta), 0) for delta in self._deltas())
+        return (text if kind == "text" else part_of(Entry(ORIGIN, kind, text, 0)) for kind, text, _ in whole)
 
     def close(self) -> None:
         """End it, at once: what is awaited is cancelled, what has a `close` of its own is closed, in a thread.
@@ -69,8 +85,9 @@ class OwnSource:
         elif not inspect.isgenerator(self._made) and hasattr(self._made, "close"):
             threading.Thread(target=_quietly, args=[self._made.close], daemon=True).start()
 
-    def _deltas(self) -> Iterator[str]:
-        self._made = self._function(*self._asked)
+    def _deltas(self) -> Iterator[Yielded]:
+        self._begun = True
+        self._made = self._function(*self._asked, **self._named)
         awaited = inspect.isawaitable(self._made) or hasattr(self._made, "__aiter__")
         for delta in self._awaited() if awaited else _each(self._made):
             if self._closed:
@@ -110,6 +127,13 @@ class OwnSource:
         if self._closed:  # before there was this task to cancel
             return NOTHING
         return await anext(steps, NOTHING)
+
+
+def _parameters(function: Callable[..., Any]) -> Collection[str]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # as of some that are written in C
+        return ()
 
 
 def _quietly(close: Callable[[], object]) -> None:

@@ -27,7 +27,7 @@ class Script:
     """How to answer, as the model's name says it: `scripted`, `scripted:pace=200,drop=12`, …
 
     The text is the prepared answer unless `long` is chosen. `drop`, `stall` and `length` happen after that many
-    chunks of text.
+    chunks of text. With `goes_on` it goes on from a last message that is the assistant's.
     """
 
     pace: int = 40  # chunks a second; 0: as fast as possible
@@ -39,6 +39,7 @@ class Script:
     length: int | None = None  # end there with finish_reason "length"
     silence: bool = False  # accept the request and never answer
     status: int | None = None  # refuse the request with this HTTP status
+    goes_on: bool = False  # send only what follows a last message that is the assistant's, where the answer begins so
 
     @classmethod
     def parse(cls, model: str) -> Script:
@@ -160,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
             return event(choices=[{"index": 0, "delta": delta, "finish_reason": reason}])
 
         yield chunk({"role": "assistant", "content": ""})
-        count, chunks = 0, script.chunks(question)
+        count, chunks = 0, _chunks(script, request, question)
         for text in self._paced(script, islice(chunks, script.length)):
             count += 1
             yield chunk({"content": text})
@@ -171,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _whole(self, script: Script, request: dict[str, Any], question: str) -> Iterator[str]:
         """The body of an answer in one piece."""
-        chunks = script.chunks(question)
+        chunks = _chunks(script, request, question)
         texts = list(self._paced(script, islice(chunks, script.length)))
         reason = "stop" if next(chunks, None) is None else "length"
         choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": "".join(texts)}}
@@ -215,6 +216,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Retry-After", "20")
         self.end_headers()
         self.wfile.write(body)
+
+
+def _chunks(script: Script, request: dict[str, Any], question: str) -> Iterator[str]:
+    """The answer, or only what follows the text that it is to go on from, where it begins with that."""
+    last = request["messages"][-1]
+    if script.goes_on and last["role"] == "assistant":
+        whole, kept = "".join(script.chunks(question)), str(last["content"])
+        if whole.startswith(kept):
+            return iter(split(whole[len(kept) :], script.piece))
+    return script.chunks(question)
 
 
 def _head(request: dict[str, Any], kind: str) -> dict[str, Any]:

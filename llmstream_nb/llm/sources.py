@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -150,7 +150,9 @@ def _endpoint(source: str, model: str | None) -> Endpoint:
     """What `source` stands for now. Raises ModelError if something it needs is missing."""
     check_source(source)
     if source == "scripted":
-        return Endpoint(source, "The scripted model", model or "scripted", _scripted_url, local.KEY, (local.KEY,))
+        model = model or "scripted"
+        goes_on = "goes_on" in model.partition(":")[2].split(",")  # as any endpoint, it is asked to if that is known
+        return Endpoint(source, "The scripted model", model, _scripted_url, local.KEY, (local.KEY,), goes_on=goes_on)
     if source == "local":
         return _local_endpoint(model)
     return _openai_endpoint(model)
@@ -176,7 +178,7 @@ def _local_endpoint(model: str | None) -> Endpoint:
 
     key = os.environ.get("LLMSTREAM_LOCAL_KEY", "") if url else local.KEY
     secrets = (key,) if key else ()
-    return Endpoint("local", "The local model", model or local.MODEL, start, key or "none", secrets)
+    return Endpoint("local", "The local model", model or local.MODEL, start, key or "none", secrets, goes_on=True)
 
 
 def _openai_endpoint(model: str | None) -> Endpoint:
@@ -204,8 +206,9 @@ def _openai_endpoint(model: str | None) -> Endpoint:
     secrets = (key, basic, parts.password or "", password, *tokens)
     hidden = tuple(text for text in secrets if len(text) >= 8 and text not in PLACEHOLDERS)
     model = model or settings.get("OPENAI_MODEL", OPENAI_MODEL)
-    tags = settings.get("OPENAI_THINK_TAGS") == "1"
-    return Endpoint("openai", f"The endpoint {shown}", model, lambda: url, key or "none", hidden, loopback, tags)
+    endpoint = Endpoint("openai", f"The endpoint {shown}", model, lambda: url, key or "none", hidden, loopback)
+    tags, goes_on = (settings.get(name) == "1" for name in ("OPENAI_THINK_TAGS", "OPENAI_GOES_ON"))
+    return replace(endpoint, think_tags=tags, goes_on=goes_on)
 
 
 def _settings() -> dict[str, str]:

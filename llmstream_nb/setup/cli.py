@@ -11,7 +11,7 @@ environment variables:
   LLMSTREAM_LLM      who answers unless a question says: scripted, local or openai
   LLMSTREAM_TIMEOUT, LLMSTREAM_FIRST_TIMEOUT
                      seconds that a model may be silent in mid-answer (30), and before its first word (120)
-  OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_MODEL
+  OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_MODEL, OPENAI_GOES_ON
                      your own endpoint; used only when chosen, and read from a file .env too
   LLMSTREAM_NO_VENV  set it to use the Python that runs this as it is, and set nothing up
 """
