@@ -121,14 +121,29 @@ class Page:
             elif data.get("method") == "custom":
                 self._apply(**data["content"])
 
-    def _apply(self, version: int, offset: int, added: str, **figures: Any) -> None:
-        text = self.state["text"].encode("utf-16-le", "surrogatepass")
-        if version != self.state["version"] or 2 * offset > len(text):
+    def _apply(
+        self, version: int, offset: int, added: str, kept: int = 0, skip: int = 0, blocks: Any = (), **figures: Any
+    ) -> None:
+        old = self.state["blocks"]
+        if version != self.state["version"] or 2 * offset > len(units(self.state["text"])) or kept > len(old):
             self.missed += 1
             return
         self.deltas += 1
-        grown = text[: 2 * offset] + added.encode("utf-16-le", "surrogatepass")
-        self.state |= figures | {"text": grown.decode("utf-16-le", "surrogatepass")}
+        self.state |= figures | {"text": joined(self.state["text"], offset, added)}
+        if blocks:
+            new = [[at, dict(block)] for at, block in blocks]
+            if skip:
+                new[0][1]["text"] = joined(old[kept][1]["text"], skip, new[0][1]["text"])
+            self.state["blocks"] = old[:kept] + new
+
+
+def units(text: str) -> bytes:
+    return text.encode("utf-16-le", "surrogatepass")
+
+
+def joined(before: str, offset: int, added: str) -> str:
+    assert 2 * offset <= len(units(before))
+    return (units(before)[: 2 * offset] + units(added)).decode("utf-16-le", "surrogatepass")
 
 
 def settled(*views: Any) -> None:
@@ -149,7 +164,7 @@ def lease(client, seconds: float = 60, attempt: int = 1, answer_id: str = "a") -
 @pytest.mark.parametrize(
     "files",
     [
-        ("elements.js", "paper.js", "kernel.js", "sight.js", "answer_view.js"),
+        ("elements.js", "blocks.js", "paper.js", "kernel.js", "sight.js", "answer_view.js"),
         ("elements.js", "kernel.js", "sight.js", "ask_form.js"),
         ("elements.js", "kernel.js", "sight.js", "monitor.js"),
         ("elements.js", "kernel.js", "sight.js", "stream_view.js"),
@@ -338,12 +353,13 @@ def test_what_is_missing_is_said_where_it_is_missing(client) -> None:
     wait_for(lambda: view.text and plain.value.count("missing"))
     assert view.text == "😀 one five seven"
     said = ["[1 entry is missing here]", "[3 entries are missing here]", "[1 entry is missing here]"]
-    assert view.gaps == [[0, said[0]], [7, said[1]], [12, said[2]]]  # the emoji counts as two
+    gaps = [[at, block["gap"]] for at, block in view.blocks]
+    assert gaps == [[0, said[0]], [7, said[1]], [12, said[2]]]  # the emoji counts as two
     assert f"one <mark>{said[1]}</mark>five <mark>{said[2]}</mark>seven" in plain.value
     add(client, "1-8", "end", '{"reason": "stop"}')
     client.delete(names_of(client).answer("a").lease(1))
     settled(view, plain)
-    assert (view.state, view.html) == ("ended", "") and len(view.gaps) == 3  # no Markdown with holes in it
+    assert (view.state, view.html) == ("ended", "") and len(view.blocks) == 3  # no Markdown with holes in it
 
 
 def test_gaps_are_filled_from_the_record_once_the_producer_has_written_it(client) -> None:
@@ -353,11 +369,11 @@ def test_gaps_are_filled_from_the_record_once_the_producer_has_written_it(client
     client.xdel(names_of(client).answer("a").chunks, "1-2")
     view = AnswerView("a")
     wait_for(lambda: view.text == "one three")
-    assert view.gaps
+    assert view.blocks
     model.end()
     producer.done.wait(10)
     settled(view)
-    assert (view.text, view.gaps, view.state) == ("one two three", [], "ended")
+    assert (view.text, view.blocks, view.state) == ("one two three", [], "ended")
     assert Page(view).state["text"] == "one two three" and view.html
 
 
@@ -367,7 +383,7 @@ def test_a_record_that_lacks_the_same_entries_does_not_hide_the_gap(client) -> N
     stop_answer("a", client=client, timing=FAST)  # closes it from outside, with what is there
     view = AnswerView("a")
     settled(view)
-    assert (view.state, view.text, len(view.gaps)) == ("stopped", "three", 1)
+    assert (view.state, view.text, len(view.blocks)) == ("stopped", "three", 1)
 
 
 def test_missing_wrong_type_and_foreign_entries_fail_alone(client, backend) -> None:
