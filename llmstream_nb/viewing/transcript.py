@@ -25,7 +25,7 @@ NOTES = {
     "interrupted": "Its producer died; the text so far stands.",
     "silent": "Its worker {} is silent; another may take over.",
     "takeover": "Attempt {}, by {}.",
-    "goes_on": "Attempt {}, by {}, goes on.",
+    "continued": "Attempt {}, by {}, goes on.",
     "away": "Redis is away, trying again.",
     "stopped": "The text so far is kept.",
     "length": "Cut off: the answer reached the model's limit on length.",
@@ -77,7 +77,7 @@ class Transcript:
                 self._clear()
                 self._begin(event, "takeover")
             case Continued():
-                self._begin(event, "goes_on")
+                self._begin(event, "continued")
                 self.chunks = 1  # what is here, as this attempt has it
             case Gap(missing=missing):
                 self.missing += missing
