@@ -21,8 +21,8 @@ from tests.conftest import FAST
 from tests.model import Model, wait_for
 from tests.web import Writer
 
-from .test_page import HOSTILE, PATIENCE, client, site, visit  # noqa: F401 - fixtures
-from .test_widgets_in_lab import HARM
+from .test_page import HARM, HOSTILE, PATIENCE, client, site, visit  # noqa: F401 - fixtures
+from .test_widgets_in_lab import HARM as HARM_IN_LAB
 
 LONG = "\n".join(f"row {n}" for n in range(5_000))
 
@@ -87,7 +87,7 @@ def test_on_the_page(site, client, visit) -> None:  # noqa: F811
     expect(viewer.text.locator(".markdown")).to_have_count(2)
     check_end(viewer.text)
     assert first.evaluate("(fold) => fold.open && fold.contains(document.activeElement)")
-    expect(viewer.figures).to_have_text(re.compile(r"^12\schunks · first\ssign [\d.\ss]+ · first\stoken .* · total"))
+    expect(viewer.figures).to_have_text(re.compile(r"^10\schunks · first\ssign\s[\d.]+\ss · first\stoken\s.* · total"))
     check_end(late.see("Complete").text)
     client.delete(names_of(client).answer(answer.id).chunks)  # from the record alone
     after = visit(site.link(answer)).see("Complete")
@@ -157,7 +157,7 @@ def test_a_thousand_calls_are_drawn_quickly_and_the_oldest_in_words(site, client
         calls = viewer.text.locator(".llmstream-call")
         assert 100 <= calls.count() <= 200
         expect(calls.last).to_contain_text("found 999")
-        expect(viewer.text).to_contain_text("[earlier parts that are not shown: 1,700]")
+        expect(viewer.text).to_contain_text("[1,700 earlier parts are not shown]")
         assert viewer.text.evaluate("(node) => node.textContent.length") < 100_000
         model.end()
         viewer.see("Complete")
@@ -217,7 +217,7 @@ def test_in_a_notebook(browser, lab) -> None:
         plain = notebook.output(3)
         expect(plain.locator("summary").first).to_have_text(re.compile(r"^Thought for"))
         expect(plain.locator("pre")).to_contain_text('weather(city="Zürich", days=2)')
-        assert not notebook.page.evaluate(HARM)
+        assert not notebook.page.evaluate(HARM_IN_LAB)
     notebook.page.context.close()
 
 

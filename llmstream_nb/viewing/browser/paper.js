@@ -63,6 +63,7 @@ export class Paper {
   now = null; // milliseconds since the attempt's start, while it goes on
   blocks = []; // the elements of those that are drawn, oldest first
   calls = new Map(); // the elements of calls by their ids
+  earlier = null; // words on the blocks that are not drawn any more
   frame = 0;
   voided = null; // the words of a worker that fell silent, on their way out
 
@@ -168,11 +169,11 @@ export class Paper {
 
   // In place of the oldest blocks there are words.
   drop(block = make(this.root, "p")) {
-    if (block.parentNode !== this.root) return block.remove(); // a result, beneath its call
     this.earlier ??= Object.assign(document.createElement("p"), { className: "llmstream-quiet", count: 0 });
     this.earlier.count += 1;
-    this.earlier.textContent = `[earlier parts that are not shown: ${this.earlier.count.toLocaleString("en")}]`;
-    block.replaceWith(this.earlier);
+    this.earlier.textContent = `[${this.earlier.count.toLocaleString("en")} earlier parts are not shown]`;
+    if (block.parentNode === this.root) block.replaceWith(this.earlier);
+    else block.remove(); // a result, beneath its call
   }
 
   // While the answer goes on, `now` says for how long, in milliseconds; then it is null.
