@@ -58,19 +58,18 @@ def _block(block: dict[str, Any], now: int | None) -> str:
             return f"<div><b>Refused</b> {_escape(text)}</div>"
         case {"kind": "call", "line": line}:
             broken = " <i>not valid JSON</i>" if "broken" in block else ""
-            return f"<div>→ {_fold(line)}{broken} {left_out(block)}</div>"
+            return f"<div>{_fold('→ ', line)}{broken} {left_out(block)}</div>"
         case {"kind": "result"}:
-            failed = "<b>Failed</b> " if "error" in block else ""
-            return f"<div>← {failed}{_fold(block.get('error') or block['content'])} {left_out(block)}</div>"
+            sign = "← <b>Failed</b> " if "error" in block else "← "
+            return f"<div>{_fold(sign, block.get('error') or block['content'])} {left_out(block)}</div>"
         case {"kind": "other", "name": name}:
             return f"<div><small>[a part of kind {_escape(name)}, which this page doesn't know]</small></div>"
     return ""
 
 
-def _fold(text: str) -> str:
-    first = beginning(text)
-    whole = _escape(text)
-    return whole if first == text else f"<details><summary>{_escape(first)}</summary>{whole}</details>"
+def _fold(sign: str, text: str) -> str:
+    first, whole = beginning(text), _escape(text)
+    return f"{sign}{whole}" if first == text else f"<details><summary>{sign}{_escape(first)}</summary>{whole}</details>"
 
 
 def _escape(text: str) -> str:
