@@ -13,7 +13,7 @@ from llmstream_nb.answers.connection import current, names_of, unusable
 from llmstream_nb.answers.read import look_and_events
 from llmstream_nb.protocol import wire
 from llmstream_nb.protocol.events import Ended, Failed, Restarted
-from llmstream_nb.protocol.parts import Text
+from llmstream_nb.protocol.parts import Part, Text
 
 # pandas escapes HTML, but leaves $…$ to be typeset; a table is to show what the model wrote.
 pd.set_option("display.html.use_mathjax", False)
@@ -76,15 +76,16 @@ def _summary(answer_id: str, client: redis.Redis) -> dict[str, Any]:
         return {}
     except (wire.NotAnAnswer, wire.BadAnswerId, wire.BadEntryID):
         return {"id": answer_id, "status": "unreadable"}
-    data, times = now.record, list[int]()
+    data, parts = now.record, list[Any]()
     for event in events:
         if isinstance(event, Restarted):
-            times.clear()
-        elif isinstance(event, Text) and events[0].id != now.top:  # else all of it is from the record, in one piece
-            times.append(event.ms)
+            parts.clear()
+        elif isinstance(event, Part) and events[0].id != now.top:  # else all is from the record, each in one piece
+            parts.append(event)
         elif isinstance(event, (Ended, Failed)):
             data = data | event.data
-    data = {"chunks": len(times), "first_token_ms": times[0] if times else None} | data
+    first = next((part.ms for part in parts if isinstance(part, Text)), None)
+    data = {"chunks": len(parts), "first_token_ms": first} | data
     numbers = {name: _number(data.get(name)) for name in ("chunks", "first_token_ms", "total_ms")}
     numbers |= {"asked": _number(data.get("asked"), 1000), "characters": len(now.text)}
     reason = data.get("error") or data.get("reason")

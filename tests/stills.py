@@ -54,7 +54,7 @@ DRAW = """async ([models, root, caption]) => {
   await draw(document.body, find(root));
   const alive = !document.querySelector(".llmstream-form");
   const copy = document.body.cloneNode(true);
-  const times = ".llmstream-figures, .llmstream-cell-age span, .llmstream-cell-rate span, .llmstream-workers .llmstream-label";
+  const times = ".llmstream-figures, .llmstream-thought, .llmstream-cell-age span, .llmstream-cell-rate span, .llmstream-workers .llmstream-label";
   copy.querySelectorAll(times).forEach((node) => node.remove());
   // Which of several boxes got a word is chance: their characters in order are the same each time.
   const boxes = [...copy.querySelectorAll(".html")].map((node) => node.textContent).join("");

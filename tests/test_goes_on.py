@@ -281,8 +281,8 @@ def test_it_does_not_where_tools_may_be_called_nor_without_a_text() -> None:
     source = scripted_source("goes_on")
     asked = dict(source._asked)
     endpoint = llm._endpoint("scripted", "scripted:goes_on")
-    for more, can in [({}, True), ({"tools": [{"type": "function"}]}, False), ({"temperature": 1.0}, True)]:
-        assert Completion(endpoint, asked | more, 5, 5).goes_on("so") == can
+    for params, can in [({}, True), ({"tools": [{"type": "function"}]}, False), ({"temperature": 1.0}, True)]:
+        assert Completion(endpoint, asked | {"extra_body": params}, 5, 5).goes_on("so") == can
     said = [*asked["messages"], {"role": "assistant", "content": "begin so"}]
     assert not Completion(endpoint, asked | {"messages": said}, 5, 5).goes_on("so")
 

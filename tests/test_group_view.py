@@ -82,7 +82,7 @@ def test_after_a_crash_the_text_is_whole_and_nothing_stays_pending(client) -> No
     wait_for(lambda: group_of(client)["pending"] == 0)
     add(client, "1-10", "end", '{"reason": "stop"}')
     settled(second)
-    assert (second.state, second.gaps, second.chunks) == ("ended", [], 9)
+    assert (second.state, second.blocks, second.chunks) == ("ended", [], 9)
     third = AnswerView("a", group="viewer", plain=True)  # all was read: the group has no more to give
     settled(third)
     assert whole(9) in third.value and "Complete" in third.value
@@ -122,7 +122,7 @@ def test_a_lost_reply_to_xreadgroup_costs_nothing(client) -> None:
         wait_for(lambda: view.text == whole(6))
         add(client, "1-7", "end", '{"reason": "stop"}')
         settled(view)
-        assert (view.text, view.state, view.gaps) == (whole(6), "ended", [])
+        assert (view.text, view.state, view.blocks) == (whole(6), "ended", [])
         assert group_of(client)["pending"] == 0
         through.close()
 

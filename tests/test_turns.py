@@ -436,12 +436,12 @@ def test_a_source_of_ones_own_is_given_them():
     given = [{"role": "user", "content": "Why?"}]
     told = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "So."}]
 
-    def own(question, topic):
+    def own(question, topic, messages):
         return "so"
 
     for options, messages in (({}, given), ({"turns": told}, [*told, *given]), ({"messages": MESSAGES}, MESSAGES)):
         source, _ = deltas_of("Why?", "tea", own, None, **options)
-        assert isinstance(source, OwnSource) and source._messages == messages
+        assert isinstance(source, OwnSource) and source._named == {"messages": messages}
 
 
 def test_an_endpoint_that_takes_no_system_role_is_told_all_turns_all_the_same():

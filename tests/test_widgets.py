@@ -24,6 +24,7 @@ from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import servers
 from llmstream_nb.llm.endpoint import ModelError
 from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.protocol.parts import Reasoning, Refusal, ToolCall, ToolResult
 from llmstream_nb.protocol.round import LOOK
 from llmstream_nb.protocol.wire import BadAnswerId, Joiner
 from llmstream_nb.viewing import broken
@@ -121,14 +122,29 @@ class Page:
             elif data.get("method") == "custom":
                 self._apply(**data["content"])
 
-    def _apply(self, version: int, offset: int, added: str, **figures: Any) -> None:
-        text = self.state["text"].encode("utf-16-le", "surrogatepass")
-        if version != self.state["version"] or 2 * offset > len(text):
+    def _apply(
+        self, version: int, offset: int, added: str, kept: int = 0, skip: int = 0, blocks: Any = (), **figures: Any
+    ) -> None:
+        old = self.state["blocks"]
+        if version != self.state["version"] or 2 * offset > len(units(self.state["text"])) or kept > len(old):
             self.missed += 1
             return
         self.deltas += 1
-        grown = text[: 2 * offset] + added.encode("utf-16-le", "surrogatepass")
-        self.state |= figures | {"text": grown.decode("utf-16-le", "surrogatepass")}
+        self.state |= figures | {"text": joined(self.state["text"], offset, added)}
+        if blocks:
+            new = [[at, dict(block)] for at, block in blocks]
+            if skip:
+                new[0][1]["text"] = joined(old[kept][1]["text"], skip, new[0][1]["text"])
+            self.state["blocks"] = old[:kept] + new
+
+
+def units(text: str) -> bytes:
+    return text.encode("utf-16-le", "surrogatepass")
+
+
+def joined(before: str, offset: int, added: str) -> str:
+    assert 2 * offset <= len(units(before))
+    return (units(before)[: 2 * offset] + units(added)).decode("utf-16-le", "surrogatepass")
 
 
 def settled(*views: Any) -> None:
@@ -149,7 +165,7 @@ def lease(client, seconds: float = 60, attempt: int = 1, answer_id: str = "a") -
 @pytest.mark.parametrize(
     "files",
     [
-        ("elements.js", "paper.js", "kernel.js", "sight.js", "answer_view.js"),
+        ("elements.js", "blocks.js", "paper.js", "kernel.js", "sight.js", "answer_view.js"),
         ("elements.js", "kernel.js", "sight.js", "ask_form.js"),
         ("elements.js", "kernel.js", "sight.js", "monitor.js"),
         ("elements.js", "kernel.js", "sight.js", "stream_view.js"),
@@ -246,6 +262,79 @@ def test_lost_deltas_are_healed_by_a_keyframe(client, monkeypatch) -> None:
     settled(view)
 
 
+# ------------------------------------------------------------------------------------------ parts beside the text
+
+
+def test_a_page_holds_all_parts_in_their_places_and_is_sent_only_what_is_new(client) -> None:
+    thoughts = [f"{n}: 😀 thinking \ud83d" if n % 2 else f"\ude00 on {n}. " for n in range(1, 301)]
+    model = Model()
+    start(client, model, FAST)
+    view = AnswerView("a")
+    wait_for(lambda: view.state == "waiting" and not view.unseen)
+    LOG.clear()
+    for n, thought in enumerate(thoughts):
+        model.say(Reasoning(thought))
+        if n % 10 == 0:
+            time.sleep(0.02)
+    model.say("Let me **see**.", ToolCall("c", "look", '{"at": "<b>"}'))
+    wait_for(lambda: len(view.blocks) == 2)
+    begun = [data for *_, data in LOG]
+    model.say(ToolResult("c", "x" * 30_000), Reasoning("So. "), Reasoning("Yes."), "It is ", "so.", Refusal("No."))
+    model.end("refusal")
+    settled(view)
+    wanted = "".join(thoughts).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    kinds = [(at, block["kind"]) for at, block in view.blocks]
+    assert kinds == [(0, "reasoning"), (15, "call"), (15, "result"), (15, "reasoning"), (24, "refusal")]
+    assert view.blocks[0][1]["text"] == wanted and view.note == "The model refused."
+    assert (view.blocks[2][1]["more"], view.html.count("<!-- -->")) == (10_000, 1)
+    page = Page(view)
+    assert page.missed == 0 and page.deltas > 3
+    assert (page.state["blocks"], page.state["text"]) == (view.blocks, view.text)
+    assert len(json.dumps(begun, ensure_ascii=False)) < 3 * len(wanted) + 20_000
+    late = AnswerView("a")  # from its record
+    settled(late)
+    assert (late.blocks, late.html, late.text) == (view.blocks, view.html, view.text)
+    assert (late.first_part_ms, late.first_ms, late.chunks) == (view.first_part_ms, view.first_ms, view.chunks)
+
+
+@pytest.mark.parametrize("backend", ["fake"], indirect=True)
+def test_a_thousand_calls_and_a_megabyte_of_arguments_stay_within_bounds(client) -> None:
+    huge = json.dumps({"words": "x" * 900_000})
+
+    def agent(*_: Any):
+        for n in range(1_000):
+            yield ToolCall(str(n), "look", huge if n in (500, 999) else f'{{"n": {n}}}')
+            yield ToolResult(str(n), "found " * (10_000 if n == 700 else 1))
+        yield "done"
+
+    answer = ask("?", source=agent, id="a", client=client)
+    view, plain = AnswerView(answer), AnswerView(answer, plain=True)
+    answer.wait(30)
+    settled(view, plain)
+    page = Page(view)
+    assert page.missed == 0 and len(page.state["blocks"]) == 2_000 and page.state["text"] == "done"
+    assert page.state["blocks"][0][1] == {} and page.state["blocks"][-1][1]["id"] == "999"
+    assert max(len(json.dumps(data)) for *_, data in LOG) < 1_000_000
+    assert "1,700 earlier parts are not shown" in plain.value and "look(n=998)" in plain.value
+
+
+def test_what_goes_on_stays_and_is_not_sent_again(client) -> None:
+    for attempt in (1, 2):
+        lease(client, attempt=attempt)
+    add(client, "1-0", "start", '{"worker": "w1", "job": "5-0"}')
+    add(client, "1-1", "text", "so ")
+    view, plain = AnswerView("a"), AnswerView("a", plain=True)
+    wait_for(lambda: view.text == "so ")
+    add(client, "2-0", "start", '{"worker": "w3", "job": "5-0", "continues": "1-1"}')
+    add(client, "2-1", "text", "so ")
+    wait_for(lambda: view.note == "Attempt 2, by w3, goes on." and view.note in plain.value)
+    assert (view.text, view.version, view.attempts, view.worker, view.state) == ("so ", 0, 2, "w3", "streaming")
+    add(client, "2-2", "text", "it goes")
+    add(client, "2-3", "end", '{"reason": "stop"}')
+    settled(view, plain)
+    assert view.text == Page(view).state["text"] == "so it goes" and not view.version
+
+
 # ------------------------------------------------------------------------------------------ states in words
 
 
@@ -340,12 +429,13 @@ def test_what_is_missing_is_said_where_it_is_missing(client) -> None:
     wait_for(lambda: view.text and plain.value.count("missing"))
     assert view.text == "😀 one five seven"
     said = ["[1 entry is missing here]", "[3 entries are missing here]", "[1 entry is missing here]"]
-    assert view.gaps == [[0, said[0]], [7, said[1]], [12, said[2]]]  # the emoji counts as two
+    gaps = [[at, block["gap"]] for at, block in view.blocks]
+    assert gaps == [[0, said[0]], [7, said[1]], [12, said[2]]]  # the emoji counts as two
     assert f"one <mark>{said[1]}</mark>five <mark>{said[2]}</mark>seven" in plain.value
     add(client, "1-8", "end", '{"reason": "stop"}')
     client.delete(names_of(client).answer("a").lease(1))
     settled(view, plain)
-    assert (view.state, view.html) == ("ended", "") and len(view.gaps) == 3  # no Markdown with holes in it
+    assert (view.state, view.html) == ("ended", "") and len(view.blocks) == 3  # no Markdown with holes in it
 
 
 def test_gaps_are_filled_from_the_record_once_the_producer_has_written_it(client) -> None:
@@ -355,11 +445,11 @@ def test_gaps_are_filled_from_the_record_once_the_producer_has_written_it(client
     client.xdel(names_of(client).answer("a").chunks, "1-2")
     view = AnswerView("a")
     wait_for(lambda: view.text == "one three")
-    assert view.gaps
+    assert view.blocks
     model.end()
     producer.done.wait(10)
     settled(view)
-    assert (view.text, view.gaps, view.state) == ("one two three", [], "ended")
+    assert (view.text, view.blocks, view.state) == ("one two three", [], "ended")
     assert Page(view).state["text"] == "one two three" and view.html
 
 
@@ -369,7 +459,7 @@ def test_a_record_that_lacks_the_same_entries_does_not_hide_the_gap(client) -> N
     stop_answer("a", client=client, timing=FAST)  # closes it from outside, with what is there
     view = AnswerView("a")
     settled(view)
-    assert (view.state, view.text, len(view.gaps)) == ("stopped", "three", 1)
+    assert (view.state, view.text, len(view.blocks)) == ("stopped", "three", 1)
 
 
 def test_missing_wrong_type_and_foreign_entries_fail_alone(client, backend) -> None:
@@ -471,8 +561,37 @@ def test_the_plain_view_escapes_everything(client) -> None:
     start(client, Model(*INJECTIONS, end=True), FAST)
     view = AnswerView("a", plain=True)
     settled(view)
-    assert [tag for tag, _ in Tags(view.value).found] == ["p", "b", "small", "pre", "mark"]
+    assert [tag for tag, _ in Tags(view.value).found] == ["p", "b", "small", "pre"]
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in view.value
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_the_plain_view_escapes_all_parts(client, live: bool) -> None:
+    model = Model()
+    for text in INJECTIONS:
+        model.say(
+            Reasoning(text),
+            Refusal(text),
+            "\n",
+            ToolCall(text, text, text),
+            ToolCall("x", "f", json.dumps({text: text})),
+        )
+        model.say(ToolResult(text, text), ToolResult("x", error=text), ToolResult("nobody's", f"{text}\n" * 9))
+    start(client, model, FAST)
+    if not live:
+        model.end()
+    view = AnswerView("a", plain=True)
+    if live:
+        wait_for(lambda: view.transcript.chunks == 8 * len(INJECTIONS) and "Streaming" in view.value)
+        wait_for(lambda: not view.unseen and view.value.count("<b>Failed</b>") == len(INJECTIONS))
+    else:
+        settled(view)
+    assert {tag for tag, _ in Tags(view.value).found} <= {*"pbi", "small", "pre", "mark", "details", "summary", "div"}
+    assert not [attributes for tag, attributes in Tags(view.value).found if attributes and tag != "pre"]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in view.value and "<b>Failed</b>" in view.value
+    assert ("<i>running</i>" in view.value) is False and "Thought for " in view.value
+    model.end()
+    settled(view)
 
 
 # ------------------------------------------------------------------------------------------ the hub

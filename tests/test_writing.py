@@ -111,12 +111,12 @@ def test_a_bounded_stream_tells_latecomers_what_is_missing_until_the_record_has_
     now = look("a")
     assert now.missing == 41 and now.text == "".join(f"{n} " for n in range(40, 50))
     late = AnswerView("a")
-    wait_for(lambda: late.gaps and late.text.endswith("49 "))
+    wait_for(lambda: late.blocks and late.text.endswith("49 "))
     says.end()
     wait_for(producer.done.is_set)
     whole = "".join(f"{n} " for n in range(50))
     assert look("a").text == whole and look("a").missing == 0
-    wait_for(lambda: late.state == "ended" and late.text == whole and not late.gaps)
+    wait_for(lambda: late.state == "ended" and late.text == whole and not late.blocks)
     events = list(read_answer("a"))
     assert [event.missing for event in events if isinstance(event, Gap)] == [42]
 
@@ -172,7 +172,7 @@ def test_the_record_of_a_dead_trimmed_answer_says_what_it_lacks(client) -> None:
     assert stop_answer("a", timing=FAST) == "ended"
     assert look("a").record["missing"] == 41
     view = AnswerView("a")
-    wait_for(lambda: view.state == "stopped" and view.gaps and "41 entries are missing" in view.note)
+    wait_for(lambda: view.state == "stopped" and view.blocks and "41 entries are missing" in view.note)
 
 
 def test_a_lost_reply_to_a_bounded_stream_leaves_no_hole(shared) -> None:
@@ -224,7 +224,7 @@ def test_an_ended_answer_opens_from_its_record(client) -> None:
     view = AnswerView("a")
     view.observe(lambda change: seen.append(change["new"]), "gaps")
     wait_for(lambda: view.state == "ended")
-    assert view.text == "".join(words) and view.chunks == 100 and not view.gaps and seen == []
+    assert view.text == "".join(words) and view.chunks == 100 and not view.blocks and seen == []
     client.delete(names_of(client).answer("a").chunks)
     assert Answer("a").text == "".join(words)
 

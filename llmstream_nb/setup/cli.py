@@ -318,15 +318,16 @@ def _follow(answer_id: str, asked: Any = None) -> int:
     `asked` is the handle of `ask`, where this process writes it: what keeps it from writing, only that can tell.
     """
     from llmstream_nb import read_answer
-    from llmstream_nb.protocol import events, parts
+    from llmstream_nb.protocol import events
     from llmstream_nb.viewing.transcript import Transcript
 
-    transcript = Transcript(answer_id, past=True)  # for its words and figures alone
+    transcript, before = Transcript(answer_id, past=True), ""  # for its words and figures alone
     for event in read_answer(answer_id):
+        before = _print_part(event, before, transcript)
         transcript.take([event])
         match event:
-            case parts.Text(text=text):
-                print(printable(text), end="", flush=True)
+            case events.Continued():
+                say(f"\n[{transcript.takeover or 'Another attempt goes on.'}]")
             case events.Restarted():
                 say(f"\n[{transcript.takeover or 'Another attempt.'} The answer begins anew.]")
             case events.Gap(missing=missing):
@@ -346,6 +347,46 @@ def _follow(answer_id: str, asked: Any = None) -> int:
                 return 1
     say("[nobody took over: this is all there is]")
     return 1
+
+
+def _print_part(event: Any, before: str, transcript: Any) -> str:
+    """Print a part of an answer, and what the end of those before asks for; return its kind, as the next `before`."""
+    from llmstream_nb.viewing.blocks import drawn
+
+    kind = str(getattr(event, "kind", ""))
+    if kind != before and before in ("reasoning", "refusal"):
+        say(_in_line(transcript.blocks[-1][1]))
+    elif kind and kind != before == "text":
+        say("")
+    if kind == "text":
+        print(printable(event.text), end="", flush=True)
+    elif kind == "reasoning" != before:
+        say(_dim("Thinking …"))
+    elif kind in ("call", "result"):
+        say(_in_line(drawn(event)))
+    return kind
+
+
+def _in_line(block: dict[str, Any]) -> str:
+    """What stands between the text of an answer, in a line."""
+    from llmstream_nb.viewing.blocks import BEGINNING, thought
+
+    match block:
+        case {"kind": "reasoning"}:
+            return _dim(thought(block))
+        case {"kind": "refusal", "text": text}:
+            return printable(f"Refused: {text}")
+        case {"kind": "call", "line": words}:
+            sign = "→ "
+        case _:
+            sign, words = ("← Failed: ", block["error"]) if "error" in block else ("← ", block["content"])
+    shown = words.partition("\n")[0][:BEGINNING]
+    rest = len(words) - len(shown) + block.get("more", 0) + block.get("cut", 0)
+    return printable(f"{sign}{shown}" + (f" (… {rest:,} more characters)" if rest else ""))
+
+
+def _dim(words: str) -> str:
+    return f"\x1b[2m{words}\x1b[0m" if sys.stderr.isatty() else words
 
 
 def _clear(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 LONGEST = 100_000  # characters; parsing more would hold up the kernel, so it stays plain text
+BETWEEN = "<!-- -->"  # where other parts stand between two runs of text: no other comment gets through
 
 _INLINE = {"a", "br", "code", "em", "s", "strong"}
 _BLOCKS = {"blockquote", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p", "pre", "ul"}
@@ -23,14 +24,16 @@ _markdown = MarkdownIt("commonmark", {"html": False}).enable(["table", "striketh
 _markdown.add_render_rule("image", _image_in_words)
 
 
-def to_html(text: str) -> str:
-    """Render Markdown; HTML in it comes out as text. Empty for text longer than LONGEST.
+def to_html(*runs: str) -> str:
+    """Render runs of Markdown, each by itself; HTML in it comes out as text. Empty for more text than LONGEST.
 
     markdown-it already escapes all HTML. The allowlist of nh3 is the second wall: it holds whatever the first
     one may let through.
     """
-    if len(text) > LONGEST:
-        return ""
+    return "" if sum(map(len, runs)) > LONGEST else BETWEEN.join(map(_to_html, runs))
+
+
+def _to_html(text: str) -> str:
     return nh3.clean(
         _markdown.render(text),
         tags=_INLINE | _BLOCKS | _TABLES,

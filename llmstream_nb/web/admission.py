@@ -25,7 +25,7 @@ Action = Literal["ask", "read", "stop"]
 Authorize = Callable[[Request, str, Action], bool | Awaitable[bool]]
 
 # The page's own files hold nothing secret, and what a page loads can't carry its token.
-OPEN = ("/page.js", "/answer.js", "/paper.js", "/elements.js", "/page.css", "/states.css", "/text.css")
+OPEN = ("/page.js", "/answer.js", "/paper.js", "/blocks.js", "/elements.js", "/page.css", "/states.css", "/text.css")
 HEALTH = "/healthz"  # for those who watch over the server: they know neither the token nor its name
 LOCAL = ("127.0.0.1", "localhost", "[::1]")
 POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "

@@ -31,13 +31,14 @@ from starlette.types import Receive, Scope, Send
 
 from llmstream_nb.answers import ask as answers
 from llmstream_nb.answers.connection import RedisUnusable, current, environment_of, names_of, unusable
-from llmstream_nb.answers.read import look
+from llmstream_nb.answers.read import Look, look_and_events
 from llmstream_nb.answers.turns import chain
 from llmstream_nb.llm.sources import check_source, default_source, prepared_questions, sources
 from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.protocol import events as entries
 from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, BadEntryID, EntryID, LLMStreamError, Timing
 from llmstream_nb.viewing.markdown import to_html
+from llmstream_nb.viewing.transcript import Transcript
 from llmstream_nb.web.admission import HEALTH, PAGE, Admission, Authorize, ask_who, by_token, problem, told
 from llmstream_nb.web.hub import Hub
 
@@ -81,6 +82,7 @@ class Shown(BaseModel):
     status: str = Field(description="queued, streaming, interrupted, ended or failed")
     text: str = Field(description="the text so far")
     html: str = Field(description="once it has ended: the text as Markdown, rendered and sanitised")
+    blocks: list[Any] = Field(description="other parts as they are drawn: [UTF-16 units of the text before, part]")
     missing: int = Field(description="entries that are gone and could not be had from the record")
     record: dict[str, Any] = Field(description="question, topic, source, model, times, finish reason, usage")
 
@@ -154,15 +156,24 @@ class Desk:
 
     async def show(self, answer_id: str) -> Shown:
         """The answer at this moment; raises AnswerNotFound."""
-        now = await self._call(look, answer_id, self.client)
+        now, transcript = await self._call(self._look, answer_id)
         if now.status == "missing":
             raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
-        done = now.status in ("ended", "failed") and not now.missing  # with a hole in it, Markdown means something else
-        html = await anyio.to_thread.run_sync(self._html, now.text, limiter=self._rendering) if done else ""
-        shown: dict[str, Any] = {"status": now.status, "text": now.text, "html": html, "missing": now.missing}
+        text, missing = transcript.text, transcript.missing
+        done = now.status in ("ended", "failed") and not missing  # with a hole in it, Markdown means something else
+        html = await anyio.to_thread.run_sync(self._html, *transcript.runs, limiter=self._rendering) if done else ""
+        shown: dict[str, Any] = {"status": now.status, "text": text, "html": html, "missing": missing}
+        shown["blocks"] = transcript.offsets
         record = entries.told(now.record)
         record.pop("owner", None)  # whoever may read need not know who asked
         return Shown(id=answer_id, record=record, **shown)
+
+    def _look(self, answer_id: str) -> tuple[Look, Transcript]:
+        now, events = look_and_events(answer_id, self.client)
+        transcript = Transcript(answer_id)
+        transcript.take(events)
+        transcript.mend(now.record, leased=False)
+        return now, transcript
 
     async def whole(self, answer_id: str, request: Request) -> JSONResponse:
         """Wait for an answer's end, and return all of it; stop it when the asker goes away."""

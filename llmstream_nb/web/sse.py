@@ -7,9 +7,10 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from llmstream_nb.protocol.events import Ended, Event, Failed, Gap, Interrupted, Restarted, Started
-from llmstream_nb.protocol.parts import Text
-from llmstream_nb.protocol.wire import ORIGIN, EntryID
+from llmstream_nb.protocol.events import Continued, Ended, Event, Failed, Gap, Interrupted, Restarted, Started
+from llmstream_nb.protocol.parts import Part, ToolCall, Unknown
+from llmstream_nb.protocol.wire import ORIGIN, EntryID, clean
+from llmstream_nb.viewing.blocks import LONGEST, drawn
 
 HELLO = b"retry: 1000\n\n"  # a browser that loses its connection comes back after so many milliseconds
 ALIVE = b"event: alive\ndata: {}\n\n"  # for proxies that end silent connections, and pages on dead ones
@@ -47,11 +48,16 @@ def frames(events: Iterable[Event]) -> Iterator[Frame]:
 def describe(event: Event) -> tuple[str, dict[str, Any]]:
     """Name and data of an event. `failed` is not `error`, which is EventSource's own word for a lost connection."""
     match event:
-        case Text(text=text, ms=ms):
-            return "text", {"text": text, "ms": ms}
         case Started(id=entry_id, data=data) | Restarted(id=entry_id, data=data):
-            shown = {name: data[name] for name in ("model", "source", "at", "worker", "job") if name in data}
-            return "start", {"attempt": entry_id.attempt} | shown
+            return "start", _opening(entry_id, data)
+        case Continued(id=entry_id, data=data):
+            return "continued", _opening(entry_id, data) | {"continued": True}
+        case Unknown(kind=kind, ms=ms):
+            return "other", {"kind": kind, "ms": ms}
+        case ToolCall(arguments=arguments):
+            return "call", _part(event) | {"name": event.name, "arguments": clean(arguments)[:LONGEST]}
+        case _ if isinstance(event, Part):
+            return event.kind, _part(event)
         case Gap(missing=missing):
             return "gap", {"missing": missing}
         case Ended(reason=reason, data=data):
@@ -61,5 +67,16 @@ def describe(event: Event) -> tuple[str, dict[str, Any]]:
     raise TypeError(event)
 
 
+def _opening(entry_id: EntryID, data: dict[str, Any]) -> dict[str, Any]:
+    shown = {name: data[name] for name in ("model", "source", "at", "worker", "job") if name in data}
+    return {"attempt": entry_id.attempt} | shown
+
+
+def _part(part: Part) -> dict[str, Any]:
+    """A part as it is drawn; of a call or a result that is long, `more` characters are not there."""
+    return {name: value for name, value in drawn(part).items() if name != "kind"}
+
+
 def _figures(data: dict[str, Any]) -> dict[str, Any]:
-    return {name: data[name] for name in ("first_token_ms", "total_ms", "chunks", "usage") if name in data}
+    names = ("first_part_ms", "first_token_ms", "total_ms", "chunks", "usage")
+    return {name: data[name] for name in names if name in data}

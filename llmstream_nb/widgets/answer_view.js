@@ -1,7 +1,7 @@
 // Shows one answer: what the kernel says of it, and the text as it grows.
 
 import { make, say } from "../viewing/browser/elements.js";
-import { Paper, figures } from "../viewing/browser/paper.js";
+import { Paper, figures, partsOf } from "../viewing/browser/paper.js";
 import { watchKernel } from "./kernel.js";
 import { bringIntoSight } from "./sight.js";
 
@@ -14,25 +14,22 @@ function initialize({ model }) {
     if (!asked) model.send({ want: "all" });
     asked = true;
   };
-  model.on("msg:custom", ({ version, offset, added, ...figures }) => {
-    const text = model.get("text");
-    if (version !== model.get("version") || offset > text.length) ask();
-    else if (offset + added.length > text.length) model.set({ ...figures, text: text.slice(0, offset) + added });
+  model.on("msg:custom", ({ version, offset, added, kept, skip = 0, blocks = [], ...figures }) => {
+    const [text, old] = [model.get("text"), model.get("blocks")];
+    const before = skip ? textOf(old[kept]) : "";
+    if (version !== model.get("version") || offset > text.length || kept > old.length || skip > before.length) return ask();
+    const [first, ...rest] = blocks;
+    const all = first ? [...old.slice(0, kept), [first[0], grown(first[1], before.slice(0, skip))], ...rest] : old;
+    const more = all.length > old.length || (all.length === old.length && textOf(all.at(-1)).length > textOf(old.at(-1)).length);
+    if (offset + added.length > text.length) model.set({ ...figures, text: text.slice(0, offset) + added, blocks: more ? all : old });
+    else if (more) model.set({ ...figures, blocks: all });
   });
   model.on("change:ms", () => (asked = false));
   if (!isSettled(model)) ask(); // for what was sent while this page was being loaded
 }
 
-// The text and its gaps as parts of a Paper.
-function partsOf({ text, gaps }) {
-  const parts = [];
-  let from = 0;
-  for (const [at, gap] of gaps) {
-    parts.push(text.slice(from, at), { gap });
-    from = at;
-  }
-  return [...parts, text.slice(from)].filter(Boolean);
-}
+const textOf = (found) => found?.[1].text ?? "";
+const grown = (block, before) => (before ? { ...block, text: before + block.text } : block);
 
 function render({ model, el }) {
   el.classList.add("llmstream-answer");
@@ -60,16 +57,16 @@ function render({ model, el }) {
   }
 
   function update() {
-    const next = Object.fromEntries(["version", "text", "gaps", "html", "attempts", "worker"].map((name) => [name, model.get(name)]));
+    const next = Object.fromEntries(["version", "text", "blocks", "html", "attempts", "worker"].map((name) => [name, model.get(name)]));
     const running = isRunning(model) && !kernel.lost;
     raw.hidden = !next.html;
     raw.textContent = asText ? "as Markdown" : "as text";
     if (asText) next.html = "";
-    live ||= running && Boolean(next.text);
-    const same = next.version === shown.version && next.html === shown.html && next.gaps.length === shown.gaps.length;
-    if (next.attempts > shown.attempts) paper.strike(shown.worker, partsOf(next), next.html);
+    live ||= running && Boolean(next.text || next.blocks.length);
+    const same = next.version === shown.version && next.html === shown.html;
+    if (next.version !== shown.version && next.attempts > shown.attempts) paper.strike(shown.worker, partsOf(next), next.html);
     else if (!same || !next.text.startsWith(shown.text)) paper.show(partsOf(next), next.html);
-    else if (next.text !== shown.text) paper.add(next.text.slice(shown.text.length));
+    else if (next.text !== shown.text || next.blocks !== shown.blocks) paper.grow(partsOf(next));
     if (!running) paper.draw(); // a hidden page has no frames
     shown = next;
     const cut = kernel.lost && !isSettled(model); // how it went on is not known here
@@ -83,9 +80,12 @@ function render({ model, el }) {
   }
 
   function count() {
-    const [chunks, first, ms, attempts] = ["chunks", "first_ms", "ms", "attempts"].map((name) => model.get(name));
-    const now = isRunning(model) && !kernel.lost ? ms + performance.now() - heard : ms;
-    known.textContent = figures({ chunks, first, attempts, ms: now, over: isSettled(model) }).join(" · ");
+    const names = ["chunks", "first_part_ms", "first_ms", "ms", "attempts"];
+    const [chunks, firstPart, first, ms, attempts] = names.map((name) => model.get(name));
+    const running = isRunning(model) && !kernel.lost;
+    const now = running ? ms + performance.now() - heard : ms;
+    known.textContent = figures({ chunks, firstPart, first, attempts, ms: now, over: isSettled(model) }).join(" · ");
+    paper.tick(running ? now : null);
   }
 
   raw.addEventListener("click", () => {

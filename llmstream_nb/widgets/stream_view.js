@@ -46,6 +46,7 @@ const isKit = ({ id, kind }) => kind && id.indexOf("-") < 10;
 function cellsOf(entries) {
   const cells = [];
   let newest = 0n;
+  let valid = 0n; // attempts from this one on
   for (const [id, kind, text, by] of entries) {
     const cell = { id, kind, text, by };
     if (isKit(cell)) {
@@ -59,11 +60,14 @@ function cellsOf(entries) {
           cells.push({ id: from, kind: "missing", text: "missing", until: to, by: "" });
         }
       }
-      if (kind === "start" || kind === "text") newest = attempt; // an end from outside voids nothing
+      if (attempt > newest && kind !== "end" && kind !== "error") { // an end from outside voids nothing
+        if (kind !== "start" || !/"continues"\s*:/.test(text)) valid = attempt; // else it goes on from the one before
+        newest = attempt;
+      }
     }
     cells.push(cell);
   }
-  for (const cell of cells) cell.voided = isKit(cell) && numbers(cell.id)[0] < newest;
+  for (const cell of cells) cell.voided = isKit(cell) && numbers(cell.id)[0] < valid;
   return cells;
 }
 

@@ -22,6 +22,7 @@ from llmstream_nb.widgets.live import Live, Reader
 
 COUNT = 2000  # entries a read
 CONSUMER = "view"  # the one consumer of a view's group
+RATE = 300_000  # characters a second that whole answers may cost, so that long ones are sent less often
 
 
 class AnswerReader(Reader):

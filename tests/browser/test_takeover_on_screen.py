@@ -166,7 +166,7 @@ def test_in_a_notebook(browser, lab) -> None:
 ALONE = """async ([script, css, first, steps]) => {
   document.body.appendChild(document.createElement("style")).textContent = css;
   const view = (await import(URL.createObjectURL(new Blob([script], { type: "text/javascript" })))).default;
-  const state = { version: 0, gaps: [], html: "", state: "streaming", label: "Streaming", note: "", chunks: 1, first_ms: 7, ms: 7 };
+  const state = { version: 0, blocks: [], html: "", state: "streaming", label: "Streaming", note: "", chunks: 1, first_ms: 7, ms: 7 };
   Object.assign(state, { attempts: 1, worker: "w1", ...first });
   let update;
   const model = { get: (name) => state[name], on: (_, heard) => (update = heard), off() {}, send() {} };

@@ -272,7 +272,7 @@ def test_a_page_stays_where_its_reader_scrolled_to(browser, lab) -> None:
 
 ALONE = """async (script) => {
   const view = (await import(URL.createObjectURL(new Blob([script], { type: "text/javascript" })))).default;
-  const state = { version: 0, text: "😀 one five", gaps: [[0, "[a]"], [7, "[b]"]], html: "", state: "streaming" };
+  const state = { version: 0, text: "😀 one five", blocks: [[0, { gap: "[a]" }], [7, { gap: "[b]" }]], html: "", state: "streaming" };
   Object.assign(state, { label: "Streaming", note: "", chunks: 2, first_ms: 7, ms: 7 });
   let update;
   const model = { get: (name) => state[name], on: (_, heard) => (update = heard), off() {}, send() {} };
@@ -280,7 +280,7 @@ ALONE = """async (script) => {
   view.render({ model, el });
   const body = el.querySelector(".llmstream-body");
   const seen = [body.innerHTML];
-  for (const change of [{ text: "😀 one five six" }, { state: "ended" }, { html: "<p>😀</p>" }, { html: "", gaps: [] }]) {
+  for (const change of [{ text: "😀 one five six" }, { state: "ended" }, { html: "<p>😀</p>", blocks: [] }, { html: "" }]) {
     Object.assign(state, change);
     update();
     seen.push(body.innerHTML);

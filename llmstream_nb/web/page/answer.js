@@ -1,5 +1,7 @@
 // One answer as the page follows it: over a connection that may break, from entry to entry, to its end and record.
 
+import { partsOf } from "./paper.js";
+
 export const LIVE = { waiting: "Waiting", streaming: "Streaming", interrupted: "Interrupted" };
 export const LABELS = { ...LIVE, ended: "Complete", stopped: "Stopped", failed: "Failed", missing: "Not found" };
 const NOTES = {
@@ -7,15 +9,19 @@ const NOTES = {
   interrupted: "Its producer died; the text so far stands.",
   silent: "Its worker {} is silent; another may take over.",
   takeover: "Attempt {}, by {}.",
+  continued: "Attempt {}, by {}, goes on.",
   away: "Redis is away, trying again.",
   stopped: "The text so far is kept.",
   length: "Cut off: the answer reached the model's limit on length.",
+  refusal: "The model refused.",
 };
 const HELP = {
   Unreachable: "The server can't be reached. If it was stopped, start it again.",
   NoToken: "The token in this page's address is missing or wrong. Open the whole link that the server gave; it may have a new one since it was started again.",
 };
 const isPassing = (status) => !status || status === 429 || status >= 500; // worth another try; 0: no reply
+const PARTS = ["text", "reasoning", "refusal", "call", "result", "other"];
+const KINDS = [...PARTS, "start", "continued", "gap", "state", "end", "failed", "alive"];
 export const OVER = ["ended", "failed"]; // an answer of this status does not go on
 const LONGEST = 30; // seconds between two tries
 const SILENCE = 40_000; // milliseconds; the server says every 15 seconds that it is there
@@ -78,12 +84,13 @@ export class Answer {
   again = false; // whether people may try, too
   left = false; // nobody looks at it any more
   chunks = 0;
-  first = null; // milliseconds to the first token
+  firstPart = null; // milliseconds to the first part of any kind
+  first = null; // and to the first token
   ms = 0; // milliseconds from the start, when something was last heard
   heard = performance.now();
   sign = performance.now(); // when anything came over the connection, or it was opened
   seen = ""; // ID of the last entry
-  anew = true; // no text has come since the start
+  anew = true; // nothing with an ID of its own has come since the start
   gapAfter = null; // ID of the entry before the last gap
 
   constructor(id, paper, changed, about = {}) {
@@ -136,7 +143,7 @@ export class Answer {
   watch() {
     this.close();
     const source = new EventSource(address(`${this.path}/events`, this.seen && { after: this.seen }));
-    for (const kind of ["start", "text", "gap", "state", "end", "failed", "alive"]) {
+    for (const kind of KINDS) {
       source.addEventListener(kind, (event) => {
         this.sign = performance.now();
         if (kind !== "alive") this.take(kind, event.lastEventId, JSON.parse(event.data));
@@ -183,17 +190,23 @@ export class Answer {
   // One event. Where several stand for one entry, only the last brings its ID, and the others that of the entry before.
   take(kind, id, data) {
     const news = id ? compare(id, this.seen) : 0;
-    const known = { start: news < 0, text: news <= 0 && !this.anew, gap: this.gapAfter === this.seen };
+    const part = PARTS.includes(kind);
+    const known = { start: news < 0, continued: news <= 0, gap: this.gapAfter === this.seen };
+    if (part) known[kind] = news <= 0 && !this.anew;
     if (known[kind]) return;
     Object.assign(this, { message: "", lost: false, again: false, tries: 0, heard: performance.now() });
-    if (kind === "start") this.begin(data);
+    if (kind === "start" || kind === "continued") this.begin(kind, data);
     if (kind !== "state") this.note = this.takeover;
     if (kind === "start") {
-      Object.assign(this, { state: "waiting", anew: true, gapAfter: null, chunks: 0, first: null, ms: 0 });
-    } else if (kind === "text") {
-      this.chunks += 1;
-      Object.assign(this, { state: "streaming", anew: false, first: this.first ?? data.ms, ms: data.ms });
-      this.paper.add(data.text);
+      Object.assign(this, { state: "waiting", anew: true, gapAfter: null, chunks: 0 });
+    } else if (kind === "continued") {
+      Object.assign(this, { state: "streaming", chunks: 1 });
+    } else if (part) {
+      if (kind === "text") this.paper.add(data.text);
+      else this.paper.add({ since: this.ms, name: data.kind, ...data, kind });
+      if (kind === "text") this.first ??= data.ms;
+      Object.assign(this, { state: "streaming", chunks: this.chunks + 1, firstPart: this.firstPart ?? data.ms, ms: data.ms });
+      this.anew &&= news <= 0; // several parts of a record, in one piece each, have the ID of its end
     } else if (kind === "gap") {
       this.gapAfter = this.seen;
       this.paper.add({ gap: `[… ${areMissing(data.missing)} here]` });
@@ -217,21 +230,23 @@ export class Answer {
   }
 
   // An attempt. Its number alone tells no takeover: numbers count on where an id is used again.
-  begin({ attempt, worker = "", job = "" }) {
+  begin(kind, { attempt, worker = "", job = "" }) {
     const over = job && job === this.job;
-    if (over && this.current) this.paper.strike(this.worker);
-    else this.paper.show([]);
-    const takeover = over ? fill(NOTES.takeover, attempt, worker || "another worker") : "";
-    Object.assign(this, { worker, job, takeover, attempts: over ? this.attempts + 1 : 1 });
+    const words = kind === "start" ? NOTES.takeover : NOTES.continued;
+    if (kind === "start" && over && this.current) this.paper.strike(this.worker);
+    else if (kind === "start") this.paper.show([]);
+    const takeover = over ? fill(words, attempt, worker || "another worker") : "";
+    Object.assign(this, { worker, job, takeover, attempts: over ? this.attempts + 1 : 1, firstPart: null, first: null, ms: 0 });
   }
 
   // The end, as its event or its record tells it.
-  end({ reason = "stop", error, message, first_token_ms: first, total_ms: ms, chunks }) {
+  end({ reason = "stop", error, message, first_part_ms: firstPart, first_token_ms: first, total_ms: ms, chunks }) {
     this.close();
     this.state = error ? "failed" : reason === "cancelled" ? "stopped" : "ended";
     this.message = error ? message || error : "";
     this.note = error || reason === "stop" ? "" : (NOTES[this.state] ?? NOTES[reason] ?? `The model gave the reason: ${reason}.`);
     Object.assign(this, { lost: false, chunks: chunks ?? this.chunks, first: first ?? this.first, ms: ms ?? this.ms });
+    this.firstPart = firstPart ?? this.first;
     this.paper.draw();
   }
 
@@ -248,11 +263,11 @@ export class Answer {
     this.changed();
   }
 
-  settle({ text, html, missing, record }, streamed = false) {
+  settle({ text, html, blocks, missing, record }, streamed = false) {
     if (!streamed) this.end(record);
     if (missing) this.note = `${areMissing(missing)}, lost or trimmed.`;
     Object.assign(this, { html, record, again: false });
-    this.paper.show(streamed && (missing || !this.paper.holed) ? this.paper.parts : [text], html);
+    this.paper.show(streamed && (missing || !this.paper.holed) ? this.paper.parts : partsOf({ text, blocks }), html);
     this.changed();
   }
 }

@@ -54,6 +54,7 @@ function render() {
 function count() {
   if (!answer) return;
   const known = figures({ ...answer, ms: answer.clock, over: !answer.live });
+  paper.tick(answer.running ? answer.clock : null);
   say(ui.figures, known.map((figure) => figure.replaceAll(" ", "\u00a0")).join(" · ")); // lines break between figures only
 }
 
