@@ -369,6 +369,7 @@ def doomed() -> None:
     """A worker in a process of its own, which is killed right after its tool has placed an order."""
     namespace = cells()
     namespace["time"] = SimpleNamespace(sleep=lambda _: os.kill(os.getpid(), signal.SIGKILL), monotonic=time.monotonic)
+    print("ready", flush=True)
     Worker(name="doomed", slots=1, source=namespace["agent"], timing=LEASE).run()
 
 
@@ -377,18 +378,19 @@ def doomed() -> None:
 def test_a_worker_that_is_killed_in_a_tool_costs_no_part_and_runs_it_twice(cafe, backend) -> None:
     cafe.space["time"] = SimpleNamespace(sleep=lambda _: None, monotonic=time.monotonic)
     code = "from tests.test_agent import doomed; doomed()"
-    worker = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"LLMSTREAM_NO_VENV": "1"})
+    environment = os.environ | {"LLMSTREAM_NO_VENV": "1"}
+    worker = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
     survivor = Worker(name="survivor", slots=1, source=cafe.agent, timing=LEASE)
     try:
-        wait_for(lambda: cafe.redis.exists("nb09:questions") and cafe.redis.xinfo_consumers("nb09:questions", "pool"))
-        cafe.lay_orders()  # the process has cleared all, as the notebook's first cells do
+        assert worker.stdout.readline() == b"ready\n"
+        cafe.lay_orders()  # the process has cleared all, as the notebook's first cell does
         order = enqueue(ORDER, **ANSWER, timing=LEASE)
         assert worker.wait(60) == -signal.SIGKILL
         survivor.start()
         order.wait(60)
     finally:
         worker.kill()
-        worker.wait()
+        worker.communicate()
         survivor.stop(0)
     assert cafe.redis.xlen(cafe.ORDERS) == 12 + 2
     assert [part.kind for part in order.parts] == ["reasoning", "call", "result", "reasoning", "text"]
