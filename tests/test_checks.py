@@ -18,7 +18,7 @@ import openai  # noqa: F401 - it takes a while, which is not the learner's
 import pytest
 import redis
 
-from llmstream_nb import Answer, ask, checks
+from llmstream_nb import Answer, Continued, Reasoning, Restarted, Text, ToolCall, ToolResult, ask, checks
 
 from .conftest import FAST
 from .model import wait_for
@@ -303,6 +303,42 @@ def many_reader(*, together=True, kinds=("text",), final="end", of="kind"):
     return read_many
 
 
+def sees(*, texts=Text, anew=Restarted, key=lambda call: call.call_id, given=lambda r: r.error or r.content, by=list):
+    """What a person should see of an answer, right by default."""
+
+    def visible(events):
+        text, names, results = "", {}, {}
+        for event in events:
+            if isinstance(event, anew):
+                text, names, results = "", {}, {}
+            elif isinstance(event, texts):
+                text += event.text
+            elif isinstance(event, ToolCall):
+                names[key(event)] = event.name
+            elif isinstance(event, ToolResult):
+                results[event.call_id] = given(event)
+        return text, by((name, results.get(call_id)) for call_id, name in names.items())
+
+    return visible
+
+
+def sees_by_order(events):
+    """Takes the first result for that of the first call."""
+    events = list(events)
+    names = [event.name for event in events if isinstance(event, ToolCall)]
+    given = [event.error or event.content for event in events if isinstance(event, ToolResult)]
+    text = "".join(event.text for event in events if isinstance(event, Text))
+    return text, list(zip(names, given + [None] * (len(names) - len(given)), strict=True))
+
+
+def knows_all_kinds(events):
+    """Takes for a result what is nothing else."""
+    for event in (events := list(events)):
+        if not isinstance(event, (Text, Reasoning, ToolCall, Restarted)):
+            assert event.content
+    return sees()(events)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "solution"),
@@ -336,6 +372,7 @@ def many_reader(*, together=True, kinds=("text",), final="end", of="kind"):
         (checks.poll, poller()),
         (checks.poll, poller(by_xread)),
         (checks.poll, lambda *args: list(poller()(*args))),
+        (checks.visible, sees()),
         (checks.last_event_id, watcher()),
         (checks.last_event_id, watcher(begin={"last-event-id": "0-0"})),
         (
@@ -1018,6 +1055,37 @@ def stops_at_a_word(get):
 )
 def test_wrong_watchers(client, solution, word):
     assert explained(checks.last_event_id(solution), word)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("solution", "word", "hint"),
+    [
+        (
+            sees(texts=(Text, Reasoning)),
+            "when the model reasons first, your function returns ('Hm. Hi', [])",
+            "`isinst",
+        ),
+        (sees(given=lambda result: result.content), "when a tool failed", "its `content` is empty"),
+        (sees_by_order, "when the second result comes first", "its `call_id` says"),
+        (sees(key=lambda call: call.name), "when a tool was called, your function returns", "ask of each"),
+        (knows_all_kinds, "your function raises AttributeError", "passed over"),
+        (sees(anew=()), "when it begins anew, your function returns ('HiHo', ", "throw away all"),
+        (sees(anew=(Restarted, Continued)), "when another goes on, your function returns (' you', [])", "keep it"),
+        (sees(by=dict), "when there is only text, your function returns ('Hi you', {}): the calls should be []", ""),
+        (
+            lambda events: "".join(event.text for event in events if isinstance(event, Text)),
+            "return two things",
+            "pair",
+        ),
+        (lambda events: print(len(list(events))), "returns None", "`print` shows"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["fake"], indirect=True)  # nothing of it is read from Redis
+def test_wrong_views_of_an_answer(client, solution, word, hint):
+    verdict = checks.visible(solution)
+    assert explained(verdict, word)
+    assert hint in " ".join([hint_text(verdict), hint_text(checks.visible(solution))])
 
 
 @pytest.mark.slow
@@ -1834,13 +1902,13 @@ def test_wrong_solutions_of_optional_exercises(client, check, solution, word):
     assert explained(check(solution), word)
 
 
-OPTIONAL = [checks.work, checks.state, checks.missing, checks.lag, checks.parse]
+SILLY = [checks.work, checks.state, checks.missing, checks.lag, checks.parse, checks.visible]
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("check", OPTIONAL)
+@pytest.mark.parametrize("check", SILLY)
 @pytest.mark.parametrize("backend", ["fake"])  # what they raise comes from no server
-def test_optional_exercises_and_silly_functions(client, check, monkeypatch):
+def test_exercises_and_silly_functions(client, check, monkeypatch):
     def untouched(*args): ...  # your code
 
     verdict = check(untouched)

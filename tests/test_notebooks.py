@@ -44,6 +44,7 @@ MAY_DIFFER = {
     "06-break-it": 3,
     "07-fast-and-slow": 8,
     "08-to-the-browser": 6,
+    "09-an-agents-answer": 1,
 }
 # Terms that a notebook links to the glossary where it first uses them, or before; each with its plural.
 TERMS = [

@@ -10,9 +10,10 @@ from llmstream_nb.checks.nb05b import capstone
 from llmstream_nb.checks.nb06 import missing, resume, state
 from llmstream_nb.checks.nb07 import budget, lag
 from llmstream_nb.checks.nb08 import last_event_id, parse
+from llmstream_nb.checks.nb09 import visible
 
 __all__ = [
     "budget", "capstone", "claim", "collect", "count_entries", "get_last_id", "lag", "last_event_id", "missing",
     "pages", "parse", "poll", "produce", "read", "read_many", "rebuild", "resume", "source", "state", "stopped",
-    "work",
+    "visible", "work",
 ]  # fmt: skip

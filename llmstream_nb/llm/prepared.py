@@ -1,11 +1,15 @@
-"""The scripted model's prepared answers, found by close wording."""
+"""The scripted model's prepared answers, found by close wording; and those of an agent, which call tools."""
 
+import json
 import math
 import re
 from collections import Counter
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
+from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 ENOUGH = 0.63  # how alike two wordings must be, of 1; tests keep paraphrases above and strangers below
 
@@ -81,3 +85,59 @@ def reply(question: str) -> str:
         "variable `LLMSTREAM_LLM`: `local` is small, runs on this machine and invents facts; `openai` needs "
         "a key or an endpoint of yours."
     )
+
+
+# ------------------------------------------------------------------------------------------- more than text
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a model says before it waits again: it reasons, and then calls a tool or writes a text."""
+
+    reasoning: str
+    text: str
+    call: str = ""  # the tool's name, and
+    arguments: str = ""  # JSON
+    number: int = 0  # of the call
+
+
+@cache
+def _agent() -> Any:
+    """What agent.json holds: reasoning, a refusal, and an agent's answers, a step for each turn."""
+    return json.loads(Path(__file__).with_name("agent.json").read_text(encoding="utf-8"))
+
+
+def agent_questions() -> list[str]:
+    """The questions that are answered with the help of tools, where a request offers them."""
+    return list(_agent()["questions"])
+
+
+def reasoning(words: int) -> str:
+    """So many words of reasoning that would suit any question; once more from the beginning, if they run out."""
+    return " ".join(islice(cycle(_agent()["reasoning"].split()), words))
+
+
+def refusal() -> str:
+    """The words in which a model refuses."""
+    return str(_agent()["refusal"])
+
+
+def turn(messages: list[dict[str, Any]], tools: list[str]) -> Turn | None:
+    """What comes next in a chat that ends with these messages, if these tools are offered; None where none is needed.
+
+    It tells what the tools gave back, word by word; a result that begins with `error: ` ends the matter.
+    """
+    at = max(n for n, message in enumerate(messages) if message["role"] == "user")
+    found = get_close_matches(messages[at]["content"], agent_questions(), 1, 0.8) if tools else []
+    if not found:
+        return None
+    results = [str(message["content"]) for message in messages[at:] if message["role"] == "tool"]
+    if results and results[-1].startswith("error: "):
+        return Turn("That did not work.", _agent()["failed"].format(results[-1].removeprefix("error: ")))
+    steps = _agent()["questions"][found[0]]
+    step = steps[min(len(results), len(steps) - 1)]
+    reasons, call = step["reasoning"].format(*results), step.get("call", "")
+    if call and call not in tools:
+        return Turn(reasons, _agent()["missing"].format(call))
+    text = step.get("text", "").format(*results)
+    return Turn(reasons, text, call, json.dumps(step.get("arguments")), len(results) + 1)

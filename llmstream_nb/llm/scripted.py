@@ -19,15 +19,24 @@ from llmstream_nb.llm import prepared
 from llmstream_nb.llm.local import KEY
 
 WANTS_KEY = "this model wants its key: OpenAI(base_url=scripted.server().url, api_key=scripted.server().key)"
-RANGES = {"pace": (0, 100_000), "think": (0, 600_000), "piece": (1, 10_000), "status": (400, 599)}  # else to a million
+ALONE = {"reason": 24}  # what an option stands for that has a number, and is given without one
+RANGES = {
+    "pace": (0, 100_000),
+    "think": (0, 600_000),
+    "reason": (0, 100_000),
+    "piece": (1, 10_000),
+    "status": (400, 599),
+}  # else to a million
 
 
 @dataclass
 class Script:
     """How to answer, as the model's name says it: `scripted`, `scripted:pace=200,drop=12`, …
 
-    The text is the prepared answer unless `long` is chosen. `drop`, `stall` and `length` happen after that many
-    chunks of text. With `goes_on` it goes on from a last message that is the assistant's.
+    The text is the prepared answer unless `long` is chosen. Where a request offers tools, and the question is one that
+    needs them, it reasons, calls them one after the other, and tells what they gave back. `drop`, `stall` and `length`
+    happen after that many chunks, of whatever kind. With `goes_on` it goes on from a last message that is the
+    assistant's.
     """
 
     pace: int = 40  # chunks a second; 0: as fast as possible
@@ -37,6 +46,8 @@ class Script:
     drop: int | None = None  # cut the connection
     stall: int | None = None  # keep silent until the client leaves
     length: int | None = None  # end there with finish_reason "length"
+    reason: int | None = None  # think aloud first, in that many words
+    refuse: bool = False  # refuse, in the place where models have that beside the text
     silence: bool = False  # accept the request and never answer
     status: int | None = None  # refuse the request with this HTTP status
     goes_on: bool = False  # send only what follows a last message that is the assistant's, where the answer begins so
@@ -51,8 +62,8 @@ class Script:
             if name not in kinds:
                 raise ValueError(f"unknown option {name!r} in {model!r}; there are {', '.join(kinds)}")
             low, high = RANGES.get(name, (0, 1_000_000))
-            if kinds[name] is False and not value:
-                setattr(script, name, True)
+            if not value and (name in ALONE or kinds[name] is False):
+                setattr(script, name, ALONE.get(name, True))
             elif kinds[name] is not False and value.isdecimal() and len(value) < 10 and low <= int(value) <= high:
                 setattr(script, name, int(value))
             else:
@@ -64,6 +75,40 @@ class Script:
         if self.long is not None:
             return (f"{n} ".ljust(self.piece or 0, "x") for n in range(self.long))
         return iter(split(prepared.reply(question), self.piece))
+
+    def deltas(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The whole answer, each chunk as a delta: what it thinks, then a refusal, a call, or the text."""
+        tools = [tool["function"]["name"] for tool in request.get("tools") or ()]
+        turn = prepared.turn(request["messages"], tools)
+        thought = turn.reasoning if turn else prepared.reasoning(self.reason or 0)
+        if self.refuse:
+            rest = _each("refusal", split(prepared.refusal(), self.piece))
+        elif turn and turn.call:
+            rest = _call(turn, self.piece)
+        else:
+            rest = _each("content", split(turn.text, self.piece) if turn else self._text(request["messages"]))
+        return chain(_each("reasoning_content", split(thought, self.piece)), rest)
+
+    def _text(self, messages: list[dict[str, Any]]) -> Iterator[str]:
+        """The answer, or only what follows the text that it is to go on from, where it begins with that."""
+        question, last = [m["content"] for m in messages if m["role"] == "user"][-1], messages[-1]
+        if self.goes_on and last["role"] == "assistant":
+            whole, kept = "".join(self.chunks(question)), str(last["content"])
+            if whole.startswith(kept):
+                return iter(split(whole[len(kept) :], self.piece))
+        return self.chunks(question)
+
+
+def _each(name: str, chunks: Iterable[str]) -> Iterator[dict[str, Any]]:
+    return ({name: chunk} for chunk in chunks)
+
+
+def _call(turn: prepared.Turn, piece: int | None) -> Iterator[dict[str, Any]]:
+    """A call as models send it: first its id and name, then its arguments, a text that grows."""
+    head = {"index": 0, "id": f"call_{turn.number}", "type": "function"}
+    yield {"tool_calls": [head | {"function": {"name": turn.call, "arguments": ""}}]}
+    for chunk in split(turn.arguments, piece):
+        yield {"tool_calls": [{"index": 0, "function": {"arguments": chunk}}]}
 
 
 def split(text: str, piece: int | None = None) -> list[str]:
@@ -124,8 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             request = json.loads(body)
             script = Script.parse(request["model"])
-            question = [m["content"] for m in request["messages"] if m["role"] == "user"][-1]
-            script.chunks(question)  # raises, if that is no text
+            deltas = script.deltas(request)  # raises, if the question is no text
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             self._refuse(400, f"{error}")
             return
@@ -137,10 +181,10 @@ class _Handler(BaseHTTPRequestHandler):
             # Like some real endpoints it quotes the key: nothing that the kit shows may do so.
             self._refuse(script.status, f"scripted refusal of {self.headers['Authorization']}")
         else:
-            self._answer(script, request, question)
+            self._answer(script, request, deltas)
 
-    def _answer(self, script: Script, request: dict[str, Any], question: str) -> None:
-        body = (self._events if request.get("stream") else self._whole)(script, request, question)
+    def _answer(self, script: Script, request: dict[str, Any], deltas: Iterator[dict[str, Any]]) -> None:
+        body = (self._events if request.get("stream") else self._whole)(script, request, deltas)
         first = next(body)  # a whole answer takes its time before its head is sent
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream" if request.get("stream") else "application/json")
@@ -151,35 +195,41 @@ class _Handler(BaseHTTPRequestHandler):
             data = text.encode()
             self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
 
-    def _events(self, script: Script, request: dict[str, Any], question: str) -> Iterator[str]:
+    def _events(self, script: Script, request: dict[str, Any], deltas: Iterator[dict[str, Any]]) -> Iterator[str]:
         """The body of a streamed answer, event by event."""
 
         def event(**content: Any) -> str:
             return f"data: {json.dumps({**_head(request, 'chat.completion.chunk'), **content})}\n\n"
 
-        def chunk(delta: dict[str, str], reason: str | None = None) -> str:
+        def chunk(delta: dict[str, Any], reason: str | None = None) -> str:
             return event(choices=[{"index": 0, "delta": delta, "finish_reason": reason}])
 
         yield chunk({"role": "assistant", "content": ""})
-        count, chunks = 0, _chunks(script, request, question)
-        for text in self._paced(script, islice(chunks, script.length)):
+        count, delta = 0, {}
+        for delta in self._paced(script, islice(deltas, script.length)):
             count += 1
-            yield chunk({"content": text})
-        yield chunk({}, "stop" if next(chunks, None) is None else "length")
+            yield chunk(delta)
+        yield chunk({}, _reason(delta, deltas))
         if (request.get("stream_options") or {}).get("include_usage"):
             yield event(choices=[], usage=_usage(request, count))
         yield "data: [DONE]\n\n"
 
-    def _whole(self, script: Script, request: dict[str, Any], question: str) -> Iterator[str]:
+    def _whole(self, script: Script, request: dict[str, Any], deltas: Iterator[dict[str, Any]]) -> Iterator[str]:
         """The body of an answer in one piece."""
-        chunks = _chunks(script, request, question)
-        texts = list(self._paced(script, islice(chunks, script.length)))
-        reason = "stop" if next(chunks, None) is None else "length"
-        choice = {"index": 0, "finish_reason": reason, "message": {"role": "assistant", "content": "".join(texts)}}
+        message: dict[str, Any] = {"role": "assistant", "content": ""}
+        delta, count = {}, 0
+        for delta in self._paced(script, islice(deltas, script.length)):
+            count += 1
+            for name, more in delta.items():
+                if name == "tool_calls" and name in message:
+                    message[name][0]["function"]["arguments"] += more[0]["function"]["arguments"]
+                else:
+                    message[name] = more if name == "tool_calls" else message.get(name, "") + more
+        choice = {"index": 0, "finish_reason": _reason(delta, deltas), "message": message}
         head = _head(request, "chat.completion")
-        yield json.dumps(head | {"usage": _usage(request, len(texts)), "choices": [choice]})
+        yield json.dumps(head | {"usage": _usage(request, count), "choices": [choice]})
 
-    def _paced(self, script: Script, chunks: Iterable[str]) -> Iterator[str]:
+    def _paced(self, script: Script, chunks: Iterable[Any]) -> Iterator[Any]:
         """The chunks, each when it is due; the clock starts once, so that small delays don't add up."""
         think = script.think if script.think is not None else 400 * bool(script.pace)
         start = time.monotonic() + think / 1000
@@ -218,14 +268,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def _chunks(script: Script, request: dict[str, Any], question: str) -> Iterator[str]:
-    """The answer, or only what follows the text that it is to go on from, where it begins with that."""
-    last = request["messages"][-1]
-    if script.goes_on and last["role"] == "assistant":
-        whole, kept = "".join(script.chunks(question)), str(last["content"])
-        if whole.startswith(kept):
-            return iter(split(whole[len(kept) :], script.piece))
-    return script.chunks(question)
+def _reason(last: dict[str, Any], left: Iterator[dict[str, Any]]) -> str:
+    """Why it ends after this delta, where these are left."""
+    return "length" if next(left, None) is not None else "tool_calls" if "tool_calls" in last else "stop"
 
 
 def _head(request: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -233,7 +278,7 @@ def _head(request: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _usage(request: dict[str, Any], completion: int) -> dict[str, int]:
-    prompt = sum(len(split(str(message["content"]))) for message in request["messages"])
+    prompt = sum(len(split(str(message.get("content")))) for message in request["messages"])
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
