@@ -128,7 +128,8 @@ def turn(messages: list[dict[str, Any]], tools: list[str]) -> Turn | None:
     It tells what the tools gave back, word by word; a result that begins with `error: ` ends the matter.
     """
     at = max(n for n, message in enumerate(messages) if message["role"] == "user")
-    found = get_close_matches(messages[at]["content"], agent_questions(), 1, 0.8) if tools else []
+    asked = messages[at]["content"]  # a text, or a list of parts, of which none is known here
+    found = get_close_matches(asked, agent_questions(), 1, 0.8) if tools and isinstance(asked, str) else []
     if not found:
         return None
     results = [str(message["content"]) for message in messages[at:] if message["role"] == "tool"]
