@@ -25,6 +25,20 @@ until = time.monotonic() + 60
 while time.monotonic() < until and any(hasattr(view, "transcript") for view in list(hub._views)):
     time.sleep(0.05)
 """
+# After each cell: a stream's view sends a page what is new alone, so that nothing of it would be saved. Its picture is
+# of the cell after which it showed most (entries, then pending ones, then readers) before there was another of its key.
+SNAP = """
+from llmstream_nb.widgets.live import hub as _hub
+_latest = globals().get("_latest", {}) | {v.key: v for v in list(_hub._views) if hasattr(v, "cursor") and not hasattr(v, "_saved")}
+for _view in [view for view in list(_hub._views) if hasattr(view, "cursor") and _latest[view.key] is view]:
+    _view._due = 0.0
+    _view.reader(_view.client).read([_view])
+    _entries, _marks = _view._known
+    _much = len(_entries) + _marks["gone"], sum(g["pending"] for g in _marks["groups"]), len(_marks.get("readers", ()))
+    if _much > getattr(_view, "_saved", (0, 0, -1)):
+        _view._saved, _view.whole_wanted = _much, True
+        _view.show()
+"""
 # What differs from run to run or from machine to machine, and so has no place in a committed notebook.
 UNSTABLE = re.compile(rf"\bat 0x[0-9a-f]{{6,}}|{re.escape(str(ROOT))}|/ipykernel_\d+/|{re.escape(str(Path.home()))}/")
 
@@ -46,14 +60,15 @@ def save_outputs(names: Sequence[str]) -> int:
         began = time.monotonic()
         where = {"metadata": {"path": str(NOTEBOOKS)}}
         client = NotebookClient(notebook, timeout=120, kernel_name="python3", resources=where)
-        notebook.cells.append(nbformat.v4.new_code_cell(SETTLE))
+        cells = notebook.cells
+        notebook.cells = [part for cell in cells for part in (cell, *_snap(cell))] + [nbformat.v4.new_code_cell(SETTLE)]
         try:
             client.execute()
         except CellExecutionError as error:
             say(f"{name}: not saved: {error}")
             bad += 1
             continue
-        notebook.cells.pop()
+        notebook.cells = cells
         with chromium() as browser:
             found = add_stills(
                 browser.new_page(viewport={"width": WIDTH, "height": 720}),
@@ -69,6 +84,12 @@ def save_outputs(names: Sequence[str]) -> int:
         nbformat.write(notebook, NOTEBOOKS / name)
         say(f"{name}: saved ({time.monotonic() - began:.0f} s)")
     return 1 if bad or not chosen else 0
+
+
+def _snap(cell: Any) -> list[Any]:
+    import nbformat
+
+    return [nbformat.v4.new_code_cell(SNAP)] * (cell.cell_type == "code")
 
 
 def normalise(notebook: Any) -> Any:

@@ -30,7 +30,18 @@ ROOMS = {
     "setup": 1326,  # a bare Python, any system, uv and pip, which Redis serves and who may use it, errors and ends
 }
 SET_UP = ("setup", "__main__")  # before anything is installed
-PURE = {"__future__", "codecs", "json", "re", "collections", "dataclasses", "typing", "itertools", "llmstream_nb", "math"}
+PURE = {
+    "__future__",
+    "codecs",
+    "json",
+    "re",
+    "collections",
+    "dataclasses",
+    "typing",
+    "itertools",
+    "llmstream_nb",
+    "math",
+}
 THIRD_PARTY = {
     "redis",
     "hiredis",
