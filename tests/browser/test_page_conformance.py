@@ -107,7 +107,9 @@ def expected(case: dict[str, Any]) -> dict[str, str]:
                 text += more if type(before) is type(event) else heading + more
             case ToolCall() | ToolResult():
                 block = drawn(event)
-                text += block["line"] + "running" if "line" in block else block["content"]
+                said = "Failed" * ("error" in block) + block.get("error", block.get("content", ""))
+                broken = "not valid JSON" * ("broken" in block)
+                text += f"{block['line']}{broken}running" if "line" in block else said
             case Unknown(kind=kind) if not isinstance(before, Unknown):
                 text += f"[a part of kind {kind}, which this page doesn't know]"
             case Gap(missing=missing):
