@@ -69,7 +69,7 @@ class Attempt:
     @property
     def whole(self) -> Json:
         """All of this attempt, as the record keeps it."""
-        return _whole(self.text, joined(entry for entry in self.entries if entry[0] not in ("start", "end", "error")))
+        return _whole(self.text, [entry for entry in self.entries if entry[0] not in ("start", "end", "error")])
 
     @property
     def tick_in(self) -> float:
@@ -323,7 +323,7 @@ def standing(answer_id: str, client: redis.Redis) -> Json:
 
 def _whole(text: str, parts: list[tuple[str, str, int]]) -> Json:
     """The text; and all parts, where there are others."""
-    return {"text": text} | ({"parts": parts} if any(kind != "text" for kind, *_ in parts) else {})
+    return {"text": text} | ({"parts": joined(parts)} if any(part[0] != "text" for part in parts) else {})
 
 
 def last_entry(pipe: Any, key: str) -> tuple[Entry | None, EntryID]:

@@ -115,9 +115,10 @@ class Producer:
         try:
             for part in self._deltas:
                 came, text = ("text", part) if type(part) is str else written(part)
-                if came != kind and not self._add(kind, joiner.flush()):
-                    return
-                kind = came
+                if came != kind:
+                    if not self._add(kind, joiner.flush()):
+                        return
+                    kind = came
                 if not self._add(kind, joiner.push(text) if kind in DELTAS else text):
                     return
             self._add(kind, joiner.flush())
