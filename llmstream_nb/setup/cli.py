@@ -44,6 +44,7 @@ IN_A_CHECKOUT = {
     "test",
     "wheels",
     "save-outputs",
+    "film",
     "restore",
     "next-group",
 }  # not where pip has installed the package alone
@@ -186,6 +187,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("save-outputs", _save_outputs, "for maintainers: run notebooks and save their outputs")
     one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
+    command("film", _film, "for maintainers: film JupyterLab for the README")
     return top
 
 
@@ -438,6 +440,10 @@ def _test(args: argparse.Namespace) -> int:
 
 def _save_outputs(args: argparse.Namespace) -> int:
     return int(_maintain("save_outputs").save_outputs(args.name))
+
+
+def _film(args: argparse.Namespace) -> int:  # noqa: ARG001 - it takes none
+    return int(_maintain("film").film())
 
 
 def _maintain(module: str) -> Any:
