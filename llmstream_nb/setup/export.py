@@ -71,7 +71,7 @@ class Site:
         assert page
         text = _prose(notebook)
         neighbours = re.findall(r"(before|after|next): \[([^\]]+)\]\((\S+?)\)", text)[:2]
-        resources = {"title": _found(r"(?m)^# (.+)", text), "neighbours": neighbours}
+        resources = {"title": _title(text), "neighbours": neighbours}
         soup = BeautifulSoup(self._exporter.from_notebook_node(notebook, resources)[0], "html.parser")
         if source.suffix == ".md":
             _name_headings_as_github(soup)
@@ -111,14 +111,14 @@ def _notebook(source: Path) -> Any:
             raise SetupError(f"{source} is no notebook ({error}): python3 -m llmstream_nb restore mends it.") from None
     if source.suffix == ".md":
         return new_notebook(cells=[new_markdown_cell(source.read_text("utf-8"))])
-    cells = [new_markdown_cell(f"# {source.relative_to(ROOT).as_posix()}")]
+    cells = [new_markdown_cell(f"# `{source.relative_to(ROOT).as_posix()}`")]
     if source.is_dir():
         rooms = sorted(path.parent.name for path in source.glob("*/__init__.py"))
         cells.append(new_markdown_cell(" · ".join(f"[{name}/]({name})" for name in rooms)))
         for path in sorted(source.glob("*.py")):
-            cells += [new_markdown_cell(f"## {path.name}"), new_code_cell(path.read_text("utf-8"))]
+            cells += [new_markdown_cell(f"## `{path.name}`"), new_code_cell(path.read_text("utf-8"))]
     else:
-        cells.append(new_code_cell(source.read_text("utf-8")))
+        cells.append(new_code_cell(source.read_text("utf-8", errors="replace")))
     lexer = find_lexer_class_for_filename("a.py" if source.is_dir() else source.name)
     return new_notebook(cells=cells, metadata={"language_info": {"name": lexer.aliases[0] if lexer else "text"}})
 
@@ -128,13 +128,13 @@ def _index() -> str:
     course, others = [], []
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         text, file = _prose(_notebook(path)), path.relative_to(ROOT).as_posix()
-        title, minutes = _found(r"(?m)^# (.+)", text), _found(r"(\d+) minutes", text)
+        title, minutes = _title(text), _found(r"(\d+) minutes", text)
         does = _found(r"\*\*You'll do:\*\* (.+)", text).replace("](", "](notebooks/")
         if minutes:
             course.append(f"| [{title}]({file}) | {minutes} | {does[:1].upper()}{does[1:]} |")
         else:
             others.append(f"- [{title}]({file})")
-    others += [f"- [{_found(r'(?m)^# (.+)', (ROOT / name).read_text('utf-8'))}]({name})" for name in MAIN]
+    others += [f"- [{_title((ROOT / name).read_text('utf-8'))}]({name})" for name in MAIN]
     about = _found(r"(?m)^\*\*(.+)\*\*$", (ROOT / MAIN[0]).read_text("utf-8"))
     head = ["# Contents", f"\n{about}\n", "| notebook | minutes | you'll do |", "|---|---|---|"]
     return "\n".join([*head, *course, "", *others])
@@ -142,6 +142,10 @@ def _index() -> str:
 
 def _prose(notebook: Any) -> str:
     return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def _title(text: str) -> str:
+    return _found(r"(?m)^# (.+)", text).replace("`", "")
 
 
 def _found(pattern: str, text: str) -> str:
@@ -152,5 +156,7 @@ def _found(pattern: str, text: str) -> str:
 def _name_headings_as_github(soup: BeautifulSoup) -> None:
     """Give headings the anchors that links in Markdown files mean; a notebook's are those of JupyterLab."""
     for heading in soup.select("h1, h2, h3, h4"):
-        words = re.sub(r"[^\w -]", "", heading.get_text()).strip().lower()
-        heading["id"] = words.replace(" ", "-")
+        name = re.sub(r"[^\w -]", "", heading.get_text()).strip().lower().replace(" ", "-")
+        heading["id"] = name
+        for sign in heading.select(".anchor-link"):
+            sign["href"] = f"#{name}"
