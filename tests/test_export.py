@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +152,7 @@ def test_copied_code_is_what_the_cell_holds(pages) -> None:
 # --------------------------------------------------------------------------------- what somebody may have done
 
 
+KEY = "OPENAI_API_KEY=sk-not-to-be-seen"
 EVIL = '<img src="x" onerror="document.title = 1"><script>document.title = 2</script><iframe src="https://a.org">'
 
 
@@ -160,7 +162,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
     for name in exporting.MAIN:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("# Title")
-    (tmp_path / ".env").write_text("OPENAI_API_KEY=sk-not-to-be-seen")
+    (tmp_path / ".env").write_text(KEY)
     (tmp_path / "notebooks").mkdir()
     view = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "a view's text"}
     outputs = [
@@ -171,7 +173,10 @@ def checkout(tmp_path, monkeypatch) -> Path:
         new_output("stream", text="<b>said</b>"),
         new_output("error", ename="E", evalue="v", traceback=["\x1b[31mBroken\x1b[0m <i>"]),
     ]
-    cells = [new_markdown_cell(f"# A <b>\n\n[keys](../.env) [out](../../x) {EVIL}"), new_code_cell("", outputs=outputs)]
+    cells = [
+        new_markdown_cell(f"# A <b>\n\n[keys](../.env) ![keys](../.env) [out](../../x) {EVIL}"),
+        new_code_cell("", outputs=outputs),
+    ]
     nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / "00-a.ipynb")
     monkeypatch.setattr(exporting, "ROOT", tmp_path)
     monkeypatch.setattr(exporting, "NOTEBOOKS", tmp_path / "notebooks")
@@ -183,7 +188,8 @@ def test_what_is_hidden_or_outside_is_not_taken_along(checkout) -> None:
     assert exporting.export(checkout / "site") == 0
     pages = pages_of(checkout / "site")
     assert set(pages) == {"index.html", "notebooks/00-a.html", *(f"{name[:-3]}.html" for name in exporting.MAIN)}
-    assert not [name for name, page in pages.items() if "not-to-be-seen" in str(page)]
+    for secret in (KEY, base64.b64encode(KEY.encode()).decode()[:20]):
+        assert not [name for name, page in pages.items() if secret in str(page)]
     words = [block.text for block in pages["notebooks/00-a.html"].select(".output pre")]
     assert words == ["script", "a view's text", "<b>said</b>", "Broken <i>"]
 
