@@ -173,6 +173,7 @@ def test_help_names_every_command_and_variable(capsys):
         "doctor",
         "clear",
         "restore",
+        "export",
         "next-group",
         "save-outputs",
     ):

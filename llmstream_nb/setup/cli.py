@@ -46,6 +46,7 @@ IN_A_CHECKOUT = {
     "save-outputs",
     "film",
     "restore",
+    "export",
     "next-group",
 }  # not where pip has installed the package alone
 # C0 and C1 controls, which move cursors and set titles; changes of writing direction, which disguise text.
@@ -181,6 +182,9 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("restore", lambda args: restore(args.name), "bring notebooks back as they came, after a backup")
     one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
+
+    one = command("export", _export, "make a site of the notebooks as they are saved, to read without running them")
+    one.add_argument("folder", type=Path, metavar="DIR")
 
     one = command("next-group", _next_group, "end all workers, delete all answers, and restore all notebooks")
     one.add_argument("--yes", action="store_true", help="do not ask first")
@@ -432,6 +436,12 @@ def _wheels(args: argparse.Namespace) -> int:
     from llmstream_nb.setup.wheels import fill  # it needs a package
 
     return fill(args.folder, args.platforms, args.pythons, model=not args.no_model)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from llmstream_nb.setup.export import export  # it needs packages
+
+    return export(args.folder)
 
 
 def _test(args: argparse.Namespace) -> int:
