@@ -57,7 +57,7 @@ def test_attempts_are_told_while_they_are_written_and_counted_after_the_end() ->
     assert "attempts" not in made.figures
     made.follower.state = "ended"
     made.take([Text("all", EntryID(3, 1)), Ended(EntryID(3, 2), "stop")])
-    assert told(made) == (3, "", "all") and made.figures.startswith("3 attempts · 1 chunk · ")
+    assert told(made) == (3, "", "all") and made.figures.startswith("3 attempts · the last: 1 chunk · ")
 
 
 def test_another_question_under_the_same_id_is_no_takeover_whatever_its_number() -> None:

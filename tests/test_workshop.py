@@ -115,7 +115,7 @@ def test_drill_kill_a_worker(real_servers, started, tmp_path) -> None:
     assert text.read_text("utf-8").strip().endswith(prepared.reply(question).strip())
     assert f"Attempt 2, by {('two', 'one')[worker]}. The answer begins anew." in told.read_text("utf-8")
     chunks = len(scripted.split(prepared.reply(question)))  # of the attempt that counts
-    assert f"[stop · 2 attempts · {chunks} chunks ·" in told.read_text("utf-8")
+    assert f"[stop · 2 attempts · the last: {chunks} chunks ·" in told.read_text("utf-8")
     assert ": takes over" in said[2 * (1 - worker) + 1].read_text("utf-8")
 
 

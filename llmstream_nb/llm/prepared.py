@@ -129,9 +129,12 @@ def turn(messages: list[dict[str, Any]], tools: list[str]) -> Turn | None:
     """
     at = max(n for n, message in enumerate(messages) if message["role"] == "user")
     asked = messages[at]["content"]  # a text, or a list of parts, of which none is known here
-    found = get_close_matches(asked, agent_questions(), 1, 0.8) if tools and isinstance(asked, str) else []
-    if not found:
+    if not tools or not isinstance(asked, str):
         return None
+    found = get_close_matches(asked, agent_questions(), 1, 0.95)  # one that asks for another number is another question
+    if not found:
+        listed = "\n".join(f"- {question}" for question in agent_questions())
+        return None if find(asked) else Turn("", _agent()["unknown"].format(listed))
     results = [str(message["content"]) for message in messages[at:] if message["role"] == "tool"]
     if results and results[-1].startswith("error: "):
         return Turn("That did not work.", _agent()["failed"].format(results[-1].removeprefix("error: ")))

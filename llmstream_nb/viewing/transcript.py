@@ -190,8 +190,9 @@ class Transcript:
         """Chunks, times to the first part and token, time so far, as text; empty before there is any."""
         if self.first_part_ms is None:
             return ""
-        known = [f"{self.attempts} attempts"] if self.settled and self.attempts > 1 else []
-        known.append(f"{self.chunks:,} chunk{'' if self.chunks == 1 else 's'}")
+        again = self.settled and self.attempts > 1  # figures are of the last one
+        known = [f"{self.attempts} attempts"] if again else []
+        known.append(f"{'the last: ' if again else ''}{self.chunks:,} chunk{'' if self.chunks == 1 else 's'}")
         if self.first_part_ms != self.first_ms:
             known.append(f"first sign {_seconds(self.first_part_ms)}")
         if self.first_ms is not None:

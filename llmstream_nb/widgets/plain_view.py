@@ -42,8 +42,8 @@ def _in_order(transcript: Transcript) -> list[str]:
             found.append(shown)
         if piece.get("kind") == "call":
             open_calls[piece["id"]] = len(found) - 1
-    for at in open_calls.values() if live else ():
-        found[at] += "<div><i>running</i></div>"
+    for at in open_calls.values():
+        found[at] += f"<div><i>no result{' yet' if live else ''}</i></div>"
     return found
 
 

@@ -109,7 +109,7 @@ def expected(case: dict[str, Any]) -> dict[str, str]:
                 block = drawn(event)
                 said = "Failed" * ("error" in block) + block.get("error", block.get("content", ""))
                 broken = "not valid JSON" * ("broken" in block)
-                text += f"{block['line']}{broken}running" if "line" in block else said
+                text += f"{block['line']}{broken}no result yet" if "line" in block else said
             case Unknown(kind=kind) if not isinstance(before, Unknown):
                 text += f"[a part of kind {kind}, which this page doesn't know]"
             case Gap(missing=missing):

@@ -38,7 +38,7 @@ export function makeBlock(parent, part) {
   if (part.kind === "call") {
     fold(block, part.line);
     if (part.broken) make(block, "em", {}, "not valid JSON");
-    make(block, "em", { class: "llmstream-running" }, "running");
+    make(make(block, "em", { class: "llmstream-open" }, "no result"), "span", {}, " yet");
   } else if (part.kind === "result") {
     if (part.error) make(block, "strong", {}, "Failed");
     fold(block, part.error || part.content);

@@ -6,8 +6,9 @@ import { make } from "./elements.js";
 // What is known so far, as ["12 chunks", "first token 0.21 s", "total 1.4 s"]; times are in milliseconds.
 export function figures({ chunks, first, firstPart = first, ms, over, attempts }) {
   const seconds = (time, digits = time < 1000 ? 2 : 1) => `${(time / 1000).toFixed(digits)} s`;
-  const known = over && attempts > 1 ? [`${attempts} attempts`] : [];
-  if (firstPart !== null) known.push(`${chunks.toLocaleString("en")} chunk${chunks === 1 ? "" : "s"}`);
+  const again = over && attempts > 1; // figures are of the last one
+  const known = again ? [`${attempts} attempts`] : [];
+  if (firstPart !== null) known.push(`${again ? "the last: " : ""}${chunks.toLocaleString("en")} chunk${chunks === 1 ? "" : "s"}`);
   if (firstPart !== first) known.push(`first sign ${seconds(firstPart)}`);
   if (first !== null) known.push(`first token ${seconds(first)}`);
   if (ms) known.push(`${over ? "total " : ""}${seconds(ms, 1)}`);
