@@ -26,11 +26,13 @@ from llmstream_nb.protocol.parts import (
     ToolResult,
     Unknown,
     joined,
+    parts_of_record,
     written,
 )
 from llmstream_nb.protocol.wire import EntryID
 
 from .conftest import FAST
+from .model import wait_for
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 PARTS = st.lists(
@@ -241,3 +243,57 @@ def test_a_call_that_somebody_wrote_is_made_text(kind, data) -> None:
     ]
     assert all(isinstance(value, str) for value in told)
     assert getattr(event, "cut", 0) == 0
+
+
+# ------------------------------------------------------------------------------------------- what anybody may write
+
+
+@pytest.mark.parametrize(
+    "kind", ["text ", " reasoning", "refusal\u200b\x00", "call\x01", "result\n", " end", "\x00", ""]
+)
+def test_a_kind_that_only_looks_like_one_that_is_known_stays_unknown(kind: str) -> None:
+    [part] = Cursor(EntryID(1, 0)).feed([("1-1", {"kind": kind, "text": "hidden", "ms": "0"})])
+    assert isinstance(part, Unknown) and part.kind not in ("", "text", "reasoning", "refusal", "call", "result", "end")
+    assert text_of([part]) == "" and [type(each) for each in parts_of([part])] == [Unknown]
+
+
+def test_an_error_without_words_is_told_by_its_class() -> None:
+    assert json.loads(written(ToolResult("c", error=KeyError()))[1]) == {"id": "c", "error": "KeyError"}
+
+
+def test_none_is_no_word_and_an_object_is_json() -> None:
+    assert json.loads(ToolCall(None, None, None).text) == {"id": "", "name": "", "arguments": ""}
+    assert json.loads(ToolResult(1, {"n": [2]}).text) == {"id": "1", "content": '{"n": [2]}'}
+    assert json.loads(ToolResult("c", None).text)["content"] == ""
+    for wrong in (Text(None), Reasoning(5), Refusal(b"no")):
+        with pytest.raises(TypeError, match="a source yields text or parts"):
+            written(wrong)
+
+
+def test_an_empty_part_comes_between_nothing(client) -> None:
+    def halves(question, topic):
+        yield from ("\ud83d", Reasoning(""), Text(""), Refusal(""), "\ude00")
+
+    answer = ask("?", source=halves).wait(20)
+    assert bare(answer.parts) == [("text", "\U0001f600")]
+
+
+def test_a_record_with_all_parts_misses_nothing(client) -> None:
+    def agent(question, topic):
+        for number in range(40):
+            yield ToolCall(f"c{number}", "count", "{}")
+            yield ToolResult(f"c{number}", "1")
+        yield "Done."
+
+    answer = ask("?", source=agent, writing=Writing(maxlen=5)).wait(20)
+    wait_for(lambda: answer.record.get("end"))
+    assert client.xlen(names_of(client).answer(answer.id).chunks) < 80
+    assert answer.look().missing == 0 and len(answer.parts) == 81
+
+
+@pytest.mark.parametrize(
+    "parts", ["none", [], [["text"]], [[1, 2, 3]], {"a": 1}, [["text", "", 0]], [["reasoning", 5, 0]]]
+)
+def test_parts_that_are_none_do_not_hide_the_text(parts: object) -> None:
+    told = parts_of_record({"parts": parts, "text": "all of it"}, EntryID(1, 3))
+    assert bare(told) == [("text", "all of it")]

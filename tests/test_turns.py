@@ -511,3 +511,13 @@ def test_the_command_line_asks_on(client, heard, capsys):
     assert cli._ask(cli.parser().parse_args(asked_with)) == 0
     assert "0" in capsys.readouterr().out
     assert said(heard[1])[1:] == [("user", "What?"), ("assistant", "0 "), ("user", "And?")]
+
+
+@pytest.mark.parametrize("asks", [ask, enqueue])
+def test_a_handle_follows_its_own_answer_alone(client, asks, worker):
+    worker()
+    handle = asks("What?", source="scripted", model=f"{QUICK}2", id="first").wait(10)
+    ask("Something else?", source="scripted", model=f"{QUICK}3", id="first", replace=True).wait(10)
+    with pytest.raises(BrokenChain, match="another answer by now"):
+        ask("Why?", follows=handle, source="scripted", model=f"{QUICK}1")
+    assert ask("Why?", follows="first", source="scripted", model=f"{QUICK}1").wait(10).status == "ended"

@@ -148,6 +148,7 @@ class Answer:
         self.client = client or current()
         self.timing = timing or Timing()
         self._producer = producer
+        self.nonce = producer.attempt.record["nonce"] if producer else ""  # of its question, where that is known
 
     def __repr__(self) -> str:
         return f"<Answer {self.id}>"
@@ -176,7 +177,7 @@ class Answer:
         """
         now, events = look_and_events(self.id, self.client)
         if now.record.get("end") and any(isinstance(event, Gap) for event in events):
-            return list(parts_of_record(now.record, now.top))
+            return parts_of_record(now.record, now.top)
         return parts_of(events)
 
     @property

@@ -81,9 +81,13 @@ class Producer:
         self._deltas, self._about = deltas, about
         self._stop = self._left = self._closed = self._anew = False  # closed: no entry may follow
         self._changed, self._pen = threading.Condition(), threading.Lock()
-        self._held, self._pause = "", writing.coalesce_ms / 1000  # deltas for the next entry; seconds between two
-        self._kind = "text"  # of what is held
+        self._pause = writing.coalesce_ms / 1000  # seconds between two entries
         self._silence = silence  # seconds that the source may be silent, before its first delta and after it
+        self._clear()
+
+    def _clear(self) -> None:
+        """Nothing has come yet."""
+        self._held, self._kind = "", "text"  # deltas for the next entry, and their kind
         self._began = self._next = time.monotonic()  # the next entry may be written from then on
         self._last = self._began  # when the model was asked for the next delta
         self._first_part: int | None = None  # milliseconds until the first part of any kind, and until the first text
@@ -257,6 +261,7 @@ class Producer:
             self._close("end", reason="cancelled")
         elif self._anew:
             self._note(_anew=False)
+            self._clear()
             self.attempt.begin_anew()
             self._begin()
         elif self._is_stalled():

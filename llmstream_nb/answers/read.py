@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import redis
 
 from llmstream_nb.answers.connection import LOST, Line, async_client, current, is_passing, names_of, unusable
-from llmstream_nb.protocol.events import Event, Gap, text_of
+from llmstream_nb.protocol.events import Event, Gap, parts_of, text_of
 from llmstream_nb.protocol.follow import Follower
+from llmstream_nb.protocol.parts import parts_of_record
 from llmstream_nb.protocol.round import BLOCK, Command, Lost, Patience, Round, Send, rounds
 from llmstream_nb.protocol.wire import AnswerNotFound, EntryID, Timing, parse_record
 
@@ -213,11 +214,13 @@ def look_and_events(answer_id: str, client: redis.Redis) -> tuple[Look, list[Eve
         return Look("missing", "", {}, follower.cursor.after, 0), []
     except LOST as error:
         raise unusable(error, client) from None
-    text, whole = text_of(events), record.get("text")
+    text, whole, top = text_of(events), record.get("text"), follower.cursor.after
     missing = sum(event.missing for event in events if isinstance(event, Gap))
-    if missing and follower.done and isinstance(whole, str) and len(whole) > len(text):  # else it has the same hole
-        text, missing = whole, 0
-    return Look(follower.state, text, record, follower.cursor.after, missing), events
+    if missing and follower.done and isinstance(whole, str):
+        recorded, held = parts_of_record(record, top), parts_of(events)
+        if sum(len(part.text) for part in recorded) > sum(len(part.text) for part in held):  # else it has the same hole
+            text, missing = whole, 0
+    return Look(follower.state, text, record, top, missing), events
 
 
 class Backoff:

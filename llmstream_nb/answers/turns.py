@@ -36,6 +36,8 @@ def checked(
     beside = {"request": text} if text else {}
     if follows is not None:
         beside["follows"] = check_answer_id(getattr(follows, "id", follows))
+        if nonce := getattr(follows, "nonce", ""):  # what it is a handle on may be asked anew, or lie in another Redis
+            beside["follows_nonce"] = nonce
     return check_question(question or "") if messages is None else question_in(messages), beside
 
 

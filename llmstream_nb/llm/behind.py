@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from llmstream_nb.llm.endpoint import Disagrees, ModelError
 from llmstream_nb.protocol.parts import Yielded, written
 
-UNWILLING = ("BadRequest", "ServerError", "EmptyAnswer")  # errors that need not come again where it begins anew
+UNWILLING = ("BadRequest", "ServerError")  # errors that need not come again where it begins anew
 
 
 def head(text: str) -> str:
@@ -18,34 +18,38 @@ def head(text: str) -> str:
 def behind(text: str, parts: Iterator[Yielded]) -> Iterator[Yielded]:
     """What `parts` bring beyond `text`, of a model that was given its head.
 
-    Such a model says the rest again, others all of it; only what follows is passed on. Raises Disagrees, before
-    anything is, where it says something else, or something that is no text, or refuses.
+    Such a model says the rest again, others all of it; only what follows is passed on. While both may be meant, it is
+    held back. Raises Disagrees, before anything is passed on, where the model says something else, or something that
+    is no text, or refuses.
     """
-    due, said = [_units(text[len(head(text)) :]), _units(text)], b""
-    while not any(said.startswith(known) for known in due):
+    whole, tail, said = _units(text), _units(text[len(head(text)) :]), b""
+    while not said.startswith(whole) and (whole.startswith(said) or not said.startswith(tail)):
         kind, more = _next(parts)
-        if kind == "end" and any(not _text(known[len(said) :]).strip() for known in due):
+        if kind == "end" and said.startswith(tail):
+            break  # it only looked as if all were said again
+        if kind == "end" and not _text(tail[len(said) :]).strip() and tail.startswith(said):
             return
         said += _units(more)
-        due = [known for known in due if known.startswith(said) or said.startswith(known)]
-        if kind != "text" or not due:
+        if kind != "text" or not any(each.startswith(said) or said.startswith(each) for each in (whole, tail)):
             raise Disagrees
-    known = next(known for known in due if said.startswith(known))
+    known = whole if said.startswith(whole) else tail
     if said != known:
         yield _text(said[len(known) :])
     yield from parts
 
 
 def _next(parts: Iterator[Yielded]) -> tuple[str, str]:
-    """Kind and text of the next part; `end` where there is none, or the model refuses to go on."""
+    """Kind and text of the next part; `end` where the model has nothing to say. Raises Disagrees if it refuses."""
     try:
         return written(next(parts))
     except StopIteration:
         return "end", ""
     except ModelError as error:
-        if error.error not in UNWILLING:
-            raise
-        return "end", ""
+        if error.error == "EmptyAnswer":
+            return "end", ""
+        if error.error in UNWILLING:
+            raise Disagrees from error
+        raise
 
 
 def _units(text: str) -> bytes:

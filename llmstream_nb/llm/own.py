@@ -95,8 +95,7 @@ class OwnSource:
             if isinstance(delta, str):
                 if text := str.__str__(delta):  # a plain one, whatever its class makes of it
                     yield text
-            elif delta is not None:
-                written(delta)  # raises TypeError for what is none
+            elif delta is not None and written(delta)[1]:  # which raises TypeError for what is no part
                 yield delta
 
     def _awaited(self) -> Iterator[Any]:

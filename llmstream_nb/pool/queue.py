@@ -65,7 +65,9 @@ def enqueue(
         with suppress(LLMStreamError):
             clear(answer_id, client=client, timing=timing)
         raise unusable(error, client) from None
-    return Answer(answer_id, client=client, timing=timing)
+    answer = Answer(answer_id, client=client, timing=timing)
+    answer.nonce = record["nonce"]
+    return answer
 
 
 def read_question(job: Job, client: redis.Redis) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, ClassVar
@@ -59,8 +59,7 @@ class ToolCall:
     @property
     def text(self) -> str:
         """The JSON object of its entry."""
-        arguments = self.arguments if isinstance(self.arguments, str) else json.dumps(self.arguments)
-        return _written(id=str(self.call_id)[:LONG], name=str(self.name)[:LONG], arguments=arguments)
+        return _written(id=_word(self.call_id)[:LONG], name=_word(self.name)[:LONG], arguments=_word(self.arguments))
 
 
 @dataclass(slots=True)
@@ -81,9 +80,10 @@ class ToolResult:
     @property
     def text(self) -> str:
         """The JSON object of its entry."""
-        name, words = ("error", str(self.error)) if self.error else ("content", str(self.content))
+        error = str(self.error) or type(self.error).__name__ if self.error else ""  # an exception may have no words
+        name, words = ("error", error) if error else ("content", _word(self.content))
         cut = self.cut + max(0, len(words) - MAX_PART)
-        return _written(id=str(self.call_id)[:LONG], **{name: words[:MAX_PART]}, **({"cut": cut} if cut else {}))
+        return _written(id=_word(self.call_id)[:LONG], **{name: words[:MAX_PART]}, **({"cut": cut} if cut else {}))
 
 
 @dataclass(slots=True)
@@ -99,13 +99,14 @@ class Unknown:
 Part = Text | Reasoning | Refusal | ToolCall | ToolResult | Unknown
 Yielded = str | Text | Reasoning | Refusal | ToolCall | ToolResult  # by a source: a string is text
 DELTAS: Mapping[str, type[Text | Reasoning | Refusal]] = {each.kind: each for each in (Text, Reasoning, Refusal)}
+KNOWN = {*DELTAS, "call", "result", "start", "end", "error"}
 
 
 def written(part: Any) -> tuple[str, str]:
     """Kind and text of the entry for what a source yields; raises TypeError for anything else."""
     if isinstance(part, str):
         return "text", str.__str__(part)  # a plain one, whatever its class makes of it
-    if isinstance(part, (Text, Reasoning, Refusal, ToolCall, ToolResult)):
+    if isinstance(part, (Text, Reasoning, Refusal, ToolCall, ToolResult)) and isinstance(part.text, str):
         return part.kind, part.text
     raise TypeError(f"a source yields text or parts of an answer, and this one yielded {type(part).__name__}")
 
@@ -121,7 +122,8 @@ def part_of(entry: Entry) -> Part:
         said, cut = _words(entry.data, "id", "content", "error"), entry.data.get("cut")
         cut = cut if type(cut) is int and cut > 0 else 0
         return ToolResult(said["id"], said["content"], said["error"], cut, entry.id, entry.ms)
-    return Unknown(printable(entry.kind)[:SHORT], entry.text, entry.id, entry.ms)
+    name = printable(entry.kind)[:SHORT]  # which must not make it one of those that are known
+    return Unknown(f"“{name}”" if name in KNOWN or not name else name, entry.text, entry.id, entry.ms)
 
 
 def joined(parts: Iterable[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
@@ -136,22 +138,30 @@ def joined(parts: Iterable[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
     return whole
 
 
-def parts_of_record(record: Mapping[str, Any], end: EntryID) -> Iterator[Part]:
+def parts_of_record(record: Mapping[str, Any], end: EntryID) -> list[Part]:
     """The parts of an ended answer, from its record: what `joined` made, or where that is not there, the text."""
-    told = record.get("parts")
-    for part in told if isinstance(told, list) else [["text", record.get("text"), 0]]:
-        match part:
-            case [str(kind), str(text), int(ms)] if text:
-                yield part_of(Entry(end, kind, text, ms))
+    parts, text = record.get("parts"), record.get("text")
+    told = [part for part in parts if _is_part(part)] if isinstance(parts, list) else []
+    if isinstance(text, str) and text and not any(part[0] == "text" for part in told):  # whatever stands there
+        told.append(["text", text, 0])
+    return [part_of(Entry(end, *part)) for part in told]
+
+
+def _is_part(part: Any) -> bool:
+    match part:
+        case [str(), str(text), int()]:
+            return bool(text)
+    return False
 
 
 def _words(data: Mapping[str, Any], *names: str) -> dict[str, str]:
     """These fields of a call or a result, as text: anybody may have written it."""
     found = {name: data.get(name) for name in names}
-    return {
-        name: value if isinstance(value, str) else "" if value is None else json.dumps(value)
-        for name, value in found.items()
-    }
+    return {name: _word(value) for name, value in found.items()}
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
 def _written(**fields: Any) -> str:

@@ -126,7 +126,7 @@ class Transcript:
 
         Not so where someone closed the answer from outside: they had no more to write down than is here.
         """
-        parts = list(parts_of_record(record or {}, ORIGIN))
+        parts = parts_of_record(record or {}, ORIGIN)
         if sum(len(part.text) for part in parts) > self.size:
             known = self.chunks, self._ms, self.first_part_ms, self.first_ms
             self._clear()
