@@ -287,7 +287,7 @@ def test_the_first_token_may_take_longer(fake):
 
 def test_times_come_from_the_environment(fake, monkeypatch):
     def times(**options):
-        return complete("x", source="openai", **options)._begin.args[2:]
+        return tuple(complete("x", source="openai", **options)._begin.keywords.values())
 
     assert times() == (30.0, 120.0)
     assert times(stream=False) == (30.0, 600.0)
