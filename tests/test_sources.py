@@ -73,6 +73,9 @@ THOUGHTS = {
     "Mistral's": {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]},
     "thinking, as text": {"content": [{"type": "thinking", "thinking": "hm"}]},
     "a part of reasoning": {"content": [{"type": "reasoning", "text": "hm"}]},
+    "a part without a type": {"content": [{"thinking": "hm"}]},
+    "an object": {"reasoning": {"content": "hm"}},
+    "Ollama's own name": {"thinking": "hm"},
 }
 
 

@@ -15,13 +15,11 @@ MOST = 16_000_000  # bytes of one event, or of a body that is no stream
 LINES = 100_000  # of one event, or of such a body
 WORDS = 20_000  # characters of an error, or of a refusal, that are looked at
 TELLING = ("error", "message", "detail", "msg", "errors", "reason", "title", "type", "code")  # where words may stand
-THOUGHTS = (
-    "reasoning_content",
-    "reasoning",
-    "reasoning_details",
-)  # where reasoning stands; several may hold the same
-KINDS = {"text": "text", "refusal": "refusal", "thinking": "reasoning", "reasoning": "reasoning"}  # of parts in a list
-SAID = ("text", "thinking", "summary", "reasoning", "refusal")  # where a part may have its words
+THOUGHTS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")  # several may hold the same reasoning
+# Of parts in a list, by their type; or where none is given, by where their words stand.
+KINDS = {"text": "text", "output_text": "text", "content": "text", "refusal": "refusal"}
+KINDS |= {"thinking": "reasoning", "reasoning": "reasoning"}
+SAID = ("text", "thinking", "summary", "reasoning", "refusal", "content")  # where a part may have its words
 Piece = str | Reasoning | Refusal | ToolCall  # a string is text
 
 
@@ -139,6 +137,7 @@ class Reader:
         if isinstance(chunk, dict):
             self.usage = flat_numbers(chunk.get("usage")) or self.usage
             choices = chunk.get("choices")
+            choices = [choices] if isinstance(choices, dict) and choices else choices
             if choices:
                 self._streamed, self._body, self._size = True, [], 0
             elif not chunk.keys().isdisjoint(TELLING[:5]):
@@ -151,9 +150,10 @@ class Reader:
             self.failed = self.failed or fault(chunk)
 
     def _choice(self, choice: dict[str, Any]) -> Iterator[Piece]:
-        whole = "delta" not in choice and isinstance(choice.get("message"), dict)
-        part = choice.get("message") if whole else choice.get("delta") or choice.get("text")
-        part = {"content": part} if isinstance(part, str) else part
+        message, part = choice.get("message"), choice.get("delta") or choice.get("text")
+        if isinstance(message, dict) and not (part or self.answered):  # else it may say once more what came
+            part = message
+        part = {"content": part} if isinstance(part, (str, list)) else part
         if isinstance(part, dict):
             told = {name: value for name, value in part.items() if value and name != "role"}
             self.alive |= bool(told)
@@ -164,7 +164,7 @@ class Reader:
             yield from self.calls.whole()
         if choice.get("error"):
             self.failed = fault(choice["error"])
-        self.done |= whole
+        self.done |= "delta" not in choice and isinstance(message, dict)
 
     def _message(self, told: dict[str, Any]) -> Iterator[Piece]:
         """The parts in a message, or in a piece of one, in the order in which models write them."""
@@ -176,7 +176,7 @@ class Reader:
             if isinstance(part, str):
                 yield from self._part("text", part)
             elif isinstance(part, dict):
-                kind = part.get("type")
+                kind = part.get("type") or next(filter(part.get, KINDS), "")
                 yield from self._part(KINDS.get(kind, "") if isinstance(kind, str) else "", _said(part))
         if told:
             yield from self._part("refusal", _said(told.get("refusal")))
