@@ -286,6 +286,16 @@ def test_the_older_function_call():
     assert read(whole({"function_call": {"name": "f", "arguments": "{}"}})) == [ToolCall("call_1", "f", "{}")]
 
 
+def test_a_custom_tool_takes_a_text():
+    told = {"id": "a", "type": "custom", "custom": {"name": "run", "input": "print(1)\n"}}
+    run = ToolCall("a", "run", "print(1)\n")
+    assert read(whole({"tool_calls": [told]}, "tool_calls")) == [run]
+    begins = call(0, "a", type="custom", custom={"name": "run", "input": ""})
+    more = [call(0, custom={"input": some}) for some in ("print", "(1)\n")]
+    time = call(1, "b", "time", '{"at": 1}')
+    assert read(*[calls(some) for some in (begins, *more, time)], CALLED) == [run, TIME]
+
+
 def test_calls_without_id_and_index():
     f, g = call(None, None, "f", '{"a": 1}'), call(None, None, "g", "")
     assert read(*[calls(told) for told in (f, f, g, f)], END) == [

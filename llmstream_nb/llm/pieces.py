@@ -66,11 +66,11 @@ class Calls:
 
     def _begins(self, piece: dict[str, Any], place: str) -> bool:
         """Take in a piece; whether it was the first of a call."""
-        inner = piece.get("function")
-        inner = inner if isinstance(inner, dict) else piece
+        named = (piece.get(name) for name in ("function", "custom"))  # a custom tool takes any text as its input
+        inner = next((told for told in named if isinstance(told, dict)), piece)
         index, call_id = _word(piece.get("index")) or place, _word(piece.get("id"))[:LONG]
         name = printable(_word(inner.get("name"))[:LONG])[:NAME]
-        told = inner.get("arguments")  # some send them as an object
+        told = inner.get("arguments", inner.get("input"))  # some send them as an object
         text = told if isinstance(told, str) else "" if told is None else json.dumps(told, ensure_ascii=False)
         if not (call_id or name or text):
             return False
