@@ -239,6 +239,14 @@ TWO_CALLS = {
         calls(call("1", None, "time")),
         calls(call("1", "b", None, '{"at": 1}')),
     ],
+    "the name in pieces": [
+        calls(call(0, "a", "wea", "")),
+        calls(call(0, None, "ther", "")),
+        calls(call(0, arguments='{"in": "Rome"}')),
+        calls(call(1, "b", "ti", "")),
+        calls(call(1, "b", "me", '{"at": ')),
+        calls(call(1, "b", "time", "1}")),
+    ],
     "flat": [
         calls({"index": 0, "id": "a", "name": "weather", "arguments": '{"in": "Rome"}'}),
         calls({"index": 1, "id": "b", "name": "time", "arguments": {"at": 1}}),
@@ -304,6 +312,8 @@ def test_calls_without_id_and_index():
         ToolCall("call_3", "g", "{}"),
         ToolCall("call_4", "f", '{"a": 1}'),
     ]
+    assert read(calls(g), calls(g), END) == [ToolCall("call_1", "g", "{}"), ToolCall("call_2", "g", "{}")]
+    assert [part.name for part in read(calls(call(0, None, "f")), calls(call(0, None, "g")), END)] == ["f", "g"]
     parts = read(calls(g), HI, calls(g), calls(call(None, None, None, "{}")), END)
     assert parts == [ToolCall("call_1", "g", "{}"), "Hi", ToolCall("call_2", "g", "{}")]
 

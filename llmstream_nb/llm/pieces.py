@@ -81,7 +81,8 @@ class Calls:
                 self.too_much = f"more than {MOST_CALLS:,} tool calls"
                 return False
             self._calls.append(call := _Call(index, call_id, name))
-        call.index, call.id, call.name = call.index or index, call.id or call_id, call.name or name
+        call.index, call.id = call.index or index, call.id or call_id
+        call.name = call.name if name == call.name else (call.name + name)[:NAME]
         call.pieces.append(text)
         call.size += len(text)
         if call.size > MAX_PART:
@@ -92,7 +93,11 @@ class Calls:
         """The call that a piece belongs to; None if it begins one: index or id, or both, may be missing or repeated."""
         fits = (call for call in reversed(self._calls) if _agree(index, call.index) and _agree(call_id, call.id))
         call = next(fits, None)
-        if call is None or not _agree(name, call.name):
+        if call is None:
+            return None
+        if not _agree(name, call.name):  # the name may come in pieces, as the arguments do
+            return call if index and call.id and not (call.size or call.given) else None
+        if name and not (index or call.index or call_id or call.id or call.size or text):
             return None
         if call.given and (text.strip() or (name and not call_id)):
             return None
