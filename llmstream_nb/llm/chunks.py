@@ -213,7 +213,7 @@ class Reader:
         if kind != self._kind:
             self._kind = kind
             yield from self._held_back()
-            yield from self.calls.rest()
+            yield from self.calls.whole(text=True)
 
     def _held_back(self) -> Iterator[Piece]:
         for piece in self._thinking.rest() if self._thinking else ():
