@@ -682,7 +682,17 @@ def test_a_huge_body_leaves_the_loop_to_other_requests(fake):
     assert len(turns) >= 10
     body = gzip.compress(b"data: [1,\n" + b"data: 1,\n" * 1_500_000)
     reply = (200, SSE | {"Content-Encoding": "gzip"}, [body])
-    assert answered(fake, reply)[0] == "BadAnswer"
+    failed, _, says = answered(fake, reply)
+    assert (failed, "more than 16,000,000 bytes, or 100,000 lines, in one piece: ask in" in says) == ("BadAnswer", True)
+
+
+def test_what_is_too_large_is_named(fake):
+    failed, refused, says = answered(fake, (200, SSE, [HI, piece({"refusal": "No " * 7_000}), END]))
+    assert (failed, len(refused)) == ("BadAnswer", 20_002)
+    assert "sent a refusal of more than 20,000 characters: ask in other words" in says
+    failed, text, says = answered(fake, (200, SSE, [HI, piece({"content": "x" * 16_000_000}), END]), timeout=30.0)
+    assert (failed, text) == ("BadAnswer", "Hi")
+    assert "sent more than 16,000,000 bytes, or 100,000 lines, in one piece: ask in other words" in says
 
 
 def test_a_refusal_without_end_is_given_up():

@@ -35,18 +35,19 @@ class Fault:
 class Reader:
     """Takes in the body of an answer as it comes, a stream of chunks or one whole completion.
 
-    `reason` is the finish reason, once it came; `done` is true once `[DONE]` or a whole completion came; `failed`
-    holds the error that was sent instead of (more) text; `malformed` is true if this is no completion at all. If
-    the body ends and none of them is set, it was cut, or followed by a `page` for browsers. `usage` holds numbers,
-    by name. `mask` hides what must not be shown of a refusal's words and of the reason. Text, reasoning and calls
-    are not masked: a model that knows a key was told it by whoever asks. With `think_tags`, what stands between
-    <think> and </think> at the beginning of the text is reasoning.
+    `reason` is the finish reason, once it came; `done` is true once `[DONE]` or a whole completion came; `failed` holds
+    the error that was sent instead of (more) text; `malformed` is true if this is no completion at all, or if something
+    is larger than is read, which `too_much` then names. If the body ends and none of them is set, it was cut, or
+    followed by a `page` for browsers. `usage` holds numbers, by name. `mask` hides what must not be shown of a
+    refusal's words and of the reason. Text, reasoning and calls are not masked: a model that knows a key was told it by
+    whoever asks. With `think_tags`, what stands between <think> and </think> at the beginning of the text is reasoning.
     """
 
     def __init__(self, mask: Callable[[str], str] = str, think_tags: bool = False) -> None:
         self.reason: str | None = None
         self.done = self.malformed = self.page = False
         self.failed: Fault | None = None
+        self.too_much = ""
         self.usage: dict[str, float] = {}
         self.alive = False  # whether the last bytes were a sign of the model's life: comments and pings are none
         self.written = self.thought = self.refused = False  # text other than white space came; reasoning; a refusal
@@ -61,7 +62,8 @@ class Reader:
     def feed(self, data: bytes) -> list[Piece]:
         """Take in some bytes, cut anywhere, and return the parts that are complete with them."""
         self._rest += data
-        self.malformed |= len(self._rest) + self._size > MOST or len(self._held) + len(self._body) > LINES
+        if len(self._rest) + self._size > MOST or len(self._held) + len(self._body) > LINES:
+            self._give_up(f"more than {MOST:,} bytes, or {LINES:,} lines, in one piece")
         self.alive = False
         if b"\n" not in data:
             return []
@@ -184,7 +186,7 @@ class Reader:
             if calls:
                 yield from self._before("call")
                 yield from self.calls.take(calls)
-                self.malformed |= bool(self.calls.too_much)
+                self._give_up(self.calls.too_much)
 
     def _part(self, kind: str, words: str) -> Iterator[Piece]:
         if not (kind and words):
@@ -199,7 +201,11 @@ class Reader:
             self._refusal += words
             self.refused = True
             self.written |= bool(words.strip())
-            self.malformed |= len(self._refusal) > WORDS
+            if len(self._refusal) > WORDS:
+                self._give_up(f"a refusal of more than {WORDS:,} characters")
+
+    def _give_up(self, too_much: str) -> None:
+        self.too_much, self.malformed = self.too_much or too_much, self.malformed or bool(too_much)
 
     def _noted(self, piece: str | Reasoning) -> str | Reasoning:
         if isinstance(piece, str):

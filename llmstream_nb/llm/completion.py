@@ -248,8 +248,8 @@ class _Request:
         reader, error = self.reader, self.endpoint.error
         if reader.failed is not None:
             return self.endpoint.refusal(reader.failed)
-        if reader.calls.too_much:
-            return error("BadAnswer", f"sent {reader.calls.too_much}: ask in other words")
+        if reader.too_much:
+            return error("BadAnswer", f"sent {reader.too_much}: ask in other words, or check its address")
         if reader.done or reader.reason is not None:
             if reader.answered or reader.reason not in (None, "stop"):
                 return None
