@@ -457,6 +457,27 @@ def test_a_longer_part_of_the_key_is_hidden_and_a_vendors_own_stars_stay():
         assert endpoint.mask(shown) == shown
 
 
+ASKED = {
+    "raw": lambda text, request: text,
+    "as JSON": lambda text, request: json.dumps(request, separators=(",", ":")),
+    "as Python": lambda text, request: repr(request),
+    "the parameters": lambda text, request: repr(request["user"]),
+}
+
+
+@pytest.mark.parametrize("quoted", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize("status", [400, 200])
+def test_what_an_endpoint_quotes_of_the_request_is_not_for_all_who_see_the_answer(fake, quoted, status):
+    text = 'The code is "4711".\nOnly\nAnna\nmay\nknow\nof\nit, and nobody beside her.'
+    request = {"messages": [{"role": "user", "content": text}], "user": "Anna of the fourth floor, room 12"}
+    words = f"Too hot: temperature with {quoted(text, request)} is above 1"
+    fake.replies[:] = [(status, JSON, [json.dumps({"error": {"message": words, "code": 400}}).encode()])]
+    with pytest.raises(ModelError) as failed:
+        list(complete(messages=request["messages"], params={"user": request["user"]}, source="openai"))
+    assert re.search(r"Too hot: temperature with .*\*\*\*.* is above 1", str(failed.value))
+    assert not re.search("4711|Only|nobody|floor", str(failed.value))
+
+
 FORMS = {
     "base64": base64.b64encode(KEY.encode()).decode(),
     "a user's": base64.b64encode(f"me:{KEY}".encode()).decode(),
