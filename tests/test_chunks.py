@@ -139,6 +139,15 @@ WHOLE_ANSWERS = {
     "a whole completion in an event": [data(whole({"content": "Hi there"}, None))],
     "the shape of older completions": [data({"choices": [{"index": "0", "text": "Hi there"}]}), END],
     "a delta that is a text": [piece("Hi"), piece(" there"), END],
+    "parts of OpenAI's newer API": [piece({"content": [{"type": "output_text", "text": "Hi there"}]}), END],
+    "parts without a type": [piece({"content": [{"text": "Hi"}, {"text": " there"}, {"thinking": "hm"}]}), END],
+    "one part alone": [piece({"content": {"text": "Hi there"}}), END],
+    "a delta that is a list": [piece([{"content": "Hi"}]), piece([" there"]), END],
+    "choices as an object": [data({"choices": {"delta": {"content": "Hi there"}}}), END],
+    "a whole message, and a delta of null": [piece(None, "stop", message={"content": "Hi there"})],
+    "a whole message, and an empty delta": [piece({}, "stop", message={"content": "Hi there"})],
+    "a message that repeats it": [HI, THERE, piece({}, "stop", message={"content": "Hi there"}), DONE],
+    "a message that grows": [piece({}, message={"content": ""}), HI, piece({"content": " there"}, message={}), END],
     "words that were not the last": [HI, data(b"upstream is slow"), data({"detail": "Patience"}), THERE, END],
     "a whole completion with a BOM": [b"\xef\xbb\xbf" + whole({"content": "Hi there"})],
 }
@@ -287,7 +296,7 @@ def test_the_first_token_may_take_longer(fake):
 
 def test_times_come_from_the_environment(fake, monkeypatch):
     def times(**options):
-        return complete("x", source="openai", **options)._begin.args[2:]
+        return tuple(complete("x", source="openai", **options)._begin.keywords.values())
 
     assert times() == (30.0, 120.0)
     assert times(stream=False) == (30.0, 600.0)
@@ -446,6 +455,27 @@ def test_a_longer_part_of_the_key_is_hidden_and_a_vendors_own_stars_stay():
     assert endpoint.mask(f"<{KEY[:-1]}> <{KEY[5:17]}> <{KEY}{KEY}> Basic123") == "<***> <***> <***> ***"
     for shown in ("sk-pr…ABCD", "sk-proj-***BCD", KEY[:11], "Basic"):
         assert endpoint.mask(shown) == shown
+
+
+ASKED = {
+    "raw": lambda text, request: text,
+    "as JSON": lambda text, request: json.dumps(request, separators=(",", ":")),
+    "as Python": lambda text, request: repr(request),
+    "the parameters": lambda text, request: repr(request["user"]),
+}
+
+
+@pytest.mark.parametrize("quoted", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize("status", [400, 200])
+def test_what_an_endpoint_quotes_of_the_request_is_not_for_all_who_see_the_answer(fake, quoted, status):
+    text = 'The code is "4711".\nOnly\nAnna\nmay\nknow\nof\nit, and nobody beside her.'
+    request = {"messages": [{"role": "user", "content": text}], "user": "Anna of the fourth floor, room 12"}
+    words = f"Too hot: temperature with {quoted(text, request)} is above 1"
+    fake.replies[:] = [(status, JSON, [json.dumps({"error": {"message": words, "code": 400}}).encode()])]
+    with pytest.raises(ModelError) as failed:
+        list(complete(messages=request["messages"], params={"user": request["user"]}, source="openai"))
+    assert re.search(r"Too hot: temperature with .*\*\*\*.* is above 1", str(failed.value))
+    assert not re.search("4711|Only|nobody|floor", str(failed.value))
 
 
 FORMS = {
@@ -673,7 +703,17 @@ def test_a_huge_body_leaves_the_loop_to_other_requests(fake):
     assert len(turns) >= 10
     body = gzip.compress(b"data: [1,\n" + b"data: 1,\n" * 1_500_000)
     reply = (200, SSE | {"Content-Encoding": "gzip"}, [body])
-    assert answered(fake, reply)[0] == "BadAnswer"
+    failed, _, says = answered(fake, reply)
+    assert (failed, "more than 16,000,000 bytes, or 100,000 lines, in one piece: ask in" in says) == ("BadAnswer", True)
+
+
+def test_what_is_too_large_is_named(fake):
+    failed, refused, says = answered(fake, (200, SSE, [HI, piece({"refusal": "No " * 7_000}), END]))
+    assert (failed, len(refused)) == ("BadAnswer", 20_002)
+    assert "sent a refusal of more than 20,000 characters: ask in other words" in says
+    failed, text, says = answered(fake, (200, SSE, [HI, piece({"content": "x" * 16_000_000}), END]), timeout=30.0)
+    assert (failed, text) == ("BadAnswer", "Hi")
+    assert "sent more than 16,000,000 bytes, or 100,000 lines, in one piece: ask in other words" in says
 
 
 def test_a_refusal_without_end_is_given_up():

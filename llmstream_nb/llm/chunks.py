@@ -15,13 +15,11 @@ MOST = 16_000_000  # bytes of one event, or of a body that is no stream
 LINES = 100_000  # of one event, or of such a body
 WORDS = 20_000  # characters of an error, or of a refusal, that are looked at
 TELLING = ("error", "message", "detail", "msg", "errors", "reason", "title", "type", "code")  # where words may stand
-THOUGHTS = (
-    "reasoning_content",
-    "reasoning",
-    "reasoning_details",
-)  # where reasoning stands; several may hold the same
-KINDS = {"text": "text", "refusal": "refusal", "thinking": "reasoning", "reasoning": "reasoning"}  # of parts in a list
-SAID = ("text", "thinking", "summary", "reasoning", "refusal")  # where a part may have its words
+THOUGHTS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")  # several may hold the same reasoning
+# Of parts in a list, by their type; or where none is given, by where their words stand.
+KINDS = {"text": "text", "output_text": "text", "content": "text", "refusal": "refusal"}
+KINDS |= {"thinking": "reasoning", "reasoning": "reasoning"}
+SAID = ("text", "thinking", "summary", "reasoning", "refusal", "content")  # where a part may have its words
 Piece = str | Reasoning | Refusal | ToolCall  # a string is text
 
 
@@ -37,18 +35,19 @@ class Fault:
 class Reader:
     """Takes in the body of an answer as it comes, a stream of chunks or one whole completion.
 
-    `reason` is the finish reason, once it came; `done` is true once `[DONE]` or a whole completion came; `failed`
-    holds the error that was sent instead of (more) text; `malformed` is true if this is no completion at all. If
-    the body ends and none of them is set, it was cut, or followed by a `page` for browsers. `usage` holds numbers,
-    by name. `mask` hides what must not be shown of a refusal's words and of the reason. Text, reasoning and calls
-    are not masked: a model that knows a key was told it by whoever asks. With `think_tags`, what stands between
-    <think> and </think> at the beginning of the text is reasoning.
+    `reason` is the finish reason, once it came; `done` is true once `[DONE]` or a whole completion came; `failed` holds
+    the error that was sent instead of (more) text; `malformed` is true if this is no completion at all, or if something
+    is larger than is read, which `too_much` then names. If the body ends and none of them is set, it was cut, or
+    followed by a `page` for browsers. `usage` holds numbers, by name. `mask` hides what must not be shown of a
+    refusal's words and of the reason. Text, reasoning and calls are not masked: a model that knows a key was told it by
+    whoever asks. With `think_tags`, what stands between <think> and </think> at the beginning of the text is reasoning.
     """
 
     def __init__(self, mask: Callable[[str], str] = str, think_tags: bool = False) -> None:
         self.reason: str | None = None
         self.done = self.malformed = self.page = False
         self.failed: Fault | None = None
+        self.too_much = ""
         self.usage: dict[str, float] = {}
         self.alive = False  # whether the last bytes were a sign of the model's life: comments and pings are none
         self.written = self.thought = self.refused = False  # text other than white space came; reasoning; a refusal
@@ -63,7 +62,8 @@ class Reader:
     def feed(self, data: bytes) -> list[Piece]:
         """Take in some bytes, cut anywhere, and return the parts that are complete with them."""
         self._rest += data
-        self.malformed |= len(self._rest) + self._size > MOST or len(self._held) + len(self._body) > LINES
+        if len(self._rest) + self._size > MOST or len(self._held) + len(self._body) > LINES:
+            self._give_up(f"more than {MOST:,} bytes, or {LINES:,} lines, in one piece")
         self.alive = False
         if b"\n" not in data:
             return []
@@ -139,6 +139,7 @@ class Reader:
         if isinstance(chunk, dict):
             self.usage = flat_numbers(chunk.get("usage")) or self.usage
             choices = chunk.get("choices")
+            choices = [choices] if isinstance(choices, dict) and choices else choices
             if choices:
                 self._streamed, self._body, self._size = True, [], 0
             elif not chunk.keys().isdisjoint(TELLING[:5]):
@@ -151,9 +152,10 @@ class Reader:
             self.failed = self.failed or fault(chunk)
 
     def _choice(self, choice: dict[str, Any]) -> Iterator[Piece]:
-        whole = "delta" not in choice and isinstance(choice.get("message"), dict)
-        part = choice.get("message") if whole else choice.get("delta") or choice.get("text")
-        part = {"content": part} if isinstance(part, str) else part
+        message, part = choice.get("message"), choice.get("delta") or choice.get("text")
+        if isinstance(message, dict) and not (part or self.answered):  # else it may say once more what came
+            part = message
+        part = {"content": part} if isinstance(part, (str, list)) else part
         if isinstance(part, dict):
             told = {name: value for name, value in part.items() if value and name != "role"}
             self.alive |= bool(told)
@@ -164,7 +166,7 @@ class Reader:
             yield from self.calls.whole()
         if choice.get("error"):
             self.failed = fault(choice["error"])
-        self.done |= whole
+        self.done |= "delta" not in choice and isinstance(message, dict)
 
     def _message(self, told: dict[str, Any]) -> Iterator[Piece]:
         """The parts in a message, or in a piece of one, in the order in which models write them."""
@@ -176,7 +178,7 @@ class Reader:
             if isinstance(part, str):
                 yield from self._part("text", part)
             elif isinstance(part, dict):
-                kind = part.get("type")
+                kind = part.get("type") or next(filter(part.get, KINDS), "")
                 yield from self._part(KINDS.get(kind, "") if isinstance(kind, str) else "", _said(part))
         if told:
             yield from self._part("refusal", _said(told.get("refusal")))
@@ -184,7 +186,7 @@ class Reader:
             if calls:
                 yield from self._before("call")
                 yield from self.calls.take(calls)
-                self.malformed |= bool(self.calls.too_much)
+                self._give_up(self.calls.too_much)
 
     def _part(self, kind: str, words: str) -> Iterator[Piece]:
         if not (kind and words):
@@ -199,7 +201,11 @@ class Reader:
             self._refusal += words
             self.refused = True
             self.written |= bool(words.strip())
-            self.malformed |= len(self._refusal) > WORDS
+            if len(self._refusal) > WORDS:
+                self._give_up(f"a refusal of more than {WORDS:,} characters")
+
+    def _give_up(self, too_much: str) -> None:
+        self.too_much, self.malformed = self.too_much or too_much, self.malformed or bool(too_much)
 
     def _noted(self, piece: str | Reasoning) -> str | Reasoning:
         if isinstance(piece, str):
@@ -213,7 +219,7 @@ class Reader:
         if kind != self._kind:
             self._kind = kind
             yield from self._held_back()
-            yield from self.calls.rest()
+            yield from self.calls.whole(text=True)
 
     def _held_back(self) -> Iterator[Piece]:
         for piece in self._thinking.rest() if self._thinking else ():

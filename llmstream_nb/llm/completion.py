@@ -246,10 +246,11 @@ class _Request:
         import openai
 
         reader, error = self.reader, self.endpoint.error
+        asked = self.request["messages"], self.request.get("extra_body")
         if reader.failed is not None:
-            return self.endpoint.refusal(reader.failed)
-        if reader.calls.too_much:
-            return error("BadAnswer", f"sent {reader.calls.too_much}: ask in other words")
+            return self.endpoint.refusal(reader.failed, asked)
+        if reader.too_much:
+            return error("BadAnswer", f"sent {reader.too_much}: ask in other words, or check its address")
         if reader.done or reader.reason is not None:
             if reader.answered or reader.reason not in (None, "stop"):
                 return None
@@ -257,7 +258,8 @@ class _Request:
             return error("EmptyAnswer", f"{said}: ask again, or in other words")
         if self.refused is not None:
             status, retry_after, body = self.refused
-            return self.endpoint.refusal(body_fault(body.decode(errors="replace")) or Fault(), status, retry_after)
+            words = body_fault(body.decode(errors="replace")) or Fault()
+            return self.endpoint.refusal(words, asked, status, retry_after)
         match problem.__cause__ if isinstance(problem, openai.APIConnectionError) else problem:
             case ModelError() as told:
                 return told

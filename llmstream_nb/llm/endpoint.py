@@ -1,6 +1,7 @@
 """An OpenAI-compatible endpoint, and how its errors are told: in its own words, and never with a secret."""
 
 import base64
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ RUN = 12  # so many characters of a secret in a row are never shown
 HINT = 8  # so many may be what an endpoint quotes of a key that it refuses
 STARRED = re.compile(r"sk-[\w-]*[*.…•]|\S[*•]{2}")  # a key of which it hides a part itself
 QUOTED = 300  # characters of the endpoint's words
+ECHO = 24  # so many letters and digits of the request in a row are not shown of them
 
 
 class Disagrees(Exception):
@@ -64,14 +66,18 @@ class Endpoint:
         """The error of that name, with a message that begins with the endpoint's title."""
         return ModelError(error, f"{self.mask(self.title)} {message}.")
 
-    def refusal(self, fault: Fault, status: int = 0, retry_after: str = "") -> ModelError:
-        """What to show for an error that the endpoint told, with an HTTP status or, as 0, in an answer's place."""
+    def refusal(self, fault: Fault, asked: object, status: int = 0, retry_after: str = "") -> ModelError:
+        """What to show for an error that the endpoint told, with an HTTP status or, as 0, in an answer's place.
+
+        What it quotes of `asked`, the request's messages and parameters, is hidden: more people see the error.
+        """
         if fault.too_long:
             return self.error("BadRequest", f"finds the question too long for {self.model!r}: shorten it")
         code = status or fault.code or 500
         error, advice = REFUSALS.get(code) or REFUSALS[500 if code >= 500 else code // 100 * 100]
         advice = advice if status or fault.code else "see what it says, and its address"
-        words = self.mask(fault.words)[:QUOTED]  # masked first: a cut inside a secret would hide it from the mask
+        # Masked first: a cut inside a secret would hide it from the mask.
+        words = _without_echo(self.mask(fault.words), json.dumps(asked, ensure_ascii=False))[:QUOTED]
         hint = code == 401 and (STARRED.search(fault.words) or self.mask(fault.words, HINT) != fault.words)
         said = f", {words!r}" if words and not hint else ""
         happened = f"answered {status}" if status else "reported an error"
@@ -88,6 +94,16 @@ class Endpoint:
             hidden |= {at + n for at in found for n in range(size)}
         runs = groupby(range(len(text)), lambda at: at in hidden)
         return "".join("***" if secret else "".join(text[at] for at in run) for secret, run in runs)
+
+
+def _without_echo(words: str, asked: str) -> str:
+    """`words` with stars for what they quote of `asked`, JSON, with whatever quotes, spaces and escapes around it."""
+    places = [at for at, char in enumerate(words) if char.isalnum()]
+    said, asked = ("".join(filter(str.isalnum, text)) for text in (words, asked + asked.replace(r"\n", "")))
+    runs = [said[at : at + ECHO] for at in range(len(said) - ECHO + 1)]
+    echoes = set(runs).intersection(asked[at : at + ECHO] for at in range(len(asked) - ECHO + 1))
+    hidden = {n for at, run in enumerate(runs) if run in echoes for n in range(places[at], places[at + ECHO - 1] + 1)}
+    return re.sub("\0+", "***", "".join("\0" if at in hidden else char for at, char in enumerate(words)))
 
 
 def _forms(secret: str) -> list[str]:

@@ -10,7 +10,7 @@ from llmstream_nb.protocol.wire import clean, printable
 
 MOST_CALLS = 1_000  # of an answer
 NAME = 200  # characters of a tool's name
-LOOKED = 16_000_000  # characters of arguments that are parsed to see whether the next piece begins another call
+LOOKED = 16_000_000  # characters of arguments that are parsed, again and again, to see whether they are whole
 OPEN, CLOSE = "<think>", "</think>"
 BLANK = 1_000  # characters of white space that may stand before the tag
 
@@ -29,9 +29,10 @@ class _Call:
 class Calls:
     """The tool calls of an answer, from their pieces: each is handed over once it is complete, in order.
 
-    A call whose arguments are a JSON object is complete when another begins, or the model ends. With any others it
-    may go on until `rest` is taken, as pieces of several calls may come by turns. `too_much` says what goes beyond
-    the limits, once something does; then nothing more is handed over.
+    A call whose arguments are a JSON object is complete when another begins, or text, or the model ends. With any
+    others it may go on until `rest` is taken, as pieces of several calls may come by turns, and text between them;
+    but behind text, what has no index and no id begins a call. `too_much` says what goes beyond the limits, once
+    something does; then nothing more is handed over.
     """
 
     def __init__(self) -> None:
@@ -52,10 +53,11 @@ class Calls:
             if isinstance(piece, dict) and not self.too_much and self._begins(piece, place):
                 yield from self.whole(len(self._calls) - 1)
 
-    def whole(self, end: int | None = None) -> Iterator[ToolCall]:
-        """The next calls whose arguments are an object, of the first `end`, or of all."""
+    def whole(self, end: int | None = None, *, text: bool = False) -> Iterator[ToolCall]:
+        """The next calls whose arguments are an object, of the first `end`, or of all; also what `text` ends."""
         for call in self._calls[self._given : end]:
-            if self.too_much or not self._is_whole(call):
+            marked = not text or call.index or call.id  # then more of it can be told from another
+            if self.too_much or (marked and not self._is_whole(call)):
                 return
             yield self._hand_over(call)
 
@@ -66,11 +68,11 @@ class Calls:
 
     def _begins(self, piece: dict[str, Any], place: str) -> bool:
         """Take in a piece; whether it was the first of a call."""
-        inner = piece.get("function")
-        inner = inner if isinstance(inner, dict) else piece
+        named = (piece.get(name) for name in ("function", "custom"))  # a custom tool takes any text as its input
+        inner = next((told for told in named if isinstance(told, dict)), piece)
         index, call_id = _word(piece.get("index")) or place, _word(piece.get("id"))[:LONG]
         name = printable(_word(inner.get("name"))[:LONG])[:NAME]
-        told = inner.get("arguments")  # some send them as an object
+        told = inner.get("arguments", inner.get("input"))  # some send them as an object
         text = told if isinstance(told, str) else "" if told is None else json.dumps(told, ensure_ascii=False)
         if not (call_id or name or text):
             return False
@@ -81,7 +83,8 @@ class Calls:
                 self.too_much = f"more than {MOST_CALLS:,} tool calls"
                 return False
             self._calls.append(call := _Call(index, call_id, name))
-        call.index, call.id, call.name = call.index or index, call.id or call_id, call.name or name
+        call.index, call.id = call.index or index, call.id or call_id
+        call.name = call.name if name == call.name else (call.name + name)[:NAME]
         call.pieces.append(text)
         call.size += len(text)
         if call.size > MAX_PART:
@@ -92,17 +95,21 @@ class Calls:
         """The call that a piece belongs to; None if it begins one: index or id, or both, may be missing or repeated."""
         fits = (call for call in reversed(self._calls) if _agree(index, call.index) and _agree(call_id, call.id))
         call = next(fits, None)
-        if call is None or not _agree(name, call.name):
+        if call is None:
+            return None
+        if not _agree(name, call.name):  # the name may come in pieces, as the arguments do
+            return call if index and call.id and not (call.size or call.given) else None
+        if name and not (index or call.index or call_id or call.id or call.size or text):
             return None
         if call.given and (text.strip() or (name and not call_id)):
             return None
-        if name and not (call_id and call.id) and text.lstrip().startswith("{") and self._looked < LOOKED:
-            self._looked += call.size
+        if name and not (call_id and call.id) and text.lstrip().startswith("{"):
             return None if self._is_whole(call) else call
         return call
 
     def _is_whole(self, call: _Call) -> bool:
-        if call.parsed[0] != call.size:
+        if call.parsed[0] != call.size and self._looked < LOOKED:
+            self._looked += call.size
             try:
                 call.parsed = call.size, isinstance(json.loads("".join(call.pieces)), dict)
             except (ValueError, RecursionError):
