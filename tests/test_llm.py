@@ -36,7 +36,7 @@ KEY = "key-test-5ecret5ecret5ecret"
 QUESTION = "What is a Redis stream?"
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=60):
     """Wait until `condition()` is true; fail if it doesn't become so."""
     end = time.monotonic() + seconds
     while not condition():
@@ -295,7 +295,7 @@ def endpoint(monkeypatch):
     yield serve
     listener.close()
     if thread:
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -388,7 +388,7 @@ class Reading:
             self.error = error
 
     def ends_quietly(self):
-        self.thread.join(5)
+        self.thread.join(60)
         assert not self.thread.is_alive()
         assert self.error is None
         assert self.completion.finish_reason is None
@@ -421,14 +421,14 @@ def test_close_while_connecting(monkeypatch):
 
     def slowly(*args, **kwargs):
         connecting.set()
-        assert may_connect.wait(10)
+        assert may_connect.wait(60)
         return resolve(*args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", slowly)
     monkeypatch.setattr(room, "_LoopThread", type("_LoopThread", (room._LoopThread,), {"current": None}))
     monkeypatch.setenv("OPENAI_BASE_URL", scripted.server().url.replace("127.0.0.1", "localhost"))
     reading = Reading(complete(QUESTION, source="openai", model="scripted:silence"))
-    assert connecting.wait(10)
+    assert connecting.wait(60)
     reading.completion.close()
     assert reading.ends_quietly() == []
     assert "open-completion" in threads()  # it still asks for the address, and lets go as soon as it can
@@ -740,7 +740,7 @@ def test_a_rate_limit_has_the_headers_and_body_of_the_real_one():
 def test_many_at_once():
     readings = [Reading(complete(f"{n} " * 20, model="scripted:pace=200,echo")) for n in range(20)]
     for n, reading in enumerate(readings):
-        reading.thread.join(20)
+        reading.thread.join(60)
         assert reading.error is None
         assert "".join(reading.deltas) == f"{n} " * 20
 
@@ -840,7 +840,7 @@ def local_model():
     yield local.url()
     process, _ = local._server
     process.stdin.close()  # as the end of this process would
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
 
 
 @needs_model
@@ -856,12 +856,14 @@ def test_the_local_model_answers(local_model):
 
 @needs_model
 def test_the_local_model_stops_when_its_client_leaves(local_model):
+    began = time.monotonic()
     busy = [complete("Tell a very long story.", source="local") for _ in range(4)]
     for completion in busy:
         next(completion)
         completion.close()
-    # All four places were taken: the next answer could not start if they were still at work.
-    started = complete("Say hello.", source="local", timeout=5)
+    # All four places were taken: the next answer could not start if they were still at work. Where four first tokens
+    # take long, so does the rest of four stories.
+    started = complete("Say hello.", source="local", timeout=5 + time.monotonic() - began)
     assert next(started)
     started.close()
     assert list(started) == []
@@ -960,8 +962,8 @@ def test_an_asynchronous_source_ends_at_once_when_it_is_closed(when):
     if when == "between two deltas":
         answer.close()
     else:
-        threading.Thread(target=lambda: waits.wait(20) and answer.close(), daemon=True).start()
+        threading.Thread(target=lambda: waits.wait(60) and answer.close(), daemon=True).start()
     reading = threading.Thread(target=lambda: ended.append(list(deltas)), daemon=True)
     reading.start()
-    reading.join(20)
+    reading.join(60)
     assert ended == [True, []]

@@ -207,7 +207,7 @@ def a_cleared_answer_stays_away(lab: Lab) -> None:
 
 
 def an_ended_answer_is_only_repaired(lab: Lab) -> None:
-    start(lab.direct, Model("done", end=True), FAST).done.wait(5)
+    start(lab.direct, Model("done", end=True), FAST).done.wait(60)
     before, key = stream_of(lab.direct), names_of(lab.direct).answer("a").question
     record = look("a", lab.direct).record
     names = ("id", "question", "topic", "source", "model", "asked", "nonce", "first")
@@ -329,7 +329,7 @@ def a_reader_survives_everything_exactly(lab: Lab) -> None:
         time.sleep(0.02)
     says.end()
     wait_for(producer.done.is_set)
-    reader.join(10)
+    reader.join(60)
     assert not reader.is_alive(), "the reader did not end"
     assert [e.text for e in events if type(e).__name__ == "Text"] == [f"{n} " for n in range(30)]
     assert [type(e).__name__ for e in events if type(e).__name__ != "Text"] == ["Started", "Ended"]
@@ -400,7 +400,7 @@ def a_nonce_for_all_who_open_at_once(patch) -> None:
     both, opening = threading.Barrier(2), Producer._opening
 
     def together(self, top):
-        both.wait(5)
+        both.wait(60)
         return opening(self, top)
 
     patch.setattr(Producer, "_opening", together)

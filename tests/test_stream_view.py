@@ -166,7 +166,7 @@ def test_the_newest_are_drawn_and_all_are_counted(client, backend, key) -> None:
 
 
 def test_an_answer_s_stream(client) -> None:
-    start(client, Model("Once", " upon", end=True), FAST).done.wait(10)
+    start(client, Model("Once", " upon", end=True), FAST).done.wait(60)
     view = StreamView(Answer("a", client=client))
     wait_for(lambda: len(view.entries) == 4)
     assert view.key == names_of(client).answer("a").chunks

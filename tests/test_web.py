@@ -937,7 +937,7 @@ def test_markdown_is_made_once_and_one_at_a_time(client, serve, monkeypatch):
     def slowly(text: str) -> str:
         busy.append(text)
         made.append((text, len(busy)))
-        go.wait(10)
+        go.wait(60)
         busy.remove(text)
         return f"<p>{text}</p>"
 
@@ -1111,11 +1111,11 @@ def test_a_pool_answers(no_leftovers, client, serve):
         await asyncio.gather(*running)
 
     def source(question, topic):
-        go.wait(10)
+        go.wait(60)
         yield from [question, " has ", "an answer"]
 
     worker = Worker(source=source, client=client, timing=FAST)
-    thread = threading.Thread(target=lambda: go.wait(10) and worker.start())
+    thread = threading.Thread(target=lambda: go.wait(60) and worker.start())
     thread.start()
     try:
         asyncio.run(main())
@@ -1411,7 +1411,7 @@ def test_requests_in_a_row_on_one_connection(standing):
     get = head(standing, "GET", "answers/a", connection="keep-alive")
     events = head(standing, "GET", "answers/a/events", connection="keep-alive")
     last = head(standing, "GET", "answers/zzz")
-    with socket.create_connection(("127.0.0.1", standing.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", standing.port), timeout=60) as sock:
         sock.sendall(get + events + last)
         got = b""
         while data := sock.recv(65_536):
