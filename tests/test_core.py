@@ -217,8 +217,11 @@ def test_clear_of_a_growing_answer_stops_it_first(client) -> None:
         ("stall=4", "Stalled", None),
     ],
 )
-def test_an_error_of_the_model_becomes_an_entry(client, model: str, error: str, text: str | None) -> None:
-    timeout = 0.5 if error == "Stalled" else 20  # seconds: a busy machine may be silent too
+def test_an_error_of_the_model_becomes_an_entry(client, monkeypatch, model: str, error: str, text: str | None) -> None:
+    monkeypatch.setenv("LLMSTREAM_TIMEOUT", "0.5")
+    monkeypatch.setenv("LLMSTREAM_FIRST_TIMEOUT", "20")
+    # Seconds: a busy machine may be silent too, before the first delta of a model that stalls later at the latest.
+    timeout = {"silence": 0.5, "stall=4": None}.get(model, 20)
     answer = ask("What is a Redis stream?", source="scripted", model=f"scripted:pace=0,{model}", timeout=timeout)
     answer.wait(40)
     *_, last = read_answer(answer.id)

@@ -83,8 +83,10 @@ def tell(client: redis.Redis, key: str, text: str, start: int = 1) -> None:
 
 
 def still(view: StreamView) -> None:
-    """Wait until what is known has been sent."""
-    wait_for(lambda: not view.unseen and view._known == (view.entries, view.marks))
+    """Wait until what is known has been sent: the kernel's state is a moment ahead of the message."""
+    wait_for(
+        lambda: not view.unseen and view._known == (view.entries, view.marks) and Page(view).version == view.version
+    )
 
 
 def group(view: StreamView, name: str) -> dict[str, Any]:

@@ -1014,14 +1014,14 @@ def test_a_whole_answer_that_nobody_writes_names_its_id(client, serve):
 
 
 def test_a_whole_answer_is_waited_for_as_long_as_its_producer_lives(client, serve, says):
-    server = serve(timing=Timing(lease=0.3, tick=0.05, patience=0.2))
+    server = serve(timing=Timing(lease=1.0, tick=0.05, patience=0.2))
     looks, place = [], hub_of(server).place
     hub_of(server).place = lambda *args: looks.append(time.monotonic()) or place(*args)
 
     async def main():
         asked = {"question": "why?", "stream": False}
         whole = asyncio.create_task(asyncio.to_thread(call, server, "POST", "answers", asked))
-        await until(lambda: looks and looks[-1] - looks[0] > 1.0)  # a silent model, far beyond all patience
+        await until(lambda: looks and looks[-1] - looks[0] > 1.5)  # a silent model, far beyond all patience
         says[0].say("at last")
         says[0].end()
         return await whole
@@ -1328,7 +1328,7 @@ def test_stopping_the_server_ends_everything(client, serve, says):
             asyncio.to_thread(call, server, "POST", "answers", {"question": "b", "stream": False})
         )
         await until(lambda: len(says) == 2)
-        await asyncio.wait_for(asyncio.to_thread(server.stop), 15)
+        await asyncio.wait_for(asyncio.to_thread(server.stop), 60)
         assert problem(await whole, 504) == "StillWaiting"
         await asyncio.gather(*running)
 

@@ -401,7 +401,7 @@ def test_many_connections_leave_files_for_others(client, monkeypatch):
         for sock in idle[25:]:
             with suppress(ConnectionError):
                 assert not sock.recv(1)
-        assert len(connections) == 25
+        wait_for(lambda: len(connections) == 25)  # the server forgets one a moment after its client sees the end
         for sock in idle[:6]:
             sock.close()
         wait_for(lambda: len(connections) == 19)
