@@ -44,7 +44,7 @@ def wait_for(condition, seconds=60):
         time.sleep(0.005)
 
 
-def fails(*, source="scripted", timeout=5.0, **options) -> tuple[ModelError, list[str]]:
+def fails(*, source="scripted", timeout=30.0, **options) -> tuple[ModelError, list[str]]:
     """The error in which a completion ends, and the deltas that came before."""
     deltas = []
     with pytest.raises(ModelError) as caught:
@@ -195,12 +195,12 @@ def test_a_megabyte_in_one_delta(endpoint):
 
 
 def test_a_fast_endpoint_waits_for_its_reader():
-    completion = complete("x", model="scripted:pace=0,piece=10000,long=20000", timeout=0.5)
+    completion = complete("x", model="scripted:pace=0,piece=10000,long=20000", timeout=2.0, first_timeout=20.0)
     assert next(completion)
     request = completion._request
     wait_for(lambda: request.came.qsize() >= room.AHEAD)
     assert len(list(complete("x", model="scripted:pace=0,long=5000"))) == 5000  # time for as much of the other
-    threading.Event().wait(0.6)  # longer than the endpoint may be silent: it is not, it has to wait
+    threading.Event().wait(2.2)  # longer than the endpoint may be silent: it is not, it has to wait
     assert request.came.qsize() <= room.AHEAD + 1
     assert sum(len(delta) for delta in completion) == 19_999 * 10_000
     assert request.came.qsize() == 0
@@ -251,7 +251,7 @@ def test_the_topic_reaches_the_model(monkeypatch):
     ],
 )
 def test_a_fault_before_the_first_token(fault, error, says, stream):
-    timeout = 0.2 if error == "Stalled" else 5.0
+    timeout = 0.2 if error == "Stalled" else 30.0
     failed, deltas = fails(model=f"scripted:{fault}", timeout=timeout, stream=stream)
     assert (failed.error, deltas) == (error, [])
     assert says in str(failed)
@@ -260,7 +260,7 @@ def test_a_fault_before_the_first_token(fault, error, says, stream):
 
 @pytest.mark.parametrize(("fault", "error"), [("drop=3", "ConnectionDropped"), ("stall=3", "Stalled")])
 def test_a_fault_in_mid_answer_keeps_what_came(fault, error):
-    failed, deltas = fails(model=f"scripted:pace=0,long=9,{fault}", timeout=1.0)
+    failed, deltas = fails(model=f"scripted:pace=0,long=9,{fault}", timeout=1.0, first_timeout=20.0)
     assert failed.error == error
     assert deltas == ["0 ", "1 ", "2 "]
 

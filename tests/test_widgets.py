@@ -622,11 +622,14 @@ def test_thirty_views_stay_within_the_message_budget(client) -> None:
 
 
 @pytest.mark.parametrize("backend", ["fake"], indirect=True)
-def test_one_view_gets_at_most_twenty_messages_a_second(client) -> None:
+def test_one_view_gets_at_most_twenty_messages_a_second(client, monkeypatch) -> None:
     model = Model()
     start(client, model, FAST)
     view = AnswerView("a")
     wait_for(lambda: view.state == "waiting" and not view.unseen)
+    times, show = list[float](), view.show
+    # By the hub's clock: a message that the machine holds up is nearer to the next.
+    monkeypatch.setattr(view, "show", lambda: (times.append(view.show_at), show()))
     LOG.clear()
     until = time.monotonic() + 1.0
     while time.monotonic() < until:
@@ -634,7 +637,7 @@ def test_one_view_gets_at_most_twenty_messages_a_second(client) -> None:
         time.sleep(0.002)
     model.end()
     settled(view)
-    times = [when for when, *_ in LOG]
+    assert len(LOG) <= len(times) + 1  # one each, and the one before
     assert max(sum(1 for other in times if when <= other < when + 1) for when in times) <= 21
 
 
