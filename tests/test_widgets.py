@@ -95,6 +95,8 @@ LOG: list[tuple[float, str, dict]] = []
 @pytest.fixture(autouse=True)
 def recorded(monkeypatch):
     """Record all comm messages of a test; afterwards close its widgets, and no thread of the hub may remain."""
+    ipywidgets.Widget.close_all()  # those of another file: a view of a Redis that is gone keeps the hub's thread
+    wait_for(lambda: "llmstream views" not in threads())
     LOG.clear()
     broken._note.cache_clear()
     monkeypatch.setattr(comm, "create_comm", RecordingComm)
