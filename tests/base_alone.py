@@ -71,8 +71,8 @@ def main() -> None:
 
     model = scripted.server()  # any endpoint that speaks OpenAI's API
     os.environ |= {"OPENAI_BASE_URL": model.url, "OPENAI_API_KEY": model.key}
-    assert ask(QUESTION, source="openai", model=QUICK).wait(20).text == whole
-    assert ask_without_stream(QUESTION, source="openai", model=QUICK).wait(20).text == whole
+    assert ask(QUESTION, source="openai", model=QUICK).wait(60).text == whole
+    assert ask_without_stream(QUESTION, source="openai", model=QUICK).wait(60).text == whole
 
     going = ask("on?", source=endless)
     stop_answer(going.id)
@@ -92,7 +92,7 @@ def main() -> None:
     process = start_process("another")  # which is the command `worker`; it ends with this process
     assert command("ask", "--pool", QUESTION, "--model", QUICK).stdout.strip() == whole.strip()
     process.terminate()
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert command("doctor").returncode == 0
     assert tutorial.start_chunk("q") == "START:q;"
     assert clear() >= 6 and not client.keys(f"{client.names.prefix}:*question")

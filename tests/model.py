@@ -87,7 +87,7 @@ def assert_whole(client, texts: list[str], answer_id: str = "a", attempt: int = 
     assert [e.text for e in entries[1:-1]] == texts
 
 
-PATIENCE = 30.0  # seconds: a bound, not an expectation
+PATIENCE = 60.0  # seconds: a bound, not an expectation
 
 
 def wait_for(condition) -> None:

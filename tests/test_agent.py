@@ -119,7 +119,7 @@ def hears(answer: Answer, kind: type) -> Event:
 
 def test_the_scripted_model_tells_what_the_tools_gave_back(cafe) -> None:
     cafe.redis.xadd(cafe.ORDERS, {"drink": "tea", "euro": 2.8})  # so that no prepared number fits
-    answer = ask(SALES, source=cafe.agent, **ANSWER).wait(30)
+    answer = ask(SALES, source=cafe.agent, **ANSWER).wait(60)
     assert [part.kind for part in answer.parts] == ["reasoning", "call", "result"] * 2 + ["reasoning", "text"]
     assert [call.name for call in parts(answer, ToolCall)] == ["redis_read", "orders_by"]
     assert [result.content for result in parts(answer, ToolResult)] == ["13", "espresso 6, tea 5, cortado 2"]
@@ -129,7 +129,7 @@ def test_the_scripted_model_tells_what_the_tools_gave_back(cafe) -> None:
 
 
 def test_the_scripted_model_tells_what_went_wrong(cafe) -> None:
-    answer = ask(WIPE, source=cafe.agent, **ANSWER).wait(30)
+    answer = ask(WIPE, source=cafe.agent, **ANSWER).wait(60)
     [result] = parts(answer, ToolResult)
     assert result.error == "FLUSHALL is not one of XLEN, XRANGE, TYPE, TTL"
     assert result.error in answer.text and answer.record["reason"] == "stop"
@@ -201,7 +201,7 @@ def test_a_call_that_fails_is_an_error_that_the_model_gets(cafe, name, arguments
     cafe.space["described"] = lambda tool: None  # these two have no signature to describe
     cafe.TOOLS.update(secretive=secretive, exits=sys.exit)
     cafe.redis.set("nb09:text", "no stream", ex=60)
-    answer = ask("Try!", source=cafe.agent, **ANSWER).wait(30)
+    answer = ask("Try!", source=cafe.agent, **ANSWER).wait(60)
     [call], [result] = parts(answer, ToolCall), parts(answer, ToolResult)
     assert (call.name, call.arguments) == (name, arguments)
     backends_differ = error == "ResponseError" and cafe.redis.xlen(cafe.ORDERS) == 12
@@ -234,7 +234,7 @@ def test_calls_in_pieces_that_mix_and_have_the_same_id(cafe) -> None:
     pieces = [(0, "call_1", "redis_read", '{"command": '), (1, "call_1", "orders_by", "{"), (0, None, None, '"XLEN", ')]
     pieces += [(1, None, None, '"column": "drink", "how": "mean"}'), (0, None, None, '"key": "orders"}')]
     cafe.space["model"] = Says(pieces, "Both.")
-    answer = ask("Both!", source=cafe.agent, **ANSWER).wait(30)
+    answer = ask("Both!", source=cafe.agent, **ANSWER).wait(60)
     one, twelve, two, means = parts(answer, ToolCall, ToolResult)
     assert (twelve.content, means.content) == ("12", "cortado 3.2, tea 2.8, espresso 2.4")
     assert one.call_id == twelve.call_id != two.call_id == means.call_id
@@ -242,7 +242,7 @@ def test_calls_in_pieces_that_mix_and_have_the_same_id(cafe) -> None:
 
 def test_a_model_that_calls_for_ever_is_ended(cafe) -> None:
     cafe.space["model"] = model = Says(calls("orders_by", '{"column": "drink", "how": "sum"}'))
-    answer = ask("Go on!", source=cafe.agent, **ANSWER).wait(30)
+    answer = ask("Go on!", source=cafe.agent, **ANSWER).wait(60)
     assert answer.status == "failed" and len(model.asked) == 8 == len(parts(answer, ToolResult))
 
 
@@ -273,7 +273,7 @@ def test_an_approved_call_is_run_once_however_often_it_is_approved(cafe) -> None
     assert cafe.redis.xlen(cafe.ORDERS) == 12
     for _ in range(3):
         cafe.approve(call)
-    assert answer.wait(30).text == "The tool says: 7 entries removed. The stream has 5 entries now."
+    assert answer.wait(60).text == "The tool says: 7 entries removed. The stream has 5 entries now."
     cafe.approve(call)
     assert len(parts(answer, ToolCall)) == 2 and cafe.redis.xlen(cafe.ORDERS) == 5
 
@@ -284,18 +284,18 @@ def test_a_call_that_nobody_approves_is_not_run(cafe, other) -> None:
     if other is not None:
         cafe.approve(ToolCall(other, "keep_newest"))
         cafe.redis.xadd(cafe.APPROVALS, {"call_id": other})
-    answer.wait(30)
+    answer.wait(60)
     assert parts(answer, ToolResult)[0].error == "nobody approved it" and cafe.redis.xlen(cafe.ORDERS) == 12
 
 
 def test_an_approval_is_not_good_for_the_same_call_of_another_answer(cafe) -> None:
     answer, call = asked_to_keep(cafe)
     cafe.approve(call)
-    answer.wait(30)
+    answer.wait(60)
     cafe.lay_orders()
     again, other = asked_to_keep(cafe, 0.5)
     assert other.arguments == call.arguments and other.call_id != call.call_id
-    again.wait(30)
+    again.wait(60)
     assert parts(again, ToolResult)[0].error == "nobody approved it" and cafe.redis.xlen(cafe.ORDERS) == 12
 
 
@@ -349,15 +349,16 @@ def test_what_a_tool_gives_back_after_stop_is_dropped(cafe) -> None:
     cafe.space.update(model=Says(calls("slow"), "Done."), described=lambda tool: None)
     cafe.TOOLS["slow"] = slow
     answer = ask("Wait!", source=cafe.agent, **ANSWER)
-    assert begun.wait(30) and answer.stop() == "ended"
+    assert begun.wait(60) and answer.stop() == "ended"
     free.set()
     wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("llmstream model")])
     assert [part.kind for part in answer.parts] == ["call"] and answer.text == ""
 
 
-def test_an_answer_whose_tool_hangs_ends_as_stalled(cafe, hanging) -> None:
-    answer = hanging(timeout=0.5)
-    answer.wait(30)
+def test_an_answer_whose_tool_hangs_ends_as_stalled(cafe, hanging, monkeypatch) -> None:
+    monkeypatch.setenv("LLMSTREAM_TIMEOUT", "0.5")  # and not before the call, which may come late
+    answer = hanging()
+    answer.wait(60)
     assert answer.status == "failed" and answer.record["error"] == "Stalled"
     assert [part.kind for part in answer.parts] == ["call"]
 

@@ -45,7 +45,8 @@ def say(*texts: str):
 def nodes(drawn_server) -> Iterator[list[servers.RedisServer]]:
     """Three primaries that share the slots."""
     program = program_of(drawn_server)
-    made = [servers.RedisServer(program, cluster_enabled="yes", cluster_node_timeout=2000) for _ in range(3)]
+    options: dict[str, str | int] = {"cluster_enabled": "yes", "cluster_node_timeout": 10_000, "appendfsync": "always"}
+    made = [servers.RedisServer(program, **options) for _ in range(3)]
     try:
         for number, node in enumerate(made):
             admin = node.client()
@@ -88,7 +89,7 @@ def test_a_cluster_is_noticed_and_named(cluster, nodes) -> None:
 
 def test_answers_lie_on_all_nodes_and_read_alike(cluster, nodes) -> None:
     for answer_id in ANSWERS:
-        ask("one", source=say("Hi ", "there, ", answer_id), id=answer_id, timing=FAST).wait(20)
+        ask("one", source=say("Hi ", "there, ", answer_id), id=answer_id, timing=FAST).wait(60)
     keys = {answer_id: names_of(cluster).answer(answer_id) for answer_id in ANSWERS}
     assert {holder(nodes, each.chunks) for each in keys.values()} == {0, 1, 2}
     assert all(holder(nodes, each.chunks) == holder(nodes, each.question) for each in keys.values())
@@ -112,7 +113,7 @@ def test_the_web_server_shows_answers_of_all_nodes_at_once(cluster, nodes) -> No
             model.say("goes on")
             model.end()
         for answer_id, reply in zip(ANSWERS, read, strict=True):
-            told = reply.result(30).body.decode()
+            told = reply.result(60).body.decode()
             assert "event: end" in told
             assert told.count(f"{answer_id} ") == told.count("goes on") == 1, told
         last = names_of(cluster).answer("a0").chunks
@@ -136,13 +137,13 @@ def test_the_pool_answers_and_takes_over(cluster, nodes) -> None:
     wait_for(lambda: text_in(cluster, "a4") == "half ")
     second = Worker(name="second", source=say("all ", "of it"), timing=FAST).start()
     first.stop(within=0)
-    assert answer.wait(20).text == "all of it" and answer.look().top.attempt == 2
+    assert answer.wait(60).text == "all of it" and answer.look().top.attempt == 2
     monitor = Monitor()
     wait_for(lambda: {row["name"]: row["state"] for row in monitor.consumers}.get("second") == "idle")
     monitor.close()
     assert holder(nodes, names_of(cluster).worker("second")) == holder(nodes, names_of(cluster).questions)
     rest = [enqueue("more", id=f"b{n}", timing=FAST) for n in range(6)]
-    assert {each.wait(20).text for each in rest} == {"all of it"}
+    assert {each.wait(60).text for each in rest} == {"all of it"}
     wait_for(lambda: tables.queue().empty)
     second.stop()
     assert first.error is second.error is None and tables.failures().empty
@@ -166,7 +167,7 @@ def test_views_and_monitor(cluster) -> None:
 
 def test_streams_of_all_nodes_are_drawn(cluster) -> None:
     for answer_id in ANSWERS:
-        ask("one", source=say(answer_id), id=answer_id, timing=FAST).wait(20)
+        ask("one", source=say(answer_id), id=answer_id, timing=FAST).wait(60)
         cluster.xgroup_create(names_of(cluster).answer(answer_id).chunks, "g", id="$")
     views = [StreamView(Answer(answer_id)) for answer_id in ANSWERS]
     wait_for(
@@ -251,7 +252,7 @@ def test_tls(certificates: Path) -> None:
     with servers.RedisServer(tls_port=port, tls_auth_clients="no", **files) as server:
         url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={certificates / 'ca.crt'}"
         client = connect(url, prefix="tls")
-        assert ask("one", source=say("Hi ", "there"), id="a", timing=FAST).wait(20).text == "Hi there"
+        assert ask("one", source=say("Hi ", "there"), id="a", timing=FAST).wait(60).text == "Hi there"
         assert text_of(read_answer("a")) == "Hi there"
         client.close()
         faults = [
@@ -264,7 +265,7 @@ def test_tls(certificates: Path) -> None:
         ]
         for wrong, words in faults:
             with pytest.raises(RedisUnusable, match=words):
-                connect(wrong, socket_timeout=1)
+                connect(wrong, socket_timeout=10)
 
 
 def test_a_user_whom_an_acl_limits_to_a_prefix() -> None:
@@ -275,8 +276,8 @@ def test_a_user_whom_an_acl_limits_to_a_prefix() -> None:
         url = server.url.replace("redis://", "redis://guest:s3cret@")
         client = connect(url, prefix="room7")
         worker = Worker(source=say("Hi"), timing=FAST).start()
-        assert enqueue("one", id="a", timing=FAST).wait(20).text == "Hi"
-        assert ask("two", source=say("there"), id="b", timing=FAST).wait(20).text == "there"
+        assert enqueue("one", id="a", timing=FAST).wait(60).text == "Hi"
+        assert ask("two", source=say("there"), id="b", timing=FAST).wait(60).text == "there"
         view = AnswerView("b")
         wait_for(lambda: view.state == "ended")
         worker.stop()

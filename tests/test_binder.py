@@ -282,7 +282,7 @@ def test_a_notebook_runs_on_binder_and_terminals_share_its_redis_and_its_model(i
 
         def models() -> Any:
             asking = urllib.request.Request(f"{model_url}/models", headers={"Authorization": f"Bearer {key}"})
-            with contextlib.suppress(OSError), urllib.request.urlopen(asking, timeout=10) as reply:
+            with contextlib.suppress(OSError), urllib.request.urlopen(asking, timeout=60) as reply:
                 return json.load(reply)
 
         wait_until(lambda: "smollm2-135m" in str(models()), 60)

@@ -412,7 +412,7 @@ def test_stopped(client):
     assert explained(checks.stopped(half), "'half'", "still being written")
     checks.verdict.tries.clear()
     assert cut(half, 10).passed
-    quick = ask("?", source=lambda *_: ["one"], id="quick", timing=FAST).wait(20)
+    quick = ask("?", source=lambda *_: ["one"], id="quick", timing=FAST).wait(60)
     assert explained(checks.stopped(quick), "'quick'", "'stop'", "not 'cancelled'")
     checks.verdict.tries.clear()
     silent = ask("?", source=lambda *_: (time.sleep(0.3) or "" for _ in range(9)), id="silent", timing=FAST)
@@ -466,7 +466,7 @@ def test_wrong_solutions_of_the_optional_exercises(client, monkeypatch, check, s
 
 @pytest.fixture
 def answer(client):
-    return ask("?", source=lambda *_: ["one ", "two"], id="counted", timing=FAST).wait(20)
+    return ask("?", source=lambda *_: ["one ", "two"], id="counted", timing=FAST).wait(60)
 
 
 def test_count_entries(client, answer):

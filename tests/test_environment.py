@@ -100,7 +100,7 @@ def checkout():
         yield root
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], timeout: float = 60.0) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "the awaited condition did not come true in time"
@@ -193,7 +193,7 @@ def test_a_killed_or_lying_uv_leaves_nothing_half_done(checkout):
     halved = start(checkout, *WATCH, FAULT="killed")
     wait_until((checkout / "half").exists, timeout=60)
     halved.kill()
-    halved.communicate(timeout=20)
+    halved.communicate(timeout=60)
     code, output = run(checkout, *WATCH, FAULT="lies")  # all anew, and again a file is gone that uv put there
     assert code == 1
     assert_one_line(output, "tiny is missing tiny.py", "run the same command again")
@@ -332,11 +332,11 @@ def test_an_interrupted_set_up_is_repaired(checkout):
 
     killed, children = reach_the_kit_itself()
     killed.kill()
-    killed.communicate(timeout=20)
+    killed.communicate(timeout=60)
     stopped, others = reach_the_kit_itself()  # this run waited until the orphans were gone
     assert not running(children)
     stopped.send_signal(signal.SIGINT)
-    output = stopped.communicate(timeout=20)[0]
+    output = stopped.communicate(timeout=60)[0]
     assert "virtual environment: done" in output  # a killed one may leave half a package: all anew
     assert stopped.returncode == 130
     assert "Traceback" not in output
@@ -487,14 +487,14 @@ def test_the_guard_ends_a_command_whose_parent_was_killed(tmp_path):
     children = tree(process.pid)
     assert len(children) == 2
     process.kill()
-    process.wait(10)
+    process.wait(60)
     wait_until(lambda: not running(children))
     process.stdout.close()
 
 
 def test_the_guard_passes_the_exit_code_on_and_holds_a_lock(tmp_path):
     process = guarded([sys.executable, "-c", "raise SystemExit(7)"])
-    assert process.wait(20) == 7
+    assert process.wait(60) == 7
     end(process)
     if os.name != "nt":
         lock = environment.try_lock(tmp_path / "lock")
@@ -533,7 +533,7 @@ def test_lab_serves_and_all_it_started_ends_with_it(checkout, how):
 
         def read(path):
             where = f"http://127.0.0.1:{found[1]}/a/b/api/{path}?token={found[2]}"
-            with urllib.request.urlopen(where, timeout=10) as reply:
+            with urllib.request.urlopen(where, timeout=60) as reply:
                 return json.load(reply)
 
         assert "started" in read("status")
@@ -545,7 +545,7 @@ def test_lab_serves_and_all_it_started_ends_with_it(checkout, how):
         children = tree(process.pid)
         assert len(children) >= 4  # two guards, what they guard
         process.send_signal(how)
-        process.wait(30)
+        process.wait(60)
         wait_until(lambda: not running(children))
     finally:
         process.kill()

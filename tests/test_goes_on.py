@@ -216,7 +216,7 @@ def taken_over(client, source, kept: str = WHOLE[:200], writing: Writing | None 
     reading.start()
     producer = Producer(client, record_of(client), source, FAST, writing)
     producer.run()
-    reading.join(20)
+    reading.join(60)
     assert not reading.is_alive()
     return events
 
@@ -342,7 +342,7 @@ def test_one_that_is_closed_while_it_agrees_is_not_asked_anew() -> None:
     reading.start()
     wait_for(lambda: server().active)
     source.close()
-    reading.join(20)
+    reading.join(60)
     assert came == [[]] and list(source) == []
 
 

@@ -26,10 +26,11 @@ from llmstream_nb.protocol import round as rounds
 from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import AnswerNotFound, BadAnswerId, Entry, LLMStreamError, NotAnAnswer, Timing
 
-from .conftest import FAST
+from . import conftest
 from .model import Model, record_of, start, stream_of, text_in, wait_for
 from .network import Proxy
 
+FAST = replace(conftest.FAST, patience=60.0)
 QUICK = replace(FAST, lease=0.3, patience=0.4)
 
 
@@ -651,7 +652,7 @@ def test_a_redis_that_is_restarted_loses_and_repeats_nothing(program, short_bloc
 
 
 def test_what_a_reader_takes_is_json_where_it_is_not_text(client, short_blocks) -> None:
-    ask("?", source=lambda question, topic: iter(["so"]), id="a", client=client).wait(20)
+    ask("?", source=lambda question, topic: iter(["so"]), id="a", client=client).wait(60)
     first, *_, last = [entry for batch in reading(client) for entry in batch]
     assert first.data["source"] and json.loads(last.text)["reason"] == "stop"
 

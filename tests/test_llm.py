@@ -36,7 +36,7 @@ KEY = "key-test-5ecret5ecret5ecret"
 QUESTION = "What is a Redis stream?"
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=60):
     """Wait until `condition()` is true; fail if it doesn't become so."""
     end = time.monotonic() + seconds
     while not condition():
@@ -44,7 +44,7 @@ def wait_for(condition, seconds=20):
         time.sleep(0.005)
 
 
-def fails(*, source="scripted", timeout=5.0, **options) -> tuple[ModelError, list[str]]:
+def fails(*, source="scripted", timeout=30.0, **options) -> tuple[ModelError, list[str]]:
     """The error in which a completion ends, and the deltas that came before."""
     deltas = []
     with pytest.raises(ModelError) as caught:
@@ -195,12 +195,12 @@ def test_a_megabyte_in_one_delta(endpoint):
 
 
 def test_a_fast_endpoint_waits_for_its_reader():
-    completion = complete("x", model="scripted:pace=0,piece=10000,long=20000", timeout=0.5)
+    completion = complete("x", model="scripted:pace=0,piece=10000,long=20000", timeout=2.0, first_timeout=20.0)
     assert next(completion)
     request = completion._request
     wait_for(lambda: request.came.qsize() >= room.AHEAD)
     assert len(list(complete("x", model="scripted:pace=0,long=5000"))) == 5000  # time for as much of the other
-    threading.Event().wait(0.6)  # longer than the endpoint may be silent: it is not, it has to wait
+    threading.Event().wait(2.2)  # longer than the endpoint may be silent: it is not, it has to wait
     assert request.came.qsize() <= room.AHEAD + 1
     assert sum(len(delta) for delta in completion) == 19_999 * 10_000
     assert request.came.qsize() == 0
@@ -251,7 +251,7 @@ def test_the_topic_reaches_the_model(monkeypatch):
     ],
 )
 def test_a_fault_before_the_first_token(fault, error, says, stream):
-    timeout = 0.2 if error == "Stalled" else 5.0
+    timeout = 0.2 if error == "Stalled" else 30.0
     failed, deltas = fails(model=f"scripted:{fault}", timeout=timeout, stream=stream)
     assert (failed.error, deltas) == (error, [])
     assert says in str(failed)
@@ -260,7 +260,7 @@ def test_a_fault_before_the_first_token(fault, error, says, stream):
 
 @pytest.mark.parametrize(("fault", "error"), [("drop=3", "ConnectionDropped"), ("stall=3", "Stalled")])
 def test_a_fault_in_mid_answer_keeps_what_came(fault, error):
-    failed, deltas = fails(model=f"scripted:pace=0,long=9,{fault}", timeout=1.0)
+    failed, deltas = fails(model=f"scripted:pace=0,long=9,{fault}", timeout=1.0, first_timeout=20.0)
     assert failed.error == error
     assert deltas == ["0 ", "1 ", "2 "]
 
@@ -295,7 +295,7 @@ def endpoint(monkeypatch):
     yield serve
     listener.close()
     if thread:
-        thread.join(5)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -388,7 +388,7 @@ class Reading:
             self.error = error
 
     def ends_quietly(self):
-        self.thread.join(5)
+        self.thread.join(60)
         assert not self.thread.is_alive()
         assert self.error is None
         assert self.completion.finish_reason is None
@@ -421,14 +421,14 @@ def test_close_while_connecting(monkeypatch):
 
     def slowly(*args, **kwargs):
         connecting.set()
-        assert may_connect.wait(10)
+        assert may_connect.wait(60)
         return resolve(*args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", slowly)
     monkeypatch.setattr(room, "_LoopThread", type("_LoopThread", (room._LoopThread,), {"current": None}))
     monkeypatch.setenv("OPENAI_BASE_URL", scripted.server().url.replace("127.0.0.1", "localhost"))
     reading = Reading(complete(QUESTION, source="openai", model="scripted:silence"))
-    assert connecting.wait(10)
+    assert connecting.wait(60)
     reading.completion.close()
     assert reading.ends_quietly() == []
     assert "open-completion" in threads()  # it still asks for the address, and lets go as soon as it can
@@ -740,7 +740,7 @@ def test_a_rate_limit_has_the_headers_and_body_of_the_real_one():
 def test_many_at_once():
     readings = [Reading(complete(f"{n} " * 20, model="scripted:pace=200,echo")) for n in range(20)]
     for n, reading in enumerate(readings):
-        reading.thread.join(20)
+        reading.thread.join(60)
         assert reading.error is None
         assert "".join(reading.deltas) == f"{n} " * 20
 
@@ -840,7 +840,7 @@ def local_model():
     yield local.url()
     process, _ = local._server
     process.stdin.close()  # as the end of this process would
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
 
 
 @needs_model
@@ -856,12 +856,14 @@ def test_the_local_model_answers(local_model):
 
 @needs_model
 def test_the_local_model_stops_when_its_client_leaves(local_model):
+    began = time.monotonic()
     busy = [complete("Tell a very long story.", source="local") for _ in range(4)]
     for completion in busy:
         next(completion)
         completion.close()
-    # All four places were taken: the next answer could not start if they were still at work.
-    started = complete("Say hello.", source="local", timeout=5)
+    # All four places were taken: the next answer could not start if they were still at work. Where four first tokens
+    # take long, so does the rest of four stories.
+    started = complete("Say hello.", source="local", timeout=5 + time.monotonic() - began)
     assert next(started)
     started.close()
     assert list(started) == []
@@ -960,8 +962,8 @@ def test_an_asynchronous_source_ends_at_once_when_it_is_closed(when):
     if when == "between two deltas":
         answer.close()
     else:
-        threading.Thread(target=lambda: waits.wait(20) and answer.close(), daemon=True).start()
+        threading.Thread(target=lambda: waits.wait(60) and answer.close(), daemon=True).start()
     reading = threading.Thread(target=lambda: ended.append(list(deltas)), daemon=True)
     reading.start()
-    reading.join(20)
+    reading.join(60)
     assert ended == [True, []]

@@ -29,7 +29,7 @@ def logged(caplog):
 
 
 def test_a_producer_tells_how_it_begins_and_ends(client, logged) -> None:
-    start(client, Model("hunter2", end=True), FAST).done.wait(10)
+    start(client, Model("hunter2", end=True), FAST).done.wait(60)
     says = Model("hunter2")
     start(client, says, FAST, "b")
     says.break_off(ValueError("hunter2"))
@@ -46,7 +46,7 @@ def test_who_is_shut_out_says_so(client, logged) -> None:
     late.run()
     assert "a: left: Fenced" in logged()
     says.end()
-    assert producer.done.wait(10)
+    assert producer.done.wait(60)
     wait_for(lambda: "a: end: stop" in logged())  # said by the model's thread
 
 
@@ -73,7 +73,7 @@ def test_what_others_wrote_cant_drive_the_workers_terminal(client, logged) -> No
     worker = Worker(name="mule", source="scripted", client=client, timing=FAST).start()
     try:
         wait_for(lambda: any("gives up" in line for line in logged()))
-        answer = enqueue("What is a Redis stream?", client=client, model="scripted:pace=0").wait(30)
+        answer = enqueue("What is a Redis stream?", client=client, model="scripted:pace=0").wait(60)
     finally:
         worker.stop()
     assert all(line.isprintable() for line in logged()), logged()
@@ -99,7 +99,7 @@ from llmstream_nb.faults import Proxy
 with Proxy.before(connect(prefix="tquiet")) as proxy:
     client = connect(proxy.url, prefix="tquiet")
     proxy.drop_reply(when=b"XADD")
-    print(ask("?", model="scripted:pace=0,drop=3", source="scripted", client=client, id="q", replace=True).wait(30).status)
+    print(ask("?", model="scripted:pace=0,drop=3", source="scripted", client=client, id="q", replace=True).wait(60).status)
 """
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, env=os.environ | environment_of(client), capture_output=True, text=True, timeout=60)

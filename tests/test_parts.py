@@ -88,7 +88,7 @@ def test_an_answer_of_parts(client) -> None:
     """Live, at one moment, from the record alone: the same parts, and the text is the text alone."""
     answer = ask("?", source=lambda q, t: iter(SAID), client=client, timing=FAST)
     live = parts_of(read_answer(answer.id, client=client, timing=FAST))
-    answer.wait(10)
+    answer.wait(60)
     assert bare(live) == bare(answer.parts) == spoken(SAID)
     assert answer.text == answer.record["text"] == "It is 42."
     client.delete(names_of(client).answer(answer.id).chunks)
@@ -110,14 +110,14 @@ def test_who_stops_a_dead_answer_keeps_its_parts(client) -> None:
     while len(answer.parts) < 3:
         time.sleep(0.01)
     answer._producer.leave()  # as a process that dies, but for its lease
-    answer._producer.done.wait(5)
+    answer._producer.done.wait(60)
     assert Answer(answer.id, client=client, timing=FAST).stop() == "ended"
     client.delete(names_of(client).answer(answer.id).chunks)
     assert bare(answer.parts) == spoken(SAID[:4])
 
 
 def test_text_alone_is_recorded_once(client) -> None:
-    answer = ask("?", source=lambda q, t: iter(["a", "b"]), client=client, timing=FAST).wait(10)
+    answer = ask("?", source=lambda q, t: iter(["a", "b"]), client=client, timing=FAST).wait(60)
     assert "parts" not in answer.record
     assert bare(answer.parts) == [("text", "ab")]
 
@@ -126,7 +126,7 @@ def test_what_is_held_back_is_of_one_kind(client) -> None:
     """Coalescing joins deltas of a kind, holds no call back, and changes no order."""
     said = ["a", "b", Reasoning("c"), Reasoning("d"), ToolCall("1", "x"), ToolCall("2", "y"), "e", "f", Refusal("g")]
     writing = Writing(coalesce_ms=60_000)
-    answer = ask("?", source=lambda q, t: iter(said), client=client, timing=FAST, writing=writing).wait(10)
+    answer = ask("?", source=lambda q, t: iter(said), client=client, timing=FAST, writing=writing).wait(60)
     assert bare(answer.parts) == spoken(said)
     raw = client.xrange(names_of(client).answer(answer.id).chunks)
     kinds = [fields["kind"] for _, fields in raw]
@@ -140,23 +140,23 @@ def test_the_first_sign_of_life_and_the_first_text_are_two_figures(client) -> No
         time.sleep(0.05)
         yield "So"
 
-    record = ask("?", source=thinks, client=client, timing=FAST).wait(10).record
+    record = ask("?", source=thinks, client=client, timing=FAST).wait(60).record
     assert record["first_part_ms"] < record["first_token_ms"]
-    only = ask("?", source=lambda q, t: iter([Reasoning("hm")]), client=client, timing=FAST).wait(10).record
+    only = ask("?", source=lambda q, t: iter([Reasoning("hm")]), client=client, timing=FAST).wait(60).record
     assert only["first_part_ms"] is not None
     assert only["first_token_ms"] is None
 
 
 def test_half_an_emoji_of_one_kind_does_not_meet_the_other_half_of_another(client) -> None:
     said = ["a\ud83d", Reasoning("\ude00b"), Reasoning("c\ud83d"), Reasoning("\ude00")]
-    answer = ask("?", source=lambda q, t: iter(said), client=client, timing=FAST).wait(10)
+    answer = ask("?", source=lambda q, t: iter(said), client=client, timing=FAST).wait(60)
     assert bare(answer.parts) == [("text", "a\ufffd"), ("reasoning", "\ufffdbc\U0001f600")]
 
 
 @pytest.mark.parametrize("size", [MAX_PART, MAX_PART + 7, 5_000_000])
 def test_a_huge_result_is_cut_and_says_so(client, size) -> None:
     said = [ToolCall("c", "all", "{}"), ToolResult("c", "x" * size)]
-    [_, result] = ask("?", source=lambda q, t: iter(said), client=client, timing=FAST).wait(20).parts
+    [_, result] = ask("?", source=lambda q, t: iter(said), client=client, timing=FAST).wait(60).parts
     assert (len(result.content), result.cut) == (min(size, MAX_PART), max(0, size - MAX_PART))
 
 
@@ -164,20 +164,20 @@ def test_a_thousand_calls(client) -> None:
     said = [
         part for n in range(1000) for part in (ToolCall(f"c{n}", "xlen", '{"key": "a"}'), ToolResult(f"c{n}", str(n)))
     ]
-    answer = ask("?", source=lambda q, t: iter(said), client=client, timing=FAST).wait(30)
+    answer = ask("?", source=lambda q, t: iter(said), client=client, timing=FAST).wait(60)
     assert bare(answer.parts) == spoken(said)
 
 
 @pytest.mark.parametrize("yielded", [7, b"x", Unknown("image", "?"), Started(EntryID(1, 0)), ["a"]])
 def test_what_is_no_part_ends_the_answer_with_an_error(client, yielded) -> None:
-    answer = ask("?", source=lambda q, t: iter(["a", yielded]), client=client, timing=FAST).wait(10)
+    answer = ask("?", source=lambda q, t: iter(["a", yielded]), client=client, timing=FAST).wait(60)
     assert (answer.status, answer.text, answer.record["error"]) == ("failed", "a", "TypeError")
 
 
 def test_a_call_of_other_types_is_made_text(client) -> None:
     """As people write it, with a dict; None and numbers don't break a reader either."""
     said = [ToolCall("c", "x", {"key": "a"}), ToolResult("c", 42), ToolResult(None, error=ValueError("bad"))]
-    answer = ask("?", source=lambda q, t: iter(said), client=client, timing=FAST).wait(10)
+    answer = ask("?", source=lambda q, t: iter(said), client=client, timing=FAST).wait(60)
     [call, number, error] = answer.parts
     assert json.loads(call.arguments) == {"key": "a"}
     assert (number.content, error.error) == ("42", "bad")

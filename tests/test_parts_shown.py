@@ -191,7 +191,7 @@ def test_the_frames_of_parts() -> None:
 
 @pytest.mark.parametrize("backend", ["fake"], indirect=True)
 def test_tables_show_all_entries_and_count_the_text_alone(client) -> None:
-    answer = llmstream_nb.ask("?", source=lambda *_: list(PARTS), id="a", client=client, timing=FAST).wait(10)
+    answer = llmstream_nb.ask("?", source=lambda *_: list(PARTS), id="a", client=client, timing=FAST).wait(60)
     found = tables.entries(answer, client=client)
     assert [*found["kind"]] == ["start", *(part.kind for part in PARTS), "end"]
     assert json.loads(found["text"][5]) == {"id": "a", "name": "weather", "arguments": PARTS[4].arguments}
@@ -203,7 +203,7 @@ def test_tables_show_all_entries_and_count_the_text_alone(client) -> None:
 def test_the_terminal_gets_the_text_on_one_stream_and_the_parts_on_the_other(fake_tcp) -> None:
     long = ToolResult("c", "first line\n" + "x" * 990)
     source = [*PARTS[:9], long, Unknown.__name__, *PARTS[9:], Refusal("\x1b[31m")]
-    llmstream_nb.ask("?", source=lambda *_: source, id="parts", client=connect(fake_tcp)).wait(20)
+    llmstream_nb.ask("?", source=lambda *_: source, id="parts", client=connect(fake_tcp)).wait(60)
     code, text, said = run(fake_tcp, "watch", "parts")
     assert (code, text) == (0, "I 😀 look it up.UnknownSunny.\n")
     assert "\x1b" not in said

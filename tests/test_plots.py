@@ -19,8 +19,8 @@ def backend():
 
 
 def test_arrival(client):
-    drip = ask("?", source=lambda *_: ["one ", "two ", "three"], id="drip", timing=FAST).wait(20)
-    whole = ask("?", source=lambda *_: ["all at once"], id="whole", timing=FAST).wait(20)
+    drip = ask("?", source=lambda *_: ["one ", "two ", "three"], id="drip", timing=FAST).wait(60)
+    whole = ask("?", source=lambda *_: ["all at once"], id="whole", timing=FAST).wait(60)
     figure = plots.arrival(drip, "whole")
     axes = figure.axes[0]
     curves, marks = axes.lines[::2], axes.lines[1::2]
@@ -37,7 +37,7 @@ def test_arrival(client):
 
 
 def test_an_answer_without_text(client):
-    ask("?", source=lambda *_: [], id="none", timing=FAST).wait(20)
+    ask("?", source=lambda *_: [], id="none", timing=FAST).wait(60)
     figure = plots.arrival("none")
     assert [text.get_text() for text in figure.axes[0].texts] == ["● none:\nno text"]
     figure.canvas.draw()

@@ -106,7 +106,7 @@ def test_a_reader_sees_what_is_there_while_more_comes(client, key) -> None:
 
     def slow():
         yield "text", "first "
-        go_on.wait(10)
+        go_on.wait(60)
         yield "text", "second"
         yield "end", "stop"
 
@@ -118,7 +118,7 @@ def test_a_reader_sees_what_is_there_while_more_comes(client, key) -> None:
     assert not go_on.is_set()
     go_on.set()
     assert text_of(reader) == "second"
-    work.join(10)
+    work.join(60)
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_as_two_programs(client, backend, key) -> None:
             [*run, "read", key, "1-30"], env=environment, capture_output=True, encoding="utf-8", timeout=60, check=True
         )
     finally:
-        asking.wait(30)
+        asking.wait(60)
     assert whole.stdout == f"{REPLY}\n[end: stop]"
     assert len(rest.stdout) > 100
     assert whole.stdout.endswith(rest.stdout)
@@ -240,7 +240,7 @@ def served(app: FastAPI) -> Iterator[str]:
         yield f"http://{host}:{port}"
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
 
 
 def test_the_recipe_behind_fastapi(client, key) -> None:
@@ -419,7 +419,7 @@ def test_a_hundred_who_wait_hold_up_nobody_who_asks(client, site) -> None:
         assert site.web.delete(f"/answers/{each}").status_code == 202
     assert [waiting.get(timeout=30) for _ in viewers] == ["cancelled"] * 100
     for viewer in viewers:
-        viewer.join(10)
+        viewer.join(60)
     wait_for(no_model_runs)
 
 
@@ -524,7 +524,7 @@ def test_the_web_recipe_starts_by_its_one_line(client) -> None:
         assert text_of(events_in(reply.text.splitlines())) == REPLY
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
 
 
 def test_the_notebook_runs_in_another_folder(tmp_path):

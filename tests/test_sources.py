@@ -366,7 +366,7 @@ def test_a_cut_drops_what_was_begun_and_nothing_else(fake):
     body = HI, calls(call(0, "a", "weather", '{"in": "Rome"}')), calls(call(1, "b", "time", '{"at": '))
     assert asked(fake, *body)[:2] == ("ConnectionDropped", ["Hi", WEATHER])
     assert asked(fake, *body, data({"error": {"message": "Idle"}}))[:2] == ("ServerError", ["Hi", WEATHER])
-    assert asked(fake, *body, 5.0, timeout=0.3)[:2] == ("Stalled", ["Hi", WEATHER])
+    assert asked(fake, *body, 5.0, timeout=1.0, first_timeout=20.0)[:2] == ("Stalled", ["Hi", WEATHER])
     assert read(*body, is_cut=True) == ["Hi", WEATHER]
     assert read(*body, piece({}, "error"), DONE) == ["Hi", WEATHER]
 
@@ -468,9 +468,9 @@ def test_arguments_too_deep_are_none_and_a_thousand_broken_ones_take_no_time(mon
 
 @pytest.mark.parametrize("sign", [piece({"reasoning": "hm"}), calls(call(0, "a", "f", "x")), piece({"refusal": "No"})])
 def test_every_part_is_life_and_after_the_first_the_shorter_time_counts(fake, sign):
-    assert asked(fake, *[0.2, sign] * 5, END, timeout=0.6)[0] in ("stop", "EmptyAnswer", "refusal")
-    assert asked(fake, 0.6, sign, HI, END, timeout=0.3, first_timeout=5.0)[0] in ("stop", "refusal")
-    failed, _, says = asked(fake, sign, 2.0, HI, END, timeout=0.3, first_timeout=5.0)
+    assert asked(fake, *[0.4, sign] * 5, END, timeout=1.5)[0] in ("stop", "EmptyAnswer", "refusal")
+    assert asked(fake, 1.5, sign, HI, END, timeout=1.0, first_timeout=20.0)[0] in ("stop", "refusal")
+    failed, _, says = asked(fake, sign, 2.0, HI, END, timeout=0.3, first_timeout=20.0)
     assert (failed, "silent for 0.3 s" in says) == ("Stalled", True)
 
 

@@ -107,7 +107,7 @@ def test_entries_take_an_answer_and_its_own_client(client):
 
 
 def test_entries_of_a_real_answer(client):
-    answer = ask("What is a stream?", source=lambda *_: ["one ", "two"], id="real", timing=FAST).wait(20)
+    answer = ask("What is a stream?", source=lambda *_: ["one ", "two"], id="real", timing=FAST).wait(60)
     frame = tables.entries(answer)
     assert frame["kind"].tolist() == ["start", "text", "text", "end"]
     assert "".join(frame.loc[frame["kind"] == "text", "text"]) == "one two" == answer.text

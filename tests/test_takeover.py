@@ -120,6 +120,6 @@ def test_the_terminal_tells_it_beside_the_text(client, capsys, writer) -> None:
     writer.begin(worker="w3", job="1-0").say("all of ")
     wait_for(lambda: hears("[Attempt 2, by w3. The answer begins anew.]\n"))
     writer.begin(worker="w4", job="2-0").say("it").end()  # another question
-    watching.join(20)
+    watching.join(60)
     assert hears("[Another attempt. The answer begins anew.]\n") and "w4" not in said[1]
     assert said[0] == "half of all of it\n"

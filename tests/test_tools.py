@@ -185,7 +185,7 @@ def test_lost_reply_of_a_blocked_read(proxy: Proxy, direct: redis.Redis) -> None
     wait_for(lambda: direct.info("clients")["blocked_clients"] == 1)
     assert proxy.dropped == 0
     direct.xadd("s", ENTRY)
-    reader.join(5)
+    reader.join(60)
     assert len(errors) == 1
     assert direct.xpending("s", "g")["pending"] == 1
 

@@ -92,9 +92,9 @@ def written(client, answer_id: str, text: str | None = "so", **fields) -> str:
 
 
 def test_the_model_is_told_all_turns_from_the_first_on(client, heard):
-    first = put("What?", 1, topic="tea").wait(10)
-    second = put("And why?", 2, follows=first).wait(10)
-    third = put("Since when?", 3, follows=second.id).wait(10)
+    first = put("What?", 1, topic="tea").wait(60)
+    second = put("And why?", 2, follows=first).wait(60)
+    third = put("Since when?", 3, follows=second.id).wait(60)
     assert said(heard[2]) == [
         ("system", ABOUT),
         ("user", "What?"),
@@ -106,16 +106,16 @@ def test_the_model_is_told_all_turns_from_the_first_on(client, heard):
     assert (third.text, third.record["follows"], third.record["topic"]) == ("0 1 2 ", second.id, "tea")
     assert third.record["follows_nonce"] == second.record["nonce"]
     assert "follows" not in first.record and "request" not in third.record
-    fourth = put("And coffee?", follows=third, topic="coffee").wait(10)
+    fourth = put("And coffee?", follows=third, topic="coffee").wait(60)
     assert "about coffee" in said(heard[3])[0][1] and fourth.record["topic"] == "coffee"
 
 
 def test_a_worker_tells_them_too(client, heard, worker):
-    first = put("What?", topic="tea").wait(10)
+    first = put("What?", topic="tea").wait(60)
     second = put("And why?", asks=enqueue, follows=first)
     assert second.status == "queued"
     worker()
-    second.wait(10)
+    second.wait(60)
     assert said(heard[1]) == [("system", ABOUT), ("user", "What?"), ("assistant", "0 "), ("user", "And why?")]
     assert second.record["follows"] == first.id
 
@@ -123,13 +123,13 @@ def test_a_worker_tells_them_too(client, heard, worker):
 def test_one_that_was_stopped_or_has_failed_counts_with_its_text(client, heard):
     produced = produce(client, model := Model("Half a "), FAST, "stopped", "What?")
     wait_for(lambda: Answer("stopped", timing=FAST).text)
-    assert Answer("stopped", timing=FAST).stop() == "ended" and produced.done.wait(5)
+    assert Answer("stopped", timing=FAST).stop() == "ended" and produced.done.wait(60)
     model = Model("It was")
     produce(client, model, FAST, "failed", "And then?")
     model.break_off(OSError("no"))
-    Answer("failed", timing=FAST).wait(10)
+    Answer("failed", timing=FAST).wait(60)
     for name, text in (("stopped", "Half a "), ("failed", "It was")):
-        put("Go on", follows=name).wait(10)
+        put("Go on", follows=name).wait(60)
         assert said(heard[-1])[2:] == [("assistant", text), ("user", "Go on")]
 
 
@@ -137,7 +137,7 @@ def test_one_that_was_stopped_or_has_failed_counts_with_its_text(client, heard):
 def test_what_can_not_be_followed_is_refused_before_anything_is_written(client, asks):
     produce(client, model := Model("so"), FAST, "open")
     wait_for(lambda: Answer("open", timing=FAST).text)
-    produce(client, Model(end=True), FAST, "mute").done.wait(5)
+    produce(client, Model(end=True), FAST, "mute").done.wait(60)
     enqueue("why?", id="queued", timing=FAST)
     for follows, words in {
         "never": "never asked, cleared, or expired",
@@ -153,24 +153,24 @@ def test_what_can_not_be_followed_is_refused_before_anything_is_written(client, 
         put("And?", asks=asks, follows="a b")
     assert client.xlen(names_of(client).questions) == 1
     model.end()
-    Answer("open", timing=FAST).wait(10)
+    Answer("open", timing=FAST).wait(60)
     if asks is ask:
-        put("And?", follows="open", id="new").wait(10)
+        put("And?", follows="open", id="new").wait(60)
 
 
 def test_an_end_that_the_record_does_not_tell_yet_counts(client, heard):
-    produce(client, Model("so", end=True), FAST, "a").done.wait(5)
+    produce(client, Model("so", end=True), FAST, "a").done.wait(60)
     record = record_of(client)
     told = {name: record[name] for name in ("id", "question", "topic", "asked", "nonce", "first", "attempt")}
     client.set(names_of(client).answer("a").question, json.dumps(told))
-    put("And?", follows="a").wait(10)
+    put("And?", follows="a").wait(60)
     assert said(heard[0])[1:] == [("user", "why?"), ("assistant", "so"), ("user", "And?")]
 
 
 def test_an_id_that_was_used_again_is_another_answer(client, heard):
-    put("What?", id="one").wait(10)
-    put("And?", id="two", follows="one").wait(10)
-    put("Else?", id="one", replace=True).wait(10)
+    put("What?", id="one").wait(60)
+    put("And?", id="two", follows="one").wait(60)
+    put("Else?", id="one", replace=True).wait(60)
     with pytest.raises(BrokenChain, match="'one' is another answer"):
         put("And then?", follows="two")
     clear("one")
@@ -183,21 +183,21 @@ def test_an_id_that_was_used_again_is_another_answer(client, heard):
 
 def test_a_notebooks_cells_run_twice(client, heard):
     for _ in range(2):
-        first = put("What?", id="one", replace=True).wait(10)
-        put("And?", id="two", follows=first, replace=True).wait(10)
+        first = put("What?", id="one", replace=True).wait(60)
+        put("And?", id="two", follows=first, replace=True).wait(60)
         assert said(heard[-1])[1:] == [("user", "What?"), ("assistant", "0 "), ("user", "And?")]
 
 
 @pytest.mark.parametrize("change", ["cleared", "asked anew", "expired"])
 def test_a_worker_that_finds_the_chain_broken_says_so_in_the_answer(client, worker, heard, change):
-    put("What?", id="one").wait(10)
+    put("What?", id="one").wait(60)
     answer = put("And?", asks=enqueue, follows="one")
     if change == "expired":
         client.delete(names_of(client).answer("one").question, names_of(client).answer("one").chunks)
     else:
         clear("one")
     if change == "asked anew":
-        put("Else?", id="one").wait(10)
+        put("Else?", id="one").wait(60)
     requests = len(heard)
     worker()
     record = record_at_end(answer)
@@ -208,7 +208,7 @@ def test_a_worker_that_finds_the_chain_broken_says_so_in_the_answer(client, work
 
 def test_a_worker_waits_for_a_redis_that_went_away_while_it_read_the_turns(client, worker, heard, monkeypatch):
     """A question is not to blame for that, and not given up."""
-    put("What?", id="one").wait(10)
+    put("What?", id="one").wait(60)
     answer, gone = put("And?", asks=enqueue, follows="one"), []
 
     def gone_once(answer_id, of):
@@ -232,7 +232,7 @@ def test_no_question_is_told_with_the_answer_of_another_that_takes_its_id(client
     def asking():
         for number in range(15):
             clear("one", timing=FAST)
-            produce(client, Model(f"{number}", end=True), FAST, "one", f"{number}").done.wait(10)
+            produce(client, Model(f"{number}", end=True), FAST, "one", f"{number}").done.wait(60)
 
     thread, told = threading.Thread(target=asking), set()
     thread.start()
@@ -247,7 +247,7 @@ def test_no_question_is_told_with_the_answer_of_another_that_takes_its_id(client
 
 def test_the_record_and_the_text_are_of_one_question(client, monkeypatch):
     """It is cleared and asked anew just after its end was read from the stream."""
-    produce(client, Model("old", end=True), FAST, "one", "old?").done.wait(5)
+    produce(client, Model("old", end=True), FAST, "one", "old?").done.wait(60)
     keys, look = names_of(client).answer("one"), turns.look
     record = record_of(client, "one")
     client.set(keys.question, json.dumps({name: record[name] for name in record if name not in ("end", "text")}))
@@ -263,7 +263,7 @@ def test_the_record_and_the_text_are_of_one_question(client, monkeypatch):
 
 def test_expired_turns_are_gone(client, heard):
     short = Timing(lease=0.2, tick=0.05, ttl=0.3, patience=2.0)
-    ask("What?", id="one", source="scripted", model=f"{QUICK}1", timing=short).wait(10)
+    ask("What?", id="one", source="scripted", model=f"{QUICK}1", timing=short).wait(60)
     wait_for(lambda: Answer("one").status == "missing")
     with pytest.raises(BrokenChain, match="expired"):
         put("And?", follows="one")
@@ -317,11 +317,11 @@ def test_a_chain_has_its_limits(client, heard):
         before = written(client, f"a{number}", **({"follows": before} if before else {}))
     with pytest.raises(BrokenChain, match=f"more than {MAX_TURNS} turns"):
         put("And?", follows=before)
-    put("And?", follows=f"a{MAX_TURNS - 1}").wait(10)
+    put("And?", follows=f"a{MAX_TURNS - 1}").wait(60)
     assert len(heard[0]["messages"]) == 1 + 2 * MAX_TURNS + 1
     question = "x" * 100
     size = MAX_SAID - 100 - len("b?")
-    put(question, follows=written(client, "b", "x" * size)).wait(10)
+    put(question, follows=written(client, "b", "x" * size)).wait(60)
     with pytest.raises(BrokenChain, match="more than 400,000 characters"):
         put(question + "x", follows="b")
     with pytest.raises(BrokenChain, match="more than 400,000 characters"):
@@ -349,13 +349,13 @@ PARAMS = {"temperature": 0, "max_tokens": 9, "tools": [{"type": "function", "fun
 def test_messages_and_parameters_come_to_the_endpoint_as_they_are(client, heard, worker, asks):
     if asks is enqueue:
         worker()
-    answer = put(None, asks=asks, messages=MESSAGES, params=PARAMS).wait(10)
+    answer = put(None, asks=asks, messages=MESSAGES, params=PARAMS).wait(60)
     assert heard[0]["messages"] == MESSAGES
     assert {name: heard[0][name] for name in PARAMS} == PARAMS
     assert heard[0]["model"] == f"{QUICK}1" and heard[0]["stream"] is (asks is not ask_without_stream)
     assert answer.record["question"] == "What is\non it?"
     assert json.loads(answer.record["request"]) == {"messages": MESSAGES, "params": PARAMS}
-    put("And?", follows=answer).wait(10)
+    put("And?", follows=answer).wait(60)
     assert heard[1]["messages"] == [
         *MESSAGES,
         {"role": "assistant", "content": "0 "},
@@ -376,8 +376,8 @@ def test_complete_takes_them_too(heard):
 
 def test_a_questions_parameters_come_before_the_workers_own(client, heard, worker):
     worker(params={"temperature": 1, "seed": 7})
-    put("Why?", asks=enqueue, params={"temperature": 0}).wait(10)
-    put("Why?", asks=enqueue).wait(10)
+    put("Why?", asks=enqueue, params={"temperature": 0}).wait(60)
+    put("Why?", asks=enqueue).wait(60)
     assert [(request["temperature"], request["seed"]) for request in heard] == [(0, 7), (1, 7)]
     with pytest.raises(BadQuestion, match="model"):
         Worker(client=client, params={"model": "x"})
@@ -415,7 +415,7 @@ def test_what_can_not_be_asked_is_refused_at_once(client, asks, name):
 @pytest.mark.parametrize("backend", ["fake"], indirect=True)
 def test_halves_of_surrogate_pairs_and_long_questions_do_no_harm(client, heard):
     long = [{"role": "user", "content": "\ud83d" + "x" * 30_000}]
-    answer = put(None, messages=long, params={"stop": "\udc00"}).wait(10)
+    answer = put(None, messages=long, params={"stop": "\udc00"}).wait(60)
     assert heard[0]["messages"][0]["content"] == "\ufffd" + "x" * 30_000 and heard[0]["stop"] == "\ufffd"
     assert len(answer.record["question"]) == 20_000
 
@@ -424,7 +424,7 @@ def test_halves_of_surrogate_pairs_and_long_questions_do_no_harm(client, heard):
 def test_nothing_of_them_is_logged_or_told_to_viewers(client, heard, caplog):
     caplog.set_level(logging.DEBUG, "llmstream_nb")
     secret = [{"role": "user", "content": "Why? s3cret"}]
-    answer = put(None, messages=secret, params={"user": "s3cret"}, model="scripted:status=400").wait(10)
+    answer = put(None, messages=secret, params={"user": "s3cret"}, model="scripted:status=400").wait(60)
     assert answer.status == "failed" and answer.record["error"] == "BadRequest"
     assert "s3cret" not in caplog.text
     from llmstream_nb.protocol.events import told
@@ -484,7 +484,7 @@ def test_a_page_asks_on_from_what_it_may_read_all_turns_of_it(client, heard, wor
             assert reply.status_code == status, (user, follows, reply.text)
             if status == 201:
                 record_at_end(Answer(reply.json()["id"]))
-        put("mine", id="mine", owner="bob").wait(10)
+        put("mine", id="mine", owner="bob").wait(60)
         assert browser.post("/answers", json=body | {"follows": "mine"}, headers={"user": "bob"}).status_code == 201
         produce(client, model := Model("so"), FAST, "open")
         wait_for(lambda: Answer("open").text)
@@ -506,7 +506,7 @@ def test_a_page_asks_on_from_what_it_may_read_all_turns_of_it(client, heard, wor
 def test_the_command_line_asks_on(client, heard, capsys):
     from llmstream_nb.setup import cli
 
-    put("What?", id="one").wait(10)
+    put("What?", id="one").wait(60)
     asked_with = ["ask", "And?", "--follows", "one", "--source", "scripted", "--model", f"{QUICK}1"]
     assert cli._ask(cli.parser().parse_args(asked_with)) == 0
     assert "0" in capsys.readouterr().out

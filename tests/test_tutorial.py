@@ -71,7 +71,7 @@ def test_one_asker_end_to_end(client, stream):
         source="scripted",
         model="scripted:pace=0",
     )
-    reader.join(10)
+    reader.join(60)
     assert not reader.is_alive()
 
     texts = [fields["chunkOutput"] for _, fields in seen]
@@ -129,7 +129,7 @@ def test_the_reader_waits_for_entries_to_come(client, stream):
     for text in ("START:q;", "one", ";END:q"):
         put(client, stream, "q", text)
         wait_for(lambda text=text: seen[-1:] == [text])
-    reader.join(10)
+    reader.join(60)
     assert not reader.is_alive()
 
 
@@ -213,7 +213,7 @@ def test_readers_share_one_connection(client, stream):
     wait_for(tutorial._connection.locked)
     with pytest.raises(TimeoutError, match="taken by other readers"):
         tutorial.read_stream(client, stream, "0-0", "q", print, timeout=0.05)
-    waiting.join(5)
+    waiting.join(60)
     assert read(client, stream, "0-0", "q")[1]
 
 

@@ -116,7 +116,7 @@ def test_answers_of_before_are_read_listed_taken_over_and_cleared(client: redis.
     worker = Worker(client=client, timing=FAST, source=lambda question, _: [f"{question} ", "So."]).start()
     try:
         for name in ("half", "queued"):
-            Answer(name, client=client, timing=FAST).wait(20)
+            Answer(name, client=client, timing=FAST).wait(60)
             assert text_of(read_answer(name, client=client)) == f"Why {name}? So."
         queue = f"{client.names.prefix}:questions"
         wait_for(lambda: client.xpending(queue, "llm-workers")["pending"] == 0)
@@ -124,7 +124,7 @@ def test_answers_of_before_are_read_listed_taken_over_and_cleared(client: redis.
         worker.stop(within=0)
 
     assert clear("ended", "half", client=client) == 2
-    assert ask("Again?", id="ended", source=lambda *_: ["New."], client=client, timing=FAST).wait(20).text == "New."
+    assert ask("Again?", id="ended", source=lambda *_: ["New."], client=client, timing=FAST).wait(60).text == "New."
     clear(client=client)
     left = [key for key in client.scan_iter(f"{client.names.prefix}:{{*") if not key.endswith(":cleared")]
     assert left == []  # the number of the last attempt is the last word to whoever may still write

@@ -72,7 +72,7 @@ def mounted(client):
         wait_for(lambda: server.started)
         yield server
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -95,7 +95,7 @@ def test_a_mounted_application_streams_asks_stops_and_ends_with_its_loop(client,
     open_stream.sendall(head(mounted, "GET", f"other/answers/{answer_id}/events"))
     wait_for(lambda: mounted.apps[1].state.hub.viewers == 1)
     mounted.should_exit = True
-    mounted.thread.join(20)
+    mounted.thread.join(60)
     open_stream.close()
     assert not mounted.thread.is_alive()
     assert Answer(answer_id, client=client).record["reason"] == "cancelled"  # nobody else could end it
@@ -181,7 +181,7 @@ def test_the_command_takes_a_token_from_a_file(tmp_path, capsys):
 def test_an_owner_outlives_what_a_worker_writes(client, says):  # noqa: F811
     answer = enqueue("why?", client=client, timing=FAST, owner="ann")
     worker = Worker(source=lambda question, topic: iter(["so"]), client=client, timing=FAST).start()
-    assert answer.wait(20).text == "so"
+    assert answer.wait(60).text == "so"
     wait_for(lambda: answer.record.get("reason") == "stop")
     worker.stop()
     assert answer.record["owner"] == "ann"
@@ -356,10 +356,10 @@ def test_who_says_nothing_or_half_is_closed_and_nobody_else(client, serve, monke
     }
     watching = Slow(server, "a")
     watching.read()
-    socks = {name: socket.create_connection(("127.0.0.1", server.port), timeout=10) for name in silent}
+    socks = {name: socket.create_connection(("127.0.0.1", server.port), timeout=60) for name in silent}
     for name, sock in socks.items():
         sock.sendall(silent[name])
-    drip = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+    drip = socket.create_connection(("127.0.0.1", server.port), timeout=60)
     stop = threading.Event()
 
     def dripping() -> None:
@@ -397,11 +397,11 @@ def test_many_connections_leave_files_for_others(client, monkeypatch):
     monkeypatch.setattr(serving, "_room", lambda: 20)
     with WebServer(client=client, token=TOKEN, timing=FAST) as server:
         connections = server._server.server_state.connections
-        idle = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(60)]
+        idle = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(60)]
         for sock in idle[25:]:
             with suppress(ConnectionError):
                 assert not sock.recv(1)
-        assert len(connections) == 25
+        wait_for(lambda: len(connections) == 25)  # the server forgets one a moment after its client sees the end
         for sock in idle[:6]:
             sock.close()
         wait_for(lambda: len(connections) == 19)
@@ -424,7 +424,7 @@ def test_connections_that_say_nothing_do_not_use_up_the_files_of_a_process(fake_
     )
     try:
         server = SimpleNamespace(port=int(re.search(rf":(\d+)/\?token={TOKEN}$", process.stdout.readline())[1]))
-        idle = [socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(400)]
+        idle = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(400)]
         for sock in idle[160:]:
             with suppress(ConnectionError):
                 assert not sock.recv(1)
@@ -433,7 +433,7 @@ def test_connections_that_say_nothing_do_not_use_up_the_files_of_a_process(fake_
         wait_for(lambda: call(server, "GET", "answers/a").status == 404)
     finally:
         process.terminate()
-        said = process.communicate(timeout=20)[1]
+        said = process.communicate(timeout=60)[1]
     assert "Too many open files" not in said and "Traceback" not in said
 
 

@@ -95,6 +95,8 @@ LOG: list[tuple[float, str, dict]] = []
 @pytest.fixture(autouse=True)
 def recorded(monkeypatch):
     """Record all comm messages of a test; afterwards close its widgets, and no thread of the hub may remain."""
+    ipywidgets.Widget.close_all()  # those of another file: a view of a Redis that is gone keeps the hub's thread
+    wait_for(lambda: "llmstream views" not in threads())
     LOG.clear()
     broken._note.cache_clear()
     monkeypatch.setattr(comm, "create_comm", RecordingComm)
@@ -309,7 +311,7 @@ def test_a_thousand_calls_and_a_megabyte_of_arguments_stay_within_bounds(client)
 
     answer = ask("?", source=agent, id="a", client=client)
     view, plain = AnswerView(answer), AnswerView(answer, plain=True)
-    answer.wait(30)
+    answer.wait(60)
     settled(view, plain)
     page = Page(view)
     assert page.missed == 0 and len(page.state["blocks"]) == 2_000 and page.state["text"] == "done"
@@ -349,7 +351,7 @@ def test_waiting_then_streaming_then_complete(client) -> None:
     assert view.state == "streaming" and view.first_ms is not None
     model.end()
     settled(view, plain)
-    record = answer.wait(10).record
+    record = answer.wait(60).record
     assert (view.state, view.note, view.live) == ("ended", "", False)
     assert (view.chunks, view.first_ms, view.ms) == (2, record["first_token_ms"], record["total_ms"])
     assert "Complete" in plain.value and f"2 chunks · first token {view.first_ms / 1000:.2f} s" in plain.value
@@ -447,7 +449,7 @@ def test_gaps_are_filled_from_the_record_once_the_producer_has_written_it(client
     wait_for(lambda: view.text == "one three")
     assert view.blocks
     model.end()
-    producer.done.wait(10)
+    producer.done.wait(60)
     settled(view)
     assert (view.text, view.blocks, view.state) == ("one two three", [], "ended")
     assert Page(view).state["text"] == "one two three" and view.html
@@ -618,15 +620,18 @@ def test_thirty_views_stay_within_the_message_budget(client) -> None:
     assert 30 <= busiest <= 100, f"{busiest} messages in a second"
     text = "".join(f"{n} " for n in range(150))
     assert all(view.transcript.text == text for view in views)
-    assert all(answer.wait(10).status == "ended" for answer in answers)
+    assert all(answer.wait(60).status == "ended" for answer in answers)
 
 
 @pytest.mark.parametrize("backend", ["fake"], indirect=True)
-def test_one_view_gets_at_most_twenty_messages_a_second(client) -> None:
+def test_one_view_gets_at_most_twenty_messages_a_second(client, monkeypatch) -> None:
     model = Model()
     start(client, model, FAST)
     view = AnswerView("a")
     wait_for(lambda: view.state == "waiting" and not view.unseen)
+    times, show = list[float](), view.show
+    # By the hub's clock: a message that the machine holds up is nearer to the next.
+    monkeypatch.setattr(view, "show", lambda: (times.append(view.show_at), show()))
     LOG.clear()
     until = time.monotonic() + 1.0
     while time.monotonic() < until:
@@ -634,7 +639,7 @@ def test_one_view_gets_at_most_twenty_messages_a_second(client) -> None:
         time.sleep(0.002)
     model.end()
     settled(view)
-    times = [when for when, *_ in LOG]
+    assert len(LOG) <= len(times) + 1  # one each, and the one before
     assert max(sum(1 for other in times if when <= other < when + 1) for when in times) <= 21
 
 
@@ -662,7 +667,7 @@ def test_closing_waits_for_no_lock_as_the_garbage_collector_does_it_at_any_momen
     with hub._lock:
         closing = threading.Thread(target=view.close)
         closing.start()
-        closing.join(10)
+        closing.join(60)
         assert not closing.is_alive()
 
 
@@ -711,7 +716,7 @@ def test_a_lost_redis_is_said_and_costs_no_character(program, caplog) -> None:
         model.end()
         settled(view, plain)
         assert (view.state, Page(view).state["text"]) == ("ended", "before meanwhile after")
-        producer.done.wait(10)
+        producer.done.wait(60)
         wait_for(lambda: "llmstream views" not in threads())
         wait_for(lambda: len(client.client_list()) == 1)  # the hub has closed its connections
         client.close()
@@ -940,6 +945,6 @@ def test_a_panel_on_a_lost_redis_says_so_and_works_again(program, monkeypatch) -
         wait_for(lambda: len(panel.children) == 2 and panel.children[1].text == "because")
         idle(panel)
         assert panel.form.message == ""
-        panel.answer.wait(10)
+        panel.answer.wait(60)
         wait_for(lambda: "llmstream views" not in threads())
         client.close()

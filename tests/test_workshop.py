@@ -85,7 +85,7 @@ def drill(name: str) -> list[str]:
 @pytest.fixture
 def started(monkeypatch) -> Iterator[list[subprocess.Popen[bytes]]]:
     """The processes that a test starts; they end with it, and are given time to start."""
-    monkeypatch.setattr(model, "PATIENCE", 40.0)
+    monkeypatch.setattr(model, "PATIENCE", 90.0)
     processes: list[subprocess.Popen[bytes]] = []
     yield processes
     for process in processes:
@@ -136,7 +136,7 @@ def test_drill_stop_redis(started, tmp_path) -> None:
     view, answer = page["view"], page["answer"]
     wait_for(lambda: len(view.text) > 50)
     started[0].send_signal(signal.SIGINT)
-    started[0].wait(20)
+    started[0].wait(60)
     wait_for(lambda: view.note == "Redis is away, trying again.")
     start()
     wait_for(lambda: view.state == "ended")

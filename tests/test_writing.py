@@ -89,7 +89,7 @@ def test_far_fewer_entries_and_the_same_text(client) -> None:
     words = [f"{n} " for n in range(3_000)]
     for coalesce_ms, answer_id in ((0, "a"), (50, "b")):
         source = lambda question, topic: iter(words)  # noqa: E731
-        ask("many", source=source, id=answer_id, writing=Writing(coalesce_ms=coalesce_ms)).wait(30)
+        ask("many", source=source, id=answer_id, writing=Writing(coalesce_ms=coalesce_ms)).wait(60)
     assert look("a").text == look("b").text == "".join(words)
     assert len(stream_of(client, "a")) == 3_002 and len(stream_of(client, "b")) < 300
 
@@ -200,7 +200,7 @@ def test_a_lost_reply_to_a_bounded_stream_leaves_no_hole(shared) -> None:
 @pytest.mark.slow
 def test_an_answer_expires_with_all_that_belongs_to_it(client) -> None:
     short = Timing(lease=1.0, tick=0.05, ttl=1.0)
-    ask("soon gone", source=lambda question, topic: iter(["Hi"]), id="a", timing=short).wait(10)
+    ask("soon gone", source=lambda question, topic: iter(["Hi"]), id="a", timing=short).wait(60)
     wait_for(lambda: look("a").status == "missing")
     keys = names_of(client).answer("a")
     assert not client.exists(keys.chunks, keys.question, keys.cancel, keys.lease(1))
@@ -210,15 +210,15 @@ def test_an_answer_expires_with_all_that_belongs_to_it(client) -> None:
 
 def test_an_answer_that_expires_soon_takes_no_other_out_of_the_index(client) -> None:
     index = names_of(client).answers
-    ask("stays", source=lambda question, topic: iter(["Hi"]), id="a").wait(10)
+    ask("stays", source=lambda question, topic: iter(["Hi"]), id="a").wait(60)
     client.zincrby(index, -10, "a")  # asked ten seconds ago
-    ask("soon gone", source=lambda question, topic: iter(["Hi"]), id="b", timing=Timing(ttl=1.0)).wait(10)
+    ask("soon gone", source=lambda question, topic: iter(["Hi"]), id="b", timing=Timing(ttl=1.0)).wait(60)
     assert client.zrange(index, 0, -1) == ["a", "b"]
 
 
 def test_an_ended_answer_opens_from_its_record(client) -> None:
     words = [f"{n} " for n in range(100)]
-    ask("many", source=lambda question, topic: iter(words), id="a").wait(20)
+    ask("many", source=lambda question, topic: iter(words), id="a").wait(60)
     client.xtrim(names_of(client).answer("a").chunks, maxlen=5, approximate=False)
     seen: list[list] = []
     view = AnswerView("a")

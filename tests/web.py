@@ -20,7 +20,7 @@ from llmstream_nb.protocol.wire import Entry, EntryID
 from llmstream_nb.web import WebServer
 
 TOKEN = "a-token-of-the-tests"
-PATIENCE = 15.0  # seconds
+PATIENCE = 60.0  # seconds
 
 
 # ------------------------------------------------------------------------------------------------ one request
@@ -186,7 +186,7 @@ class Watcher:
 
     async def run(self) -> Watcher:
         """Watch until the end, over as many connections as it takes."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while not self.end and (not self.statuses or self.statuses[-1] == 200):
                 try:
                     await self.connect()

@@ -130,7 +130,7 @@ class Proxy(contextlib.AbstractContextManager["Proxy"]):
         self._faults.clear()
         self._set(_delay=0.0, _blackhole=False, _ordered=self.dropped)
 
-    def wait_dropped(self, timeout: float = 5.0) -> None:
+    def wait_dropped(self, timeout: float = 30.0) -> None:
         """Wait until every drop ordered has happened; raise TimeoutError after `timeout` seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: self.dropped >= self._ordered, timeout):

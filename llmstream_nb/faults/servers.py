@@ -17,7 +17,7 @@ import redis
 
 PROGRAMS = ("redis-server", "valkey-server")
 FOLDER = "llmstream-server-"  # how the name of a server's temporary folder begins
-START_TIMEOUT = 10.0  # seconds
+START_TIMEOUT = 30.0  # seconds
 DEFAULTS = {"appendonly": "yes", "appendfsync": "everysec", "save": '""', "auto-aof-rewrite-percentage": 0}
 
 
