@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import uuid
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import nbformat
 import pytest
 
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -26,6 +28,7 @@ from tests.conftest import FAST
 from tests.model import Model, wait_for
 from tests.web import Writer
 
+from .lab import CELL, ROOT
 from .test_page import client, site, visit  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -251,7 +254,9 @@ def stream_views(here: Any) -> dict[str, Any]:
         wait_for(lambda: len(one.entries) >= length and one.marks and not one.unseen)
         found[title] = {"states": states(one)}
         one.close()
-    shown = found["stream"]["states"][0]
+    before, shown = found["askers"]["states"][0], found["stream"]["states"][0]
+    new = {"states": [before | {"entries": before["entries"][:-1]}], "then": {"set": {"entries": before["entries"]}}}
+    found["grows"] = new
     for gone, left, first in (
         ("deleted", shown["entries"][:-3] + shown["entries"][-2:], shown["entries"][0][0]),
         ("trimmed", shown["entries"][3:], shown["entries"][3][0]),
@@ -308,6 +313,7 @@ def draw(browser, cases) -> Iterator[Any]:
             browser.new_page(**{"viewport": {"width": 1280, "height": 720}, "reduced_motion": "reduce"} | context)
         )
         pages[-1].set_content(PAGE)
+        pages[-1].evaluate(WATCH)
         pages[-1].evaluate(DRAW, [{name: cases[name] for name in names or cases}, theme(skin)])
         return pages[-1]
 
@@ -376,6 +382,35 @@ def test_fields_are_seen_by_their_edges(draw, skin: str) -> None:
         assert page.locator(name).first.evaluate(FAINT) >= 3, name
 
 
+# ------------------------------------------------------------------------------------------------ what moves
+
+WATCH = """() => {
+  window.moved = [];
+  const { animate } = Element.prototype;
+  Element.prototype.animate = function (...how) {
+    window.moved.push(this.className);
+    return animate.apply(this, how);
+  };
+}"""
+MOVES = """() => {
+  const found = new Set(window.moved);
+  for (const node of document.querySelectorAll("*")) {
+    for (const part of [null, "::before", "::after"]) {
+      const { animationName, transitionDuration } = getComputedStyle(node, part);
+      if (animationName !== "none" || transitionDuration !== "0s") found.add(node.className);
+    }
+  }
+  return [...found].sort();
+}"""
+
+
+def test_nothing_moves_for_those_who_ask_for_calm(draw) -> None:
+    assert draw("light").evaluate(MOVES) == []
+    moving = draw("light", reduced_motion="no-preference").evaluate(MOVES)
+    assert {"llmstream-bar", "llmstream-voided", "llmstream-box llmstream-new", "llmstream-stream-track"} <= {*moving}
+    assert {"llmstream-lane-mark", "llmstream-lane-part", "llmstream-box"} <= {*moving}
+
+
 # ----------------------------------------------------------------------------------------------- the web page
 
 
@@ -391,6 +426,7 @@ def test_the_page(site, client, visit, scheme: str) -> None:  # noqa: F811
     answer = asked(client, live)
     viewer.open(site.link(answer)).see("Waiting")
     passes |= judge(viewer.page)
+    assert viewer.evaluate(MOVES) == []
     live.say(THOUGHT, MARKDOWN, *CALLS, *RESULTS)
     viewer.see("Streaming").has("no such tool")
     passes |= judge(viewer.page)
@@ -433,7 +469,97 @@ def test_the_page_when_a_worker_is_silent(client, visit, scheme: str) -> None:  
         viewer.evaluate(STAY)
         writer.begin(worker="w2", job="1-0").say("anew")
         viewer.has("anew")
+        assert viewer.evaluate(MOVES) == []
         void = viewer.page.locator(".llmstream-voided")
         expect(void).to_contain_text("void words")
         void.evaluate("(node) => Object.assign(node, { ariaHidden: null, inert: false })")
         assert any(rule == "color-contrast" and ">void words<" in what for rule, _, what in judge(viewer.page))
+
+
+# ------------------------------------------------------------------------------------- the keyboard, in JupyterLab
+
+ACTIVE = "() => window.jupyterapp.shell.currentWidget.content.activeCellIndex"
+# What a screen reader says by itself: the texts of live regions whenever they change, but for what in them is not live.
+HEAR = """() => {
+  window.heard = [];
+  new MutationObserver((changes) => {
+    for (const { target } of changes) {
+      const node = target.nodeType === Node.TEXT_NODE ? target.parentElement : target;
+      const live = node?.closest("[aria-live], [role=status], [role=alert]");
+      if (!live?.closest(".llmstream-form, .llmstream-answer") || live.ariaLive === "off") continue;
+      const said = live.innerText.trim();
+      if (said && said !== window.heard.at(-1)) window.heard.push(said);
+    }
+  }).observe(document.body, { childList: true, characterData: true, subtree: true });
+}"""
+
+
+def test_the_first_notebook_by_keyboard_alone(browser, lab) -> None:
+    copy = shutil.copy(ROOT / "notebooks" / "00-ask.ipynb", lab.folder)
+    shutil.copytree(ROOT / "notebooks" / "images", lab.folder / "images", dirs_exist_ok=True)
+    where = Path(copy).relative_to(ROOT).as_posix()
+    notebook = lab.open(browser, where, viewport={"width": 1280, "height": 720}, reduced_motion="reduce")
+    page, keys = notebook.page, notebook.page.keyboard
+    page.evaluate(HEAR)
+    panel = notebook.output(0)
+
+    def go_to(cell: int) -> None:
+        while (at := page.evaluate(ACTIVE)) != cell:
+            keys.press("ArrowDown" if at < cell else "ArrowUp")
+            page.wait_for_function(f"(at) => ({ACTIVE})() !== at", arg=at)
+
+    def tab_to(thing: Any, key: str = "Tab", most: int = 8) -> None:
+        for _ in range(most):
+            if thing.evaluate("(node) => node === document.activeElement"):
+                break
+            keys.press(key)
+        expect(thing).to_be_focused()
+
+    go_to(1)
+    keys.press("Shift+Enter")
+    question, ask_, stop = (
+        panel.get_by_role("textbox", name="Question"),
+        panel.get_by_role("button", name="Ask"),
+        panel.get_by_role("button", name="Stop"),
+    )
+    expect(question).to_be_visible()
+    tab_to(question, "Shift+Tab")
+    keys.press("ControlOrMeta+A")
+    keys.type("What is a consumer group?")
+    keys.press("Control+Enter")
+    expect(stop).to_be_focused()
+    expect(panel.locator(".llmstream-body")).to_contain_text("group")
+    keys.press("Enter")
+    label = panel.locator(".llmstream-label")
+    expect(label).to_have_text("Stopped")
+    expect(ask_).to_be_focused()
+    keys.press("Enter")
+    expect(label).to_have_text("Complete")
+    expect(ask_).to_be_focused()
+    body = panel.locator(".llmstream-body")
+    tab_to(body)
+    heard = page.evaluate("window.heard")
+    assert [said for said in heard if not said.startswith("Waiting")] == [
+        "Streaming",
+        "Stopped The text so far is kept.",
+        "Streaming",
+        "Complete",
+    ]
+    go_to(5)  # from a widget back into the notebook
+    for cell in (5, 6):
+        keys.press("Shift+Enter")
+        page.wait_for_function(f"(cell) => ({ACTIVE})() === cell", arg=cell + 1)
+    go_to(10)
+    fold = page.locator("details").filter(has=page.get_by_text("Answer", exact=True)).first
+    tab_to(fold.locator("summary"))
+    keys.press("Enter")
+    expect(fold).to_have_attribute("open", "")
+    go_to(19)
+    keys.press("Enter")  # to write
+    keys.press("ControlOrMeta+A")
+    solution = next(cell for cell in nbformat.read(copy, 4).cells if "```python\nkey = " in cell.source)
+    keys.insert_text("from llmstream_nb import checks\n" + solution.source.split("```")[1].removeprefix("python\n"))
+    keys.press("Shift+Enter")
+    page.wait_for_function(f"({CELL})(19).outputArea.node.textContent.includes('✓')")
+    assert not notebook.errors
+    notebook.close()
