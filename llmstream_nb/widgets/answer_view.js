@@ -37,6 +37,7 @@ function render({ model, el }) {
   const head = make(el, "div", { class: "llmstream-head" });
   const status = make(head, "span", { class: "llmstream-status", role: "status" }); // read aloud when it changes, unlike each token
   const label = make(status, "strong", { class: "llmstream-label" });
+  status.append(" "); // else the two are read as one word
   const note = make(status, "span");
   const kernel = watchKernel(model, status, () => update());
   const known = make(head, "span", { class: "llmstream-figures" });

@@ -13,7 +13,8 @@ function field(parent, name, label, tag, attributes = {}) {
 function render({ model, el }) {
   el.classList.add("llmstream-form");
   bringIntoSight(el);
-  el.tabIndex = -1; // so that it can have the keyboard while no button can
+  el.tabIndex = -1; // so that it can have the keyboard while no button can; then it is read by its name
+  Object.assign(el, { role: "group", ariaLabel: "Ask a model" });
   const kernel = watchKernel(model, make(el, "p", { class: "llmstream-lost", role: "status" }), () => update());
   const question = field(el, "question", "Question", "textarea", { rows: 2, spellcheck: "false" });
   const topic = field(el, "topic", "Topic (optional)", "input", { type: "text", placeholder: "such as Redis Streams" });

@@ -77,9 +77,9 @@ function show(node, text) {
 function render({ model, el }) {
   el.classList.add("llmstream-monitor");
   bringIntoSight(el);
-  const status = make(el, "p", { class: "llmstream-summary", role: "status" }); // read aloud when it changes, unlike the rows
+  const status = make(el, "p", { class: "llmstream-summary", role: "status" }); // read aloud when it changes, unlike the rows …
   const [waiting, answering, failures, pool] = [1, 2, 3, 4].map(() => {
-    const node = make(status, "span", { class: "llmstream-figure" });
+    const node = make(status, "span", { class: "llmstream-figure", "aria-live": "off" }); // … and unlike these alone: a pool never rests
     make(node, "strong");
     node.append(" ");
     make(node, "span");

@@ -32,6 +32,12 @@ const BETWEEN = "<!-- -->"; // as in markdown.py
 const isText = (part) => typeof part === "string";
 const same = (one, other, ...names) => names.every((name) => one?.[name] === other?.[name]);
 
+// Shows HTML that is sanitised; its headings are said to stand beneath those of the page.
+function format(node, html) {
+  node.innerHTML = html;
+  for (const title of node.querySelectorAll("h1, h2, h3, h4, h5, h6")) title.ariaLevel = Number(title.tagName[1]) + 2;
+}
+
 // Writes a text that grows into `root`, as text nodes.
 class Lines {
   length = 0; // so much is written
@@ -147,7 +153,7 @@ export class Paper {
       if (n >= this.drawn) {
         this.head(null);
         Object.assign(this, { lines: null, thinking: null });
-        if (isText(part) && runs.length) (alone ? this.root : make(this.root, "div", { class: "markdown" })).innerHTML = runs.shift();
+        if (isText(part) && runs.length) format(alone ? this.root : make(this.root, "div", { class: "markdown" }), runs.shift());
         else if (isText(part)) this.lines = new Lines(this.root);
         else if (part.gap) make(this.root, "mark", {}, part.gap);
         else this.place(part, n);
