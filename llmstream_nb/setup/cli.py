@@ -127,6 +127,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--no-browser", action="store_true", help="print the address instead of opening it")
     one.add_argument("--port", type=int, help="JupyterLab's port (the first free one from 8888)")
     one.add_argument("--base-url", metavar="PATH", help="the path it is served under, e.g. /user/me/")
+    present = "for a projector: larger, without side bars, on copies of the notebooks without outputs"
+    one.add_argument("--present", action="store_true", help=present)
 
     one = command("test", _test, "run the tests, and the notebooks as tests")
     one.add_argument("-k", metavar="EXPRESSION", help="only the tests that match, as in pytest")
@@ -423,7 +425,8 @@ def _next_group(args: argparse.Namespace) -> int:
 
 
 def _lab(args: argparse.Namespace) -> int:
-    return lab(port=args.port, base_url=args.base_url, browser=not args.no_browser, model=not args.no_model)
+    where = {"port": args.port, "base_url": args.base_url, "browser": not args.no_browser}
+    return lab(**where, model=not args.no_model, present=args.present)
 
 
 def _wheels(args: argparse.Namespace) -> int:
