@@ -1,4 +1,4 @@
-// An extension as course.js is one, for `lab --present` alone: all of the screen is the notebook's. View > Appearance brings the rest back.
+// An extension as course.js is one, for `lab --present` alone: all of the screen is the notebook's, but for the menu.
 
 const projector = {
   id: "llmstream-projector:screen",
@@ -9,6 +9,9 @@ const projector = {
       shell.collapseLeft();
       shell.collapseRight();
       if (shell.isTopInSimpleModeVisible()) shell.toggleTopInSimpleModeVisibility();
+      const bare = () => shell.currentWidget?.toolbar?.hide();
+      shell.currentChanged.connect(bare);
+      bare();
     });
   },
 };
