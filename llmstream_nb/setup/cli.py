@@ -170,7 +170,10 @@ def parser() -> argparse.ArgumentParser:
     pythons = "for which Python; repeat it for several (default: 3.11 to 3.14)"
     one.add_argument("--python", action="append", dest="pythons", metavar="X.Y", type=_version, help=pythons)
 
-    command("doctor", lambda _: doctor(), "check this machine and say what to do")
+    text = "check this machine and say what to do"
+    one = command("doctor", lambda args: doctor(workshop=args.workshop, wheels=args.wheels), text)
+    workshop = "try what can fail on stage, with --wheels DIR a stick too; two minutes at most"
+    one.add_argument("--workshop", action="store_true", help=workshop)
 
     text = "show the address of lab's Redis, with its password, for Redis Insight and redis-cli"
     command("redis", lambda _: show(os.environ["REDIS_URL"]), text)
