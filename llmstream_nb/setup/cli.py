@@ -36,7 +36,7 @@ from llmstream_nb.setup.doctor import doctor
 from llmstream_nb.setup.environment import say
 from llmstream_nb.setup.lab import lab
 from llmstream_nb.setup.redis_server import show
-from llmstream_nb.setup.restore import pristine, restore
+from llmstream_nb.setup.restore import STAGE, pristine, restore, set_stage
 from llmstream_nb.setup.shared import shared
 
 IN_A_CHECKOUT = {
@@ -421,7 +421,11 @@ def _next_group(args: argparse.Namespace) -> int:
         return 1
     say(f"Workers ended: {sum(end_workers(one) for one in clients)}.")
     say(f"Answers deleted: {sum(clear(client=one) for one in clients)}, {place}.")
-    return restore([])
+    code = restore([])
+    if STAGE.exists():
+        set_stage()
+        say(f"Made anew: {STAGE.name}/, what lab --present shows. Reload its pages.")
+    return code
 
 
 # --------------------------------------------------------------------------------------------- the others
