@@ -17,11 +17,12 @@ import pytest
 from llmstream_nb import connect
 from llmstream_nb.faults import servers
 from llmstream_nb.llm import prepared, scripted
+from llmstream_nb.setup import cli
 from llmstream_nb.setup.redis_server import answers, child_environment
 
 from . import model
 from .model import wait_for
-from .test_notebooks import LESSONS, LINK, ROOT, prose
+from .test_notebooks import LESSONS, LINK, NOTEBOOKS, OPTIONAL, ROOT, prose
 from .test_notebooks import test_links_and_pictures_lead_somewhere as check_links
 
 WORKSHOP = ROOT / "workshop"
@@ -68,6 +69,24 @@ def test_each_notebook_has_its_polls_and_its_recovery_line(notebook: Path) -> No
     assert polls and polls == told, f"the predictions of {number} are {told}"
     assert f"- **Recovery line:** `python3 -m llmstream_nb restore {number}`" in part
     assert "- **If the Wi-Fi dies:** " in part
+
+
+@pytest.mark.parametrize("notebook", [*NOTEBOOKS, OPTIONAL], ids=lambda path: path.stem)
+def test_each_notebook_has_its_part_by_its_name_and_minutes(notebook: Path) -> None:
+    number = notebook.stem.partition("-")[0]
+    minutes = re.search(r"(?m)^(\d+) minutes", prose(notebook))
+    assert minutes
+    found = re.findall(rf"(?m)^## {number} · (.+) · (\d+) minutes$", (WORKSHOP / "notebooks.md").read_text("utf-8"))
+    assert len(found) == 1 and found[0][1] == minutes[1]
+    # The name by which other pages call it: 04b's own title says that it is optional.
+    assert f"{number} {found[0][0]}]" in (ROOT / "notebooks" / "glossary.ipynb").read_text("utf-8")
+
+
+def test_each_command_and_menu_of_the_pages_is_there() -> None:
+    for page in PAGES:
+        for line in re.findall(r"(?:python3|py) (-m llmstream_nb [^`\n]+)", page.read_text("utf-8")):
+            words = [word for word in shlex.split(line.split("|")[0])[2:] if word != ".."]
+            cli.parser().parse_args([*words, *[".."] * (words[-1] == "--wheels")])
 
 
 # ------------------------------------------------------------------------------------------------ the drills

@@ -36,7 +36,7 @@ from llmstream_nb.setup.doctor import doctor
 from llmstream_nb.setup.environment import say
 from llmstream_nb.setup.lab import lab
 from llmstream_nb.setup.redis_server import show
-from llmstream_nb.setup.restore import pristine, restore
+from llmstream_nb.setup.restore import STAGE, pristine, restore, set_stage
 from llmstream_nb.setup.shared import shared
 
 IN_A_CHECKOUT = {
@@ -129,6 +129,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--no-browser", action="store_true", help="print the address instead of opening it")
     one.add_argument("--port", type=int, help="JupyterLab's port (the first free one from 8888)")
     one.add_argument("--base-url", metavar="PATH", help="the path it is served under, e.g. /user/me/")
+    present = "for a projector: larger, without side bars, on copies of the notebooks without outputs"
+    one.add_argument("--present", action="store_true", help=present)
 
     one = command("test", _test, "run the tests, and the notebooks as tests")
     one.add_argument("-k", metavar="EXPRESSION", help="only the tests that match, as in pytest")
@@ -170,7 +172,10 @@ def parser() -> argparse.ArgumentParser:
     pythons = "for which Python; repeat it for several (default: 3.11 to 3.14)"
     one.add_argument("--python", action="append", dest="pythons", metavar="X.Y", type=_version, help=pythons)
 
-    command("doctor", lambda _: doctor(), "check this machine and say what to do")
+    text = "check this machine and say what to do"
+    one = command("doctor", lambda args: doctor(workshop=args.workshop, wheels=args.wheels), text)
+    workshop = "try what can fail on stage, with --wheels DIR a stick too; two minutes at most"
+    one.add_argument("--workshop", action="store_true", help=workshop)
 
     text = "show the address of lab's Redis, with its password, for Redis Insight and redis-cli"
     command("redis", lambda _: show(os.environ["REDIS_URL"]), text)
@@ -422,14 +427,19 @@ def _next_group(args: argparse.Namespace) -> int:
         return 1
     say(f"Workers ended: {sum(end_workers(one) for one in clients)}.")
     say(f"Answers deleted: {sum(clear(client=one) for one in clients)}, {place}.")
-    return restore([])
+    code = restore([])
+    if STAGE.exists():
+        set_stage()
+        say(f"Made anew: {STAGE.name}/, what lab --present shows. Reload its pages.")
+    return code
 
 
 # --------------------------------------------------------------------------------------------- the others
 
 
 def _lab(args: argparse.Namespace) -> int:
-    return lab(port=args.port, base_url=args.base_url, browser=not args.no_browser, model=not args.no_model)
+    where = {"port": args.port, "base_url": args.base_url, "browser": not args.no_browser}
+    return lab(**where, model=not args.no_model, present=args.present)
 
 
 def _wheels(args: argparse.Namespace) -> int:

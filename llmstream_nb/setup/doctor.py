@@ -5,6 +5,8 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
 
 from llmstream_nb.llm.names import SOURCES
 from llmstream_nb.protocol.wire import LLMStreamError
@@ -12,20 +14,21 @@ from llmstream_nb.setup import environment
 from llmstream_nb.setup.environment import LOCKED, LOCKED_MODEL, ROOT, VENV
 from llmstream_nb.setup.lab import hindrances
 from llmstream_nb.setup.redis_server import StartError, find_redis
+from llmstream_nb.setup.rehearse import NOTE, OK, PROBLEM, Check, rehearse
 from llmstream_nb.setup.shared import shared
 
-OK, NOTE, PROBLEM = "OK", "note", "PROBLEM"
+WIDTH = 17  # of the longest subject
 
 
-Check = tuple[str, str, str]  # a line of the table: verdict, subject, and what there is to say
-
-
-def doctor() -> int:
-    """Print the table of checks; return 1 if one of them is a problem."""
-    checks = [check for look in (_python, _packages, _redis, _models, _binder, _machine) for check in look()]
-    width = max(len(subject) for _, subject, _ in checks)
-    for verdict, subject, text in checks:
-        print(f"{verdict:8} {subject:{width}}  {text}")
+def doctor(*, workshop: bool = False, wheels: Path | None = None) -> int:
+    """Print the table of checks, for a workshop with what is tried in a rehearsal; return 1 if one is a problem."""
+    checks = []
+    looks = [_python(), _packages(), _redis(), _models(), _binder(), _machine()]
+    for check in chain(*looks, rehearse(wheels) if workshop else ()):
+        checks.append(check)
+        verdict, subject, text = check
+        tick = ("[x] " if verdict == OK else "[ ] ") * workshop
+        print(f"{tick}{verdict:8} {subject:{WIDTH}}  {text}", flush=True)
     problems = sum(verdict == PROBLEM for verdict, _, _ in checks)
     print(f"\n{problems} problem{'s' * (problems != 1)}." if problems else "\nAll that is needed works.")
     return 1 if problems else 0

@@ -15,15 +15,16 @@ from llmstream_nb.protocol.wire import LLMStreamError, Names
 from llmstream_nb.setup.environment import ROOT, SetupError, say
 from llmstream_nb.setup.guard import end, guarded
 from llmstream_nb.setup.redis_server import answers, child_environment, choose_redis
-from llmstream_nb.setup.restore import pristine
+from llmstream_nb.setup.restore import NOTEBOOKS, PROJECTOR, STAGE, STAGE_LAB, pristine, set_stage
 from llmstream_nb.setup.shared import share
 
-FIRST_NOTEBOOK = "notebooks/00-ask.ipynb"
+FIRST_NOTEBOOK = "00-ask.ipynb"
 
 
-def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -> int:
+def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool, present: bool = False) -> int:
     """Open JupyterLab on the first notebook; return its exit code once it has ended.
 
+    With `present`, for a projector: larger, without side bars, and on copies of the notebooks without outputs.
     Everything it starts is ended with it: on Ctrl-C in order, and by the guards when this process is killed.
     Raises SetupError where JupyterLab could not start.
     """
@@ -34,6 +35,8 @@ def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -
         raise SetupError(f"port {port} is in use: choose another --port, or leave it out.")
     for what, why in hindrances():
         raise SetupError(f"{what}: {why}")
+    if present:
+        set_stage()
     # It takes a second, for an import. JupyterLab has the same to import, and much more, before it shows a notebook.
     threading.Thread(target=trust_notebooks, daemon=True).start()
     with contextlib.ExitStack() as stack:
@@ -42,13 +45,14 @@ def lab(*, port: int | None, base_url: str | None, browser: bool, model: bool) -
         kernels = Path(sys.prefix, "share", "jupyter")  # this Python's kernel, before any of the user's own
         # Lab's own question about news would cover a corner of the page, its warnings at a kernel's start the address.
         own = str(Path(__file__).with_name("jupyter"))  # and an extension for the course's links and pictures
-        paths = os.pathsep.join(filter(None, [str(kernels), os.environ.get("JUPYTER_PATH"), own]))
+        screen = str(PROJECTOR) if present else None
+        paths = os.pathsep.join(filter(None, [str(kernels), os.environ.get("JUPYTER_PATH"), own, screen]))
         config = os.pathsep.join(filter(None, [os.environ.get("JUPYTER_CONFIG_PATH"), own]))
         servers = {"REDIS_URL": url, **local}
         share(stack, servers)
         environment = child_environment(JUPYTER_PATH=paths, JUPYTER_CONFIG_PATH=config, **servers)
         say("JupyterLab: starting. Ctrl-C in this terminal ends everything.")
-        jupyter = guarded(_jupyter_command(port, base_url, browser), env=environment)
+        jupyter = guarded(_jupyter_command(port, base_url, browser, present), env=environment)
         stack.callback(end, jupyter)
         try:
             while True:
@@ -89,12 +93,14 @@ def trust_notebooks() -> None:
         from nbformat.sign import NotebookNotary
 
         notary = NotebookNotary()
-        for text in pristine().values():
+        for text in [*pristine().values(), *(file.read_bytes() for file in STAGE.glob("*.ipynb"))]:
             notary.sign(nbformat.reads(text, nbformat.NO_CONVERT))
 
 
-def _jupyter_command(port: int | None, base_url: str | None, browser: bool) -> list[str]:
-    start = f"/lab/tree/{FIRST_NOTEBOOK}" if (ROOT / FIRST_NOTEBOOK).exists() else "/lab"
+def _jupyter_command(port: int | None, base_url: str | None, browser: bool, present: bool) -> list[str]:
+    first, mode = (STAGE if present else NOTEBOOKS) / FIRST_NOTEBOOK, "doc" if present else "lab"
+    start = f"/{mode}/tree/{first.relative_to(ROOT).as_posix()}" if first.exists() else f"/{mode}"
+    own = str(STAGE_LAB) if present else None  # neither layout nor settings of the host's usual lab
     settings = {
         "Application.log_level": "WARN",  # else the address is hard to find among the news of a start
         "ServerApp.root_dir": str(ROOT),
@@ -107,6 +113,8 @@ def _jupyter_command(port: int | None, base_url: str | None, browser: bool) -> l
         "ServerApp.allow_root": hasattr(os, "geteuid") and os.geteuid() == 0,
         "ServerApp.jpserver_extensions": "llmstream_nb.setup.address=True",
         "LabApp.default_url": start,
+        "LabApp.user_settings_dir": own,
+        "LabApp.workspaces_dir": own,
     }
     options = [f"--{name}={value}" for name, value in settings.items() if value is not None]
     return [sys.executable, "-m", "jupyterlab", *options]

@@ -1,5 +1,6 @@
 """Bring notebooks back as they came, without losing what the reader has written."""
 
+import json
 import shutil
 import subprocess
 import time
@@ -9,6 +10,9 @@ from pathlib import Path
 from llmstream_nb.setup.environment import PRISTINE, ROOT, SetupError, say
 
 NOTEBOOKS = ROOT / "notebooks"
+STAGE = ROOT / "presented"  # beside it, so that links lead to the same places: what `lab --present` shows
+STAGE_LAB = STAGE / ".lab"  # its JupyterLab's settings and layouts
+PROJECTOR = Path(__file__).with_name("projector")
 
 
 def named(names: Sequence[str], all_names: Sequence[str]) -> list[str]:
@@ -39,6 +43,24 @@ def restore(names: Sequence[str]) -> int:
     elif chosen:
         say("Nothing to restore: the notebooks are as they came.")
     return 0 if chosen else 2
+
+
+def set_stage() -> None:
+    """Fill the folder for a projector anew: the notebooks as they came, without outputs, and what lies beside them."""
+    shutil.rmtree(STAGE, ignore_errors=True)
+    besides = shutil.ignore_patterns("*.ipynb", "backup-*", ".*")
+    shutil.copytree(NOTEBOOKS, STAGE, ignore=besides, dirs_exist_ok=True)
+    for name, text in pristine().items():
+        notebook = json.loads(text)
+        notebook["metadata"].pop("widgets", None)
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                cell |= {"execution_count": None, "outputs": []}
+        (STAGE / name).write_text(json.dumps(notebook, ensure_ascii=False, indent=1), "utf-8")
+    for plugin, settings in json.loads((PROJECTOR / "settings.json").read_text("utf-8")).items():
+        file = STAGE_LAB / (plugin.replace(":", "/") + ".jupyterlab-settings")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(settings), "utf-8")
 
 
 def pristine() -> dict[str, bytes]:

@@ -69,7 +69,7 @@ class Lab:
     """
 
     def __init__(self, address: str, folder: Path, log: Path) -> None:
-        self.base, _, token = address.partition("lab")
+        self.base, self.mode, token = re.split(r"(lab|doc)(?=[/?])", address, maxsplit=1)
         self.token = re.sub(r".*token=", "", token)
         self.folder, self.log = folder, log
         self._made = 0
@@ -87,7 +87,7 @@ class Lab:
         """Open a notebook in a page of its own; `context` is for Playwright, e.g. viewport or color_scheme."""
         page = browser.new_context(**{"viewport": {"width": 1280, "height": 900}} | context).new_page()
         notebook = Notebook(page)
-        page.goto(f"{self.base}lab/tree/{path}?reset&token={self.token}")
+        page.goto(f"{self.base}{self.mode}/tree/{path}?reset&token={self.token}")
         page.wait_for_function(READY, timeout=PATIENCE)
         return notebook
 
@@ -160,7 +160,7 @@ class Notebook:
 
 
 @contextlib.contextmanager
-def lab(base_url: str = "/", **environment: str) -> Iterator[Lab]:
+def lab(base_url: str = "/", *options: str, **environment: str) -> Iterator[Lab]:
     """Start `lab` with a home of its own, wait until it prints its address, and end it with all it started."""
     STATE.mkdir(exist_ok=True)
     with (
@@ -181,7 +181,17 @@ def lab(base_url: str = "/", **environment: str) -> Iterator[Lab]:
         log = Path(home, "lab.log")
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "llmstream_nb", "lab", "--no-browser", "--no-model", "--base-url", base_url],
+                [
+                    sys.executable,
+                    "-m",
+                    "llmstream_nb",
+                    "lab",
+                    "--no-browser",
+                    "--no-model",
+                    "--base-url",
+                    base_url,
+                    *options,
+                ],
                 cwd=ROOT,
                 env=os.environ | own | environment,
                 stdin=subprocess.DEVNULL,

@@ -30,6 +30,12 @@ def running() -> Iterator[Lab]:
         yield started
 
 
+@pytest.fixture(scope="module")
+def presented() -> Iterator[Lab]:
+    with lab("/", "--present", LLMSTREAM_LLM="scripted") as started:
+        yield started
+
+
 def in_sight(notebook: Notebook, *things: Locator) -> bool:
     """Whether the notebook's window shows all of each of these."""
     page = notebook.page.evaluate(PAGE)
@@ -37,9 +43,15 @@ def in_sight(notebook: Notebook, *things: Locator) -> bool:
     return all(box and page["top"] <= box["y"] and box["y"] + box["height"] <= page["bottom"] + 1 for box in boxes)
 
 
-@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
-def test_a_worker_is_killed_before_everybodys_eyes(browser, running: Lab, theme: str) -> None:
-    copy = Path(shutil.copy(ROOT / "notebooks" / "04-groups.ipynb", running.folder))
+@pytest.mark.parametrize(
+    ("mode", "theme"),
+    [("running", "JupyterLab Light"), ("running", "JupyterLab Dark"), ("presented", "JupyterLab Light")],
+)
+def test_a_worker_is_killed_before_everybodys_eyes(browser, request, mode: str, theme: str) -> None:
+    running: Lab = request.getfixturevalue(mode)
+    copy = ROOT / "presented" / "04-groups.ipynb"
+    if mode == "running":
+        copy = Path(shutil.copy(ROOT / "notebooks" / "04-groups.ipynb", running.folder))
     notebook = running.open(browser, copy.relative_to(ROOT).as_posix(), viewport=PROJECTOR)
     notebook.theme(theme)
     cells = nbformat.read(copy, as_version=4).cells
@@ -83,6 +95,42 @@ def test_a_worker_is_killed_before_everybodys_eyes(browser, running: Lab, theme:
 def act_in_code(cells: list[nbformat.NotebookNode], at: int) -> int:
     """Which of the code cells the cell at this index is."""
     return sum(cell.cell_type == "code" for cell in cells[:at])
+
+
+SIZES = """() => ["code", "content"].map((kind) => {
+  const size = kind === "code" ? "--jp-code-font-size" : "--jp-content-font-size1";
+  return parseFloat(getComputedStyle(document.documentElement).getPropertyValue(size));
+})"""
+BESIDE = (
+    ".jp-SideBar, .jp-SidePanel, .jp-NotebookPanel-toolbar, .jp-Dialog, .lm-DockPanel-tabBar, #jp-title-panel-title"
+)
+
+
+def test_a_projector_shows_one_large_notebook_and_nothing_beside_it(browser, presented: Lab) -> None:
+    for name in ("00-ask.ipynb", "04-groups.ipynb"):
+        came, copy = (nbformat.read(ROOT / folder / name, as_version=4) for folder in ("notebooks", "presented"))
+        assert [cell.source for cell in copy.cells] == [cell.source for cell in came.cells]
+        assert not any(cell.get("outputs") for cell in copy.cells) and any(cell.get("outputs") for cell in came.cells)
+    notebook = presented.open(browser, "presented/00-ask.ipynb", viewport=PROJECTOR)
+    page = notebook.page
+    link = page.locator('.jp-RenderedMarkdown a[href*="01-stream-commands.ipynb"]').first
+    for step in ("opened", "saved", "second", "reloaded"):
+        if step == "saved":
+            notebook.run(1)
+            notebook.save()
+        elif step == "second":
+            link.click()
+            page.wait_for_function("() => window.jupyterapp.shell.currentWidget.title.label.startsWith('01')")
+        elif step == "reloaded":
+            notebook.reload()
+        code, content = page.evaluate(SIZES)
+        assert code >= 1.34 * 13 and content >= 1.34 * 14
+        page.wait_for_function(
+            "(beside) => ![...document.querySelectorAll(beside)].some((one) => one.checkVisibility())", arg=BESIDE
+        )
+    assert presented.log.read_text().count("not trusted") == 0
+    assert not notebook.errors
+    notebook.page.context.close()
 
 
 def test_what_grows_after_shift_enter_stays_in_sight(browser, running: Lab) -> None:
