@@ -46,6 +46,7 @@ IN_A_CHECKOUT = {
     "save-outputs",
     "restore",
     "next-group",
+    "home",
 }  # not where pip has installed the package alone
 # C0 and C1 controls, which move cursors and set titles; changes of writing direction, which disguise text.
 UNSAFE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if args.command in IN_A_CHECKOUT and not (environment.ROOT / "pyproject.toml").exists():
             raise environment.SetupError(f"{args.command} works in a copy of the repository only.")
-        if args.command == "doctor":  # it looks, and changes nothing
+        if args.command in {"doctor", "home"}:  # they need nothing
             python = environment.current()
         else:
             dev, whole = args.command == "test", args.command in {"lab", "test"}
@@ -186,6 +187,9 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("save-outputs", _save_outputs, "for maintainers: run notebooks and save their outputs")
     one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
+
+    one = command("home", _home, "for maintainers: make links lead to this repository's place at GitHub")
+    one.add_argument("--check", action="store_true", help="change nothing; fail where links, versions or a tag differ")
     return top
 
 
@@ -438,6 +442,10 @@ def _test(args: argparse.Namespace) -> int:
 
 def _save_outputs(args: argparse.Namespace) -> int:
     return int(_maintain("save_outputs").save_outputs(args.name))
+
+
+def _home(args: argparse.Namespace) -> int:
+    return int(_maintain("home").home(args.check))
 
 
 def _maintain(module: str) -> Any:
