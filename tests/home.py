@@ -30,16 +30,17 @@ def home(check: bool = False, root: Path = ROOT) -> int:
         CantDo: there is no such remote, or it is not at GitHub.
     """
     there = origin(root)
+    olds = {NOWHERE, present(root)} - {there}
     wrong = disagreements(root) if check else []
     for path in sorted({path for pattern in PAGES for path in root.glob(pattern)}):
         text = path.read_bytes().decode()
-        filled, count = fill(text, {NOWHERE, present(root)} - {there}, there)
+        filled, count = fill(text, olds, there)
         name = path.relative_to(root).as_posix()
         if count and check:
             wrong.append(f"{name}: {count} links don't lead to {there}. python3 -m llmstream_nb home fills them.")
         elif count:
             path.write_bytes(filled.encode())
-            print(f"{name}: {count} links filled.")
+            print(f"{name}: {count} link{'s' * (count != 1)} filled.")
     print(*wrong, sep="\n", end="\n" * bool(wrong))
     if not wrong:
         print(f"All links lead to {there}" + (", and versions agree." if check else "."))
@@ -55,9 +56,7 @@ def origin(root: Path) -> str:
         raise CantDo("there is no remote: git remote add origin https://github.com/YOU/NAME.git")
     found = GITHUB.fullmatch(address)
     if not found:
-        raise CantDo(
-            "the remote origin is no repository at github.com, which Binder, badges and the site are made for."
-        )
+        raise CantDo("the remote origin is no repository at GitHub, which Binder, badges and the site are made for.")
     return found[1]
 
 

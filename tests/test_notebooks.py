@@ -132,9 +132,7 @@ def test_neighbours_link_to_each_other(path: Path) -> None:
         assert neighbour.name in targets, f"no link to {neighbour.name}"
 
 
-@pytest.mark.parametrize(
-    "path", [*NOTEBOOKS, OPTIONAL, GLOSSARY, REFERENCE, README, *DOCS], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, OPTIONAL, GLOSSARY, REFERENCE, README, *DOCS], ids=lambda path: path.stem)
 def test_links_and_pictures_lead_somewhere(path: Path) -> None:
     text = text_of(path)
     found = LINK.findall(text)
