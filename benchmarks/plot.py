@@ -1,4 +1,4 @@
-"""The picture of what the benchmarks found: `python -m benchmarks.plot` draws it for the README, notebook 07 itself."""
+"""The picture of what the benchmarks found: `python -m benchmarks.plot` draws it for the docs, notebook 07 itself."""
 
 from __future__ import annotations
 

@@ -271,7 +271,7 @@ def test_tls(certificates: Path) -> None:
 def test_a_user_whom_an_acl_limits_to_a_prefix() -> None:
     with servers.RedisServer() as server:
         commands = "+@stream +@string +@sortedset +@list +@keyspace +@transaction +@connection -@dangerous"
-        rules = f"on >s3cret ~room7:* {commands}"  # as the README says
+        rules = f"on >s3cret ~room7:* {commands}"  # as docs/which-redis.md says
         server.client().execute_command("ACL SETUSER", "guest", *rules.split())
         url = server.url.replace("redis://", "redis://guest:s3cret@")
         client = connect(url, prefix="room7")

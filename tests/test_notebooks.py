@@ -18,7 +18,7 @@ import llmstream_nb
 from llmstream_nb import tables
 from llmstream_nb.setup.redis_server import child_environment
 
-from . import stills
+from . import home, stills
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
@@ -27,6 +27,7 @@ NOTEBOOKS = sorted(path for path in FOLDER.glob("[0-9][0-9]*-*.ipynb") if path !
 LESSONS = [path for path in NOTEBOOKS if path.stem != "05b-capstone"]  # that one is a blank page: nothing to predict
 GLOSSARY, REFERENCE = FOLDER / "glossary.ipynb", FOLDER / "reference.ipynb"
 TEMPLATE = ROOT / "tests" / "template.ipynb"
+README, DOCS = ROOT / "README.md", sorted((ROOT / "docs").glob("*.md"))
 SVG = "{http://www.w3.org/2000/svg}"
 WIDTH = 100  # characters of code: more are cut off, or scroll, where the letters are large
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -131,13 +132,11 @@ def test_neighbours_link_to_each_other(path: Path) -> None:
         assert neighbour.name in targets, f"no link to {neighbour.name}"
 
 
-@pytest.mark.parametrize(
-    "path", [*NOTEBOOKS, OPTIONAL, GLOSSARY, REFERENCE, ROOT / "README.md"], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", [*NOTEBOOKS, OPTIONAL, GLOSSARY, REFERENCE, README, *DOCS], ids=lambda path: path.stem)
 def test_links_and_pictures_lead_somewhere(path: Path) -> None:
     text = text_of(path)
     found = LINK.findall(text)
-    assert found
+    assert found or path in DOCS
     for picture, label, target in found:
         if picture and not target.startswith("https://mybinder.org/"):
             assert len(label) > 20, f"{target} needs a text for those who don't see it"
@@ -340,19 +339,23 @@ def test_a_notebook_has_a_picture(path: Path) -> None:
 
 
 def test_every_picture_is_used() -> None:
-    used = {target for path in [*NOTEBOOKS, ROOT / "README.md"] for _, _, target in LINK.findall(text_of(path))}
+    used = {target for path in [*NOTEBOOKS, README, *DOCS] for _, _, target in LINK.findall(text_of(path))}
     assert {path.name for path in (FOLDER / "images").iterdir()} == {
         Path(target).name for target in used if "images/" in target
     }
 
 
 def test_every_notebook_has_a_badge_that_opens_it_on_binder() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    links = dict(
-        re.findall(
-            r"(?m)^\[(\w+)\]: https://mybinder\.org/v2/gh/OWNER/llmstream-nb/main\?urlpath=lab/tree/(\S+)$", readme
-        )
-    )
+    readme = README.read_text("utf-8")
+    place = re.escape(f"https://mybinder.org/v2/gh/{home.present(ROOT)}/main?urlpath=lab/tree/")
+    links = dict(re.findall(rf"(?m)^\[(\w+)\]: {place}(\S+)$", readme))
     assert links.pop("binder") == f"notebooks/{NOTEBOOKS[0].name}"
     assert links == {path.stem.partition("-")[0]: f"notebooks/{path.name}" for path in NOTEBOOKS}
     assert all(readme.count(f"[![{number} on Binder][badge]][{number}]") == 1 for number in links)
+
+
+def test_the_readme_is_for_newcomers_and_leads_to_all_else() -> None:
+    readme = README.read_text("utf-8")
+    assert len(readme.splitlines()) <= 120
+    targets = {target for _, _, target in LINK.findall(readme)}
+    assert {f"docs/{path.name}" for path in DOCS} | {f"notebooks/{path.name}" for path in NOTEBOOKS} <= targets

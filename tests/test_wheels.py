@@ -1,8 +1,14 @@
-"""A folder of wheels for other machines: each target gets what its own markers ask for, in files that fit it."""
+"""A folder of wheels for other machines: each target gets what its own markers ask for, in files that fit it.
+
+The index is asked for the wheels of each system and the newest Python; LLMSTREAM_WHEELS=1 asks for all Pythons.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,7 +16,7 @@ import pytest
 from packaging.tags import sys_tags
 
 from llmstream_nb.setup import cli, environment, wheels
-from llmstream_nb.setup.environment import LOCKED, LOCKED_MODEL, ROOT, VERSION, SetupError
+from llmstream_nb.setup.environment import LOCKED, LOCKED_MODEL, LOCKED_SERVER, ROOT, VERSION, SetupError
 from llmstream_nb.setup.wheels import PLATFORMS, PYTHONS, Target, fill, missing
 
 LOCK = """\
@@ -180,3 +186,37 @@ def test_what_is_said_elsewhere_is_so(capsys) -> None:
     with pytest.raises(SystemExit):
         cli.parser().parse_args(["wheels", "--help"])
     assert f"{PYTHONS[0]} to {PYTHONS[-1]}" in " ".join(capsys.readouterr().out.split())
+
+
+# ----------------------------------------------------------------------------------------------- the index
+
+UV = Path(sys.executable).with_name("uv" + Path(sys.executable).suffix)
+UV_NAMES = {
+    "windows": "x86_64-pc-windows-msvc",
+    "macos": "aarch64-apple-darwin",
+    "macos-intel": "x86_64-apple-darwin",
+    "linux": "x86_64-manylinux_2_28",
+    "linux-arm": "aarch64-manylinux_2_28",
+}
+
+
+def lacking(folder: Path, platform: str, python: str, *locks: Path) -> str:
+    """What uv says where the index has no wheel of something locked; it fetches what wheels say of themselves alone."""
+    options = ["--dry-run", "--no-deps", "--only-binary=:all:", "--target", str(folder)]
+    options += ["--python-platform", UV_NAMES[platform], "--python-version", python]
+    command = [str(UV), "pip", "install", *options, *(word for lock in locks for word in ("-r", str(lock)))]
+    settings = environment.sources(Path(sys.executable))
+    done = subprocess.run(command, capture_output=True, text=True, env=settings, timeout=120)
+    if re.search("Failed to fetch|error sending request|Network", done.stderr):
+        pytest.skip("the package index can't be reached")
+    return done.stderr.partition("cause:")[2] if done.returncode else ""
+
+
+@pytest.mark.skipif(not UV.exists(), reason="uv is not installed")
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_the_index_has_wheels_of_all_that_is_locked(platform: str, tmp_path: Path) -> None:
+    """For each system that the README and `wheels` name; Windows has no Valkey, as the README says."""
+    windows = platform == "windows"
+    for python in PYTHONS if os.environ.get("LLMSTREAM_WHEELS") else PYTHONS[-1:]:
+        assert not lacking(tmp_path, platform, python, LOCKED, LOCKED_MODEL, *[LOCKED_SERVER] * (not windows))
+        assert not windows or "has no usable wheels" in lacking(tmp_path, platform, python, LOCKED_SERVER)

@@ -48,6 +48,7 @@ IN_A_CHECKOUT = {
     "restore",
     "export",
     "next-group",
+    "home",
 }  # not where pip has installed the package alone
 # C0 and C1 controls, which move cursors and set titles; changes of writing direction, which disguise text.
 UNSAFE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if args.command in IN_A_CHECKOUT and not (environment.ROOT / "pyproject.toml").exists():
             raise environment.SetupError(f"{args.command} works in a copy of the repository only.")
-        if args.command == "doctor":  # it looks, and changes nothing
+        if args.command in {"doctor", "home"}:  # they need nothing
             python = environment.current()
         else:
             dev, whole = args.command == "test", args.command in {"lab", "test"}
@@ -197,6 +198,9 @@ def parser() -> argparse.ArgumentParser:
     one = command("save-outputs", _save_outputs, "for maintainers: run notebooks and save their outputs")
     one.add_argument("name", nargs="*", help="how the notebook's name begins, e.g. 01 (default: all)")
     command("film", _film, "for maintainers: film JupyterLab for the README")
+
+    one = command("home", _home, "for maintainers: make links lead to this repository's place at GitHub")
+    one.add_argument("--check", action="store_true", help="change nothing; fail where links, versions or a tag differ")
     return top
 
 
@@ -464,6 +468,10 @@ def _save_outputs(args: argparse.Namespace) -> int:
 
 def _film(args: argparse.Namespace) -> int:  # noqa: ARG001 - it takes none
     return int(_maintain("film").film())
+
+
+def _home(args: argparse.Namespace) -> int:
+    return int(_maintain("home").home(args.check))
 
 
 def _maintain(module: str) -> Any:

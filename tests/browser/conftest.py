@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -19,9 +18,10 @@ if TYPE_CHECKING:
 def browser() -> Iterator[Browser]:
     """The system's Chromium."""
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not shutil.which("chromium"):
-        pytest.skip("chromium is not on PATH")
-    from .lab import chromium
+    from .lab import PROGRAM, chromium
+
+    if not PROGRAM:
+        pytest.skip("there is no Chromium: not on PATH, nor Chrome in its place")
 
     with chromium() as found:
         yield found

@@ -51,11 +51,21 @@ RUN = """async ([index, wait]) => {
 CELL = "(i) => window.jupyterapp.shell.currentWidget.content.widgets[i]"
 
 
+# Its names on Linux, and where macOS has it.
+PROGRAMS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+)
+PROGRAM = next(filter(None, map(shutil.which, PROGRAMS)), None)
+
+
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
     """The system's Chromium, headless."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=PROGRAM, args=FLAGS)
         try:
             yield browser
         finally:
