@@ -340,6 +340,7 @@ def test_a_notebook_has_a_picture(path: Path) -> None:
 
 def test_every_picture_is_used() -> None:
     used = {target for path in [*NOTEBOOKS, README, *DOCS] for _, _, target in LINK.findall(text_of(path))}
+    used |= set(re.findall(r'src(?:set)?="([^"]+)"', README.read_text("utf-8")))
     assert {path.name for path in (FOLDER / "images").iterdir()} == {
         Path(target).name for target in used if "images/" in target
     }
