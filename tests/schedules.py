@@ -647,7 +647,7 @@ class Run:
         """Clear it, and ask another question under the same id."""
         clear("a", client=self.direct, timing=self.timing)
         self.old, self.old_readers, self.old_groups = map(len, (self.producers, self.readers, self.group_readers))
-        self.stopped, self.holed, self.ending, self.kept = False, False, None, ""
+        self.stopped, self.holed, self.deleted, self.ending, self.kept = False, False, False, None, ""
         self.trimmed = self.schedule.writing.maxlen is not None
         self.record = new_record("a", "why not?", None, "test", "test")
         register(self.direct, self.record, self.timing)
