@@ -31,6 +31,7 @@ from .model import wait_for
 from .versions import SERVERS, chosen, missing, program_of
 
 BACKENDS = ["fake", "fake-tcp", *SERVERS]
+# The last two are bounds: a test that waits for them says how long.
 FAST = Timing(lease=1.0, tick=0.05, ttl=600.0, give_up=60.0, patience=60.0)
 
 

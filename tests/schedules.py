@@ -458,7 +458,7 @@ class Run:
         # Of the questions before this one under the same id: how many producers, readers and group readers there were,
         # and whether somebody else wrote into their streams.
         self.old, self.old_readers, self.old_groups, self.spoiled = 0, 0, 0, False
-        self.cleared = self.lossy = self.holed = self.stopped = False
+        self.cleared = self.lossy = self.holed = self.stopped = self.deleted = False
         self.trimmed = schedule.writing.maxlen is not None
 
     def play(self) -> None:
@@ -535,6 +535,8 @@ class Run:
 
     def join_group(self, proxied: bool) -> None:
         client = self.client if proxied else self.direct
+        # As in `delete`, where the producer has not noticed that yet.
+        self.trimmed |= self.deleted and not self.direct.exists(self.keys.chunks)
         self.group_readers.append(GroupReader(client, f"g{len(self.group_readers)}", self.timing))
 
     def look(self) -> None:
@@ -602,7 +604,7 @@ class Run:
 
     def delete(self) -> None:
         """Somebody deletes the stream."""
-        self.lossy = True
+        self.lossy = self.deleted = True
         # A group may make an empty stream before the producer notices: then it is as if its entries were trimmed.
         self.trimmed |= bool(self.group_readers)
         self.direct.delete(self.keys.chunks)
@@ -645,7 +647,7 @@ class Run:
         """Clear it, and ask another question under the same id."""
         clear("a", client=self.direct, timing=self.timing)
         self.old, self.old_readers, self.old_groups = map(len, (self.producers, self.readers, self.group_readers))
-        self.stopped, self.holed, self.ending, self.kept = False, False, None, ""
+        self.stopped, self.holed, self.deleted, self.ending, self.kept = False, False, False, None, ""
         self.trimmed = self.schedule.writing.maxlen is not None
         self.record = new_record("a", "why not?", None, "test", "test")
         register(self.direct, self.record, self.timing)

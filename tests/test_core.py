@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -155,7 +156,7 @@ def test_stop_of_an_answer_whose_producer_is_gone(client) -> None:
     attempt.entries.append(("text", "half", 1))
     attempt.flush()
     wait_for(lambda: look("a").status == "interrupted")
-    events = list(read_answer("a", timing=FAST))  # ends by itself after `patience`
+    events = list(read_answer("a", timing=replace(FAST, patience=1.0)))  # ends by itself after that
     assert isinstance(events[-1], Interrupted) and text_of(events) == "half"
     assert stop_answer("a", timing=FAST) == "ended"
     assert look("a").text == "half" == look("a").record["text"]
@@ -352,7 +353,7 @@ def test_a_queued_question_wears_the_readers_patience_out(client) -> None:
     register(client, record, FAST)
     assert look("a").status == "queued"
     with pytest.raises(StillWaiting):
-        list(read_answer("a", timing=FAST))
+        list(read_answer("a", timing=replace(FAST, patience=1.0)))
 
 
 @pytest.mark.parametrize("kind", ["string", "list", "hash", "set"])

@@ -26,11 +26,10 @@ from llmstream_nb.protocol import round as rounds
 from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import AnswerNotFound, BadAnswerId, Entry, LLMStreamError, NotAnAnswer, Timing
 
-from . import conftest
+from .conftest import FAST
 from .model import Model, record_of, start, stream_of, text_in, wait_for
 from .network import Proxy
 
-FAST = replace(conftest.FAST, patience=60.0)
 QUICK = replace(FAST, lease=0.3, patience=0.4)
 
 

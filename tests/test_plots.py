@@ -29,7 +29,8 @@ def test_arrival(client):
     assert len({curve.get_linestyle() for curve in curves}) == len({mark.get_marker() for mark in marks}) == 2
     labels = [text.get_text() for text in axes.texts]
     assert [label.split(":")[0] for label in labels] == ["● drip", "■ whole"]
-    assert all("first text after 0.0 s" in label for label in labels)
+    firsts = [answer.record["first_token_ms"] for answer in (drip, whole)]
+    assert all(f"first text after {ms / 1000:.1f} s" in label for ms, label in zip(firsts, labels, strict=True))
     assert axes.texts[0].xyann[1] - axes.texts[1].xyann[1] > 2.1  # farther apart than the lines' ends
     assert figure.get_facecolor() == (1, 1, 1, 1)
     assert plt.get_fignums() == []  # closed, so Jupyter shows only the returned one

@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -746,7 +747,8 @@ def strictly(text: str | bytes):
 @pytest.mark.parametrize("in_record", [False, True])
 @pytest.mark.parametrize("name", ODD_ENDS)
 def test_an_end_that_holds_anything_ends_its_own_answer_alone(client, serve, name, in_record):
-    server, beside, odd = serve(), Writer(client, "b").say("x"), Writer(client, "a").say("x")
+    server = serve(timing=replace(FAST, patience=2.0))
+    beside, odd = Writer(client, "b").say("x"), Writer(client, "a").say("x")
     fresh, late, other = Watcher(server, "a"), Watcher(server, "a"), Watcher(server, "b")
 
     def end() -> None:

@@ -45,7 +45,7 @@ from . import conftest
 from .model import Model, assert_whole, stream_of, text_in, wait_for
 from .network import Proxy
 
-FAST = replace(conftest.FAST, tick=0.02, patience=60.0)
+FAST = replace(conftest.FAST, tick=0.02)
 QUICK = replace(FAST, lease=0.4)  # where somebody has to die
 STEADY = replace(FAST, lease=5.0)  # where a sign of life may come late
 CALM = replace(FAST, lease=60.0)  # where nobody may be taken for dead, however busy the machine is
