@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import tempfile
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 from llmstream_nb.faults import servers
 from llmstream_nb.llm import local
-from llmstream_nb.setup import doctor, redis_server, rehearse
+from llmstream_nb.setup import doctor, redis_server, rehearse, restore
 
 from .test_environment import checkout  # noqa: F401
 
@@ -86,3 +87,22 @@ def test_a_stick_is_set_up_from_in_a_folder_that_goes(checkout, temporary, monke
     verdict, _, text = tried()
     assert verdict == "PROBLEM" and "has no wheel of tiny==1.0" in text and text.endswith("fill it"), text
     assert not list(temporary.iterdir()) and not (checkout / ".venv").exists()
+
+
+def test_what_a_projector_shows_comes_anew_and_without_outputs(tmp_path, monkeypatch):
+    stage = tmp_path / "presented"
+    monkeypatch.setattr(restore, "STAGE", stage)
+    monkeypatch.setattr(restore, "STAGE_LAB", stage / ".lab")
+    stage.mkdir()
+    (stage / "Untitled.ipynb").write_text("the last group's")
+    restore.set_stage()
+    pristine = restore.pristine()
+    assert {path.name for path in stage.glob("*.ipynb")} == set(pristine)
+    for name, came in pristine.items():
+        was, shown = json.loads(came), json.loads((stage / name).read_text("utf-8"))
+        assert [cell["source"] for cell in shown["cells"]] == [cell["source"] for cell in was["cells"]]
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in shown["cells"])
+        assert "widgets" not in shown["metadata"]
+    assert (stage / "recipe.py").exists() and (stage / "images" / "00-flow.svg").exists()
+    themes = json.loads((stage / ".lab/@jupyterlab/apputils-extension/themes.jupyterlab-settings").read_text())
+    assert themes["overrides"]["code-font-size"] == "17.5px"

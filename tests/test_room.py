@@ -191,6 +191,22 @@ def test_everything_of_the_kit_works_under_ones_own_prefix(room) -> None:
     assert {each["object"] for each in room.admin.execute_command("ACL LOG")} <= {"pooled"}  # is that a key, or an id?
 
 
+def test_what_the_notebooks_send_themselves_works_on_ones_own_keys_alone(room) -> None:
+    own = connect(room.slips[6], prefix="p07")
+    own.xadd("p07:words", {"word": "a"})
+    commands = [
+        ("INCRBY", "{}:count", "1"), ("EXPIRE", "{}:count", "60"), ("TTL", "{}:count"),
+        ("XGROUP", "CREATE", "{}:words", "g", "0"), ("XGROUP", "DESTROY", "{}:words", "g"),
+        ("XTRIM", "{}:words", "MAXLEN", "0"), ("DEL", "{}:words"),
+    ]  # fmt: skip
+    for command in commands:
+        own.execute_command(*(word.format("p07") for word in command))
+    assert not room.admin.execute_command("ACL LOG")
+    for other in ("p08", "host"):
+        for command in commands:
+            assert refused(own, *(word.format(other) for word in command)) or (other, command[0]) == ("host", "TTL")
+
+
 def test_the_cells_of_the_page(room, monkeypatch) -> None:
     host_connects, host_asks, guest_watches, guest_asks = cells()[1:]
     monkeypatch.setattr("getpass.getpass", lambda _: room.host)

@@ -22,7 +22,7 @@ from llmstream_nb.setup.redis_server import answers, child_environment
 
 from . import model
 from .model import wait_for
-from .test_notebooks import LESSONS, LINK, NOTEBOOKS, OPTIONAL, ROOT, prose
+from .test_notebooks import LESSONS, LINK, NOTEBOOKS, OPTIONAL, ROOT, WIDTH, prose
 from .test_notebooks import test_links_and_pictures_lead_somewhere as check_links
 
 WORKSHOP = ROOT / "workshop"
@@ -89,6 +89,12 @@ def test_each_command_and_menu_of_the_pages_is_there() -> None:
             cli.parser().parse_args([*words, *[".."] * (words[-1] == "--wheels")])
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_code_that_is_typed_on_stage_fits_a_projector(path: Path) -> None:
+    for block in re.findall(r"(?ms)^```python\n(.*?)^```", path.read_text("utf-8")):
+        assert max(map(len, block.splitlines())) <= WIDTH
+
+
 # ------------------------------------------------------------------------------------------------ the drills
 
 
@@ -97,7 +103,7 @@ def drill(name: str) -> list[str]:
     part = re.search(rf"(?ms)^## {name}$.*?(?=^## |\Z)", (WORKSHOP / "drills.md").read_text("utf-8"))
     assert part
     blocks = re.findall(r"(?ms)^```\w*\n(.*?)^```", part[0])
-    quick = [block.replace("pace=20", "pace=150").replace("timeout=5", "timeout=1") for block in blocks]
+    quick = [block.replace("pace=20", "pace=150").replace('"timeout": 5', '"timeout": 1') for block in blocks]
     return [re.sub(r"(?m)^AnswerView\(", "view = AnswerView(", block) for block in quick]
 
 
