@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "llmstream_nb"
 ROOMS = {
     "protocol": 594,  # with what makes JSON that anybody wrote harmless
     "extras": 13,
-    "llm": 1453,  # a client for whatever calls itself OpenAI-compatible, whatever it sends, and two models of the kit's own
+    "llm": 1477,  # a client for whatever calls itself OpenAI-compatible, whatever it sends, and two models of the kit's own
     "answers": 1503,  # the core: connections that never lie, a failover included; who writes, who reads; ids used again
     "pool": 559,  # a queue, workers that take over from the dead, and groups on one answer
     "tutorial": 87,
