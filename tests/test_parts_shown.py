@@ -85,13 +85,23 @@ def test_a_record_shows_the_same_as_the_stream_did() -> None:
         ('{"a b": NaN, "n": 12345678901234567890}', 'f("a b"=NaN, n=12345678901234567890)', False),
         ("[1,\n 2]", "f([1, 2])", False),
         ("{'a': 1}", "f({'a': 1})", True),
-        ("[" * 20_000, f"f({'[' * 20_000})"[:20_000], True),
+        ("[" * 20_000, f"f({'[' * 20_000})"[:20_000], False),  # too deep to be told
         ('{"a": "\\ud800"}', 'f(a="\ufffd")', False),
     ],
 )
 def test_a_call_is_a_line(arguments: str, line: str, broken: bool) -> None:
     block = blocks.drawn(ToolCall("1", "f", arguments))
     assert (block["line"], "broken" in block) == (line, broken)
+
+
+@pytest.mark.parametrize("depth", [100, 400, *range(850, 1000)])
+def test_arguments_may_be_nested_as_deeply_as_anybody_likes(depth: int) -> None:
+    nested = '{"a": ' + "[" * depth + "]" * depth + "}"
+    assert blocks.drawn(ToolCall("1", "f", nested))["line"] in (f"f(a={'[' * depth + ']' * depth})", f"f({nested})")
+
+
+def test_a_number_of_thousands_of_digits_is_valid() -> None:
+    assert "broken" not in blocks.drawn(ToolCall("1", "f", '{"a": ' + "9" * 5000 + "}"))
 
 
 def test_what_is_long_is_bounded_and_says_so() -> None:

@@ -38,11 +38,13 @@ def _call(name: str, arguments: str) -> tuple[str, bool]:
         return raw, True  # nothing, or too much to be looked at
     try:
         value = json.loads(arguments)
-    except (ValueError, RecursionError):
-        return raw, False
-    if not isinstance(value, dict):
-        return raw, True
-    given = {key if key.isidentifier() else _json(key): _json(one) for key, one in value.items()}
+        if not isinstance(value, dict):
+            return raw, True
+        given = {key if key.isidentifier() else _json(key): _json(one) for key, one in value.items()}
+    except RecursionError:
+        return raw, True  # nested so deeply that it can't be told
+    except ValueError as error:
+        return raw, not isinstance(error, json.JSONDecodeError)  # else a number of thousands of digits
     return f"{name}({', '.join(map('='.join, given.items()))})", True
 
 

@@ -238,7 +238,8 @@ class Hub:
 
     async def page(self, answer_id: str, place: EntryID, count: int) -> list[Frame] | None:
         """The next entries after this place, at most `count`, as frames; None while Redis is away."""
-        one = Round(self.names.answer(answer_id), Follower(answer_id, place), count)
+        # Of an attempt that goes on, the first two entries mean something only together.
+        one = Round(self.names.answer(answer_id), Follower(answer_id, place), max(2, count))
         try:
             async with self._turn:
                 replies = await asend(self._pool, [one.read()])
@@ -331,4 +332,5 @@ class Hub:
 
 
 def _failure(error: str, message: str, place: EntryID = ORIGIN) -> Frame:
-    return Frame(place, frame("failed", {"error": error, "message": message}), final=True)
+    """What this server has to say, and no answer: `by` tells them apart, whatever an answer's error is called."""
+    return Frame(place, frame("failed", {"error": error, "message": message, "by": "server"}), final=True)

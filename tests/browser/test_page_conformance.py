@@ -61,6 +61,13 @@ READING = [
         "name": "all parts, and an attempt that goes on",
         "steps": [{"read": [], "events": STREAM + ON, "state": "ended"}],
     },
+    *(
+        {
+            "name": f"an answer's own error that is called {error}",
+            "steps": [{"read": [], "events": [["text", "1-1", "so far"], ["failed", "1-2", error, "Its own words."]]}],
+        }
+        for error in ("Ahead", "Interrupted")
+    ),
     {"name": "all parts of a record", "steps": [{"read": [], "events": AT_ONCE, "state": "ended"}]},
 ]
 READ_ONLY = [case for case in READING if all("events" in step and "read" in step for step in case["steps"])]
@@ -85,7 +92,9 @@ def frames_of(case: dict[str, Any]) -> Iterator[Frame]:
     """What the server sends of a case."""
     for step in case["steps"]:
         if "error" in step:
-            yield Frame(ORIGIN, frame("failed", {"error": step["error"], "message": "Told."}), final=True)
+            yield Frame(
+                ORIGIN, frame("failed", {"error": step["error"], "message": "Told.", "by": "server"}), final=True
+            )
         yield from frames(events_of(step))
         if "look" in step and step.get("state") in ("queued", "streaming", "interrupted"):
             yield Frame(ORIGIN, frame("state", {"state": step["state"]}))
