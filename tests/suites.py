@@ -23,7 +23,12 @@ from .versions import INSTALLED, SERVERS, VARIABLE, fetch, missing, program_of
 
 # Tests must neither reach a Redis of the user's nor spend a user's key.
 UNSET = "REDIS_URL LLMSTREAM_PREFIX LLMSTREAM_LOCAL_URL LLMSTREAM_LOCAL_KEY OPENAI_API_KEY OPENAI_BASE_URL OPENAI_MODEL OPENAI_GOES_ON"
-ENVIRONMENT: dict[str, str | None] = {"LLMSTREAM_LLM": "scripted", **dict.fromkeys(UNSET.split())}
+# The local model gets one thread: where six processes share two cores, its threads would wait for each other, busily.
+ENVIRONMENT: dict[str, str | None] = {
+    "LLMSTREAM_LLM": "scripted",
+    **dict.fromkeys(UNSET.split()),
+    "CPU_LIMIT": "1",
+}
 # A file's tests stay together, and long files come first, as conftest.py orders them.
 FILES = ["--dist=loadfile", "--no-loadscope-reorder"]
 # Notebooks are compared strictly; the glob leaves out what `restore` has put aside.
