@@ -78,13 +78,14 @@ class Site:
         base = source if source.is_dir() else source.parent
         for link in soup.select("a[href]"):
             link["href"] = self._link(str(link["href"]), base, page.parent)
-        for picture in soup.select("img[src]:not([src^='data:'])"):
-            file = base / unquote(str(picture["src"]))
+        for picture in soup.select("img[src]:not([src^='data:']), source[srcset]"):
+            name = "src" if picture.name == "img" else "srcset"
+            file = base / unquote(str(picture[name]))
             kind = mimetypes.guess_type(file)[0] or ""
             if file.is_file() and kind.startswith("image/"):
-                picture["src"] = f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+                picture[name] = f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
             else:  # it lies in the net, and pages are to need none
-                picture.replace_with(str(picture["alt"]))
+                picture.replace_with(str(picture.get("alt", "")))
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(str(soup), "utf-8")
 
