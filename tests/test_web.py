@@ -309,7 +309,13 @@ def test_a_cursor_ahead_does_not_wait_for_ever(client, serve):
 
     asyncio.run(main())
     for one in (ahead, ended):
-        assert one.end[1]["error"] == "Ahead" and not one.ids and one.statuses == [200] and one.clean
+        assert (
+            one.end[1]["error"] == "Ahead"
+            and one.end[1]["server"]
+            and not one.ids
+            and one.statuses == [200]
+            and one.clean
+        )
     assert beside.text == "ab" and beside.end[0] == "end"
 
 
@@ -654,7 +660,17 @@ def test_an_interrupted_answer_is_said_to_be_and_ends_after_a_while(client, serv
     one = Watcher(server, "a")
     follow(one)
     assert one.text == "half" and one.states[-1] == "interrupted"
-    assert one.end[0] == "failed" and one.end[1]["error"] == "Interrupted" and one.last_id == "1-1" and one.clean
+    assert one.end[0] == "failed" and one.end[1]["error"] == "Interrupted" and one.end[1]["server"]
+    assert one.last_id == "1-1" and one.clean
+
+
+@pytest.mark.parametrize("error", ["Ahead", "Interrupted"])
+def test_an_answers_own_error_is_not_taken_for_the_servers(client, serve, error):
+    """Whatever its name: the page would read such an answer anew, for ever."""
+    Writer(client, "a").say("half").end(error=error, message="told", server=True)
+    one = Watcher(serve(), "a")
+    follow(one)
+    assert one.end == ("failed", {"error": error, "message": "told"}) and one.text == "half"
 
 
 def test_an_interrupted_answer_that_is_taken_over_goes_on(client, serve):

@@ -331,4 +331,5 @@ class Hub:
 
 
 def _failure(error: str, message: str, place: EntryID = ORIGIN) -> Frame:
-    return Frame(place, frame("failed", {"error": error, "message": message}), final=True)
+    told = {"error": error, "message": message, "server": True}  # no answer's own error has that mark
+    return Frame(place, frame("failed", told), final=True)

@@ -85,7 +85,9 @@ def frames_of(case: dict[str, Any]) -> Iterator[Frame]:
     """What the server sends of a case."""
     for step in case["steps"]:
         if "error" in step:
-            yield Frame(ORIGIN, frame("failed", {"error": step["error"], "message": "Told."}), final=True)
+            yield Frame(
+                ORIGIN, frame("failed", {"error": step["error"], "message": "Told.", "server": True}), final=True
+            )
         yield from frames(events_of(step))
         if "look" in step and step.get("state") in ("queued", "streaming", "interrupted"):
             yield Frame(ORIGIN, frame("state", {"state": step["state"]}))
