@@ -462,6 +462,32 @@ def test_one_who_is_behind_is_told_when_what_it_lacks_is_gone(client, serve):
     assert slow.watcher.end[1]["error"] == "Ahead" and quick.text == writer.text
 
 
+def test_one_who_is_behind_gets_past_an_attempt_that_goes_on(client):
+    """Where entries are large it reads few of them at once, and the first makes no frame without the one behind it."""
+    writer, large = Writer(client, "a").say(*(str(n) * 100_000 for n in range(3))), "x" * hub.WINDOW
+    pieces, whole = [], writer.text
+
+    async def main() -> None:
+        shared = hub.Hub(client, Timing(lease=1, tick=0.05, patience=2), 15.0, lambda: asyncio.sleep(0))
+        slow, quick = (shared.stream("a", ORIGIN, EntryID(1, 3)) for _ in range(2))
+        while b"\nid: 1-3\n" not in b"\n".join(pieces):
+            pieces.append(await anext(slow))
+        running = asyncio.create_task(drained(quick))
+        await until(lambda: shared._channels["a"].viewers == 2)
+        writer.begin(continues="1-3").say(whole, *[large] * 3).end()
+        await running
+        pieces.append(await drained(slow))
+        await shared.close()
+
+    async def drained(stream) -> bytes:
+        return b"".join([piece async for piece in stream])
+
+    asyncio.run(main())
+    events = Parser().feed(b"".join(pieces))
+    assert [event.id for event in events if event.own] == [f"1-{n}" for n in range(4)] + [f"2-{n}" for n in range(1, 6)]
+    assert events[-1].name == "end"
+
+
 def test_what_viewers_have_in_common_is_no_more_than_the_window():
     channel = hub.Channel(Round(Names().answer("a"), Follower("a", ORIGIN, FAST)))
     for n in range(1, 200):

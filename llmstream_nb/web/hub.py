@@ -129,7 +129,8 @@ class Viewer:
         found = await self.hub.page(self.answer_id, self.place, count := self._count)
         self._lost = found is None
         if found:
-            self._count = max(1, min(COUNT, PAGE * len(found) // sum(len(one.data) for one in found)))
+            # At least 2: a start that goes on makes no frame before the entry behind it is read, too.
+            self._count = max(2, min(COUNT, PAGE * len(found) // sum(len(one.data) for one in found)))
         if not channel and found is not None and len(found) < count:
             self.channel = self.hub.join(self.answer_id, min(found[-1].id if found else self.place, self._top))
         elif not found:
