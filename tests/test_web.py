@@ -310,7 +310,13 @@ def test_a_cursor_ahead_does_not_wait_for_ever(client, serve):
 
     asyncio.run(main())
     for one in (ahead, ended):
-        assert one.end[1]["error"] == "Ahead" and not one.ids and one.statuses == [200] and one.clean
+        assert (
+            one.end[1]["error"] == "Ahead"
+            and one.end[1]["server"]
+            and not one.ids
+            and one.statuses == [200]
+            and one.clean
+        )
     assert beside.text == "ab" and beside.end[0] == "end"
 
 
@@ -455,6 +461,32 @@ def test_one_who_is_behind_is_told_when_what_it_lacks_is_gone(client, serve):
     while not slow.done:
         slow.read()
     assert slow.watcher.end[1]["error"] == "Ahead" and quick.text == writer.text
+
+
+def test_one_who_is_behind_gets_past_an_attempt_that_goes_on(client):
+    """Where entries are large it reads few of them at once, and the first makes no frame without the one behind it."""
+    writer, large = Writer(client, "a").say(*(str(n) * 100_000 for n in range(3))), "x" * hub.WINDOW
+    pieces, whole = [], writer.text
+
+    async def main() -> None:
+        shared = hub.Hub(client, Timing(lease=1, tick=0.05, patience=2), 15.0, lambda: asyncio.sleep(0))
+        slow, quick = (shared.stream("a", ORIGIN, EntryID(1, 3)) for _ in range(2))
+        while b"\nid: 1-3\n" not in b"\n".join(pieces):
+            pieces.append(await anext(slow))
+        running = asyncio.create_task(drained(quick))
+        await until(lambda: shared._channels["a"].viewers == 2)
+        writer.begin(continues="1-3").say(whole, *[large] * 3).end()
+        await running
+        pieces.append(await drained(slow))
+        await shared.close()
+
+    async def drained(stream) -> bytes:
+        return b"".join([piece async for piece in stream])
+
+    asyncio.run(main())
+    events = Parser().feed(b"".join(pieces))
+    assert [event.id for event in events if event.own] == [f"1-{n}" for n in range(4)] + [f"2-{n}" for n in range(1, 6)]
+    assert events[-1].name == "end"
 
 
 def test_what_viewers_have_in_common_is_no_more_than_the_window():
@@ -655,7 +687,17 @@ def test_an_interrupted_answer_is_said_to_be_and_ends_after_a_while(client, serv
     one = Watcher(server, "a")
     follow(one)
     assert one.text == "half" and one.states[-1] == "interrupted"
-    assert one.end[0] == "failed" and one.end[1]["error"] == "Interrupted" and one.last_id == "1-1" and one.clean
+    assert one.end[0] == "failed" and one.end[1]["error"] == "Interrupted" and one.end[1]["server"]
+    assert one.last_id == "1-1" and one.clean
+
+
+@pytest.mark.parametrize("error", ["Ahead", "Interrupted"])
+def test_an_answers_own_error_is_not_taken_for_the_servers(client, serve, error):
+    """Whatever its name: the page would read such an answer anew, for ever."""
+    Writer(client, "a").say("half").end(error=error, message="told", server=True)
+    one = Watcher(serve(), "a")
+    follow(one)
+    assert one.end == ("failed", {"error": error, "message": "told"}) and one.text == "half"
 
 
 def test_an_interrupted_answer_that_is_taken_over_goes_on(client, serve):

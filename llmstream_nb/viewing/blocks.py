@@ -1,6 +1,7 @@
 """Parts of an answer other than its text, as its viewers draw them: bounded, and in words."""
 
 import json
+from math import isinf
 from typing import Any
 
 from llmstream_nb.protocol.parts import Part, ToolCall, ToolResult, Unknown
@@ -32,20 +33,35 @@ def _more(words: str) -> dict[str, int]:
 
 
 def _call(name: str, arguments: str) -> tuple[str, bool]:
-    """A call in one line, as in Python where its arguments are an object; and whether they are JSON at all."""
+    """A call in one line, as in Python where its arguments are an object; and whether they are JSON at all.
+
+    What Python would make something else of, or can't take apart, stands there as it was written.
+    """
     raw = f"{name}({' '.join(arguments.split())})"
     if not arguments.strip() or len(arguments) > LONGEST:
         return raw, True  # nothing, or too much to be looked at
     try:
-        value = json.loads(arguments)
+        value = json.loads(arguments, object_pairs_hook=_object, parse_int=_number, parse_float=_number)
         if not isinstance(value, dict):
             return raw, True
-        given = {key if key.isidentifier() else _json(key): _json(one) for key, one in value.items()}
-    except RecursionError:
-        return raw, True  # nested so deeply that it can't be told
-    except ValueError as error:
-        return raw, not isinstance(error, json.JSONDecodeError)  # else a number of thousands of digits
-    return f"{name}({', '.join(map('='.join, given.items()))})", True
+        given = [f"{key if key.isidentifier() else _json(key)}={_json(one)}" for key, one in value.items()]
+    except (OverflowError, KeyError, RecursionError):
+        return raw, True
+    except ValueError:
+        return raw, False
+    return f"{name}({', '.join(given)})", True
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(value := dict(pairs)) < len(pairs):
+        raise KeyError("twice")
+    return value
+
+
+def _number(text: str) -> float:
+    if isinf(float(text)):
+        raise OverflowError
+    return int(text) if text.lstrip("-").isdecimal() else float(text)
 
 
 def _json(value: Any) -> str:

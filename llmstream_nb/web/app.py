@@ -326,7 +326,7 @@ def _add_events(app: FastAPI, limits: Limits) -> None:
 
         204 says that nothing follows, and a browser does not come back. An ID that can't be read is refused (400), and
         so is one that is not of this answer (409). One ahead of the stream waits until Redis has been given again what
-        it lost.
+        it lost. A `failed` with `server` in its data tells of this connection, and not of the answer.
         """
         hub = hub_of(request.app)
         place = last_event_id or after or str(ORIGIN)

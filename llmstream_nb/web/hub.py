@@ -129,7 +129,8 @@ class Viewer:
         found = await self.hub.page(self.answer_id, self.place, count := self._count)
         self._lost = found is None
         if found:
-            self._count = max(1, min(COUNT, PAGE * len(found) // sum(len(one.data) for one in found)))
+            # At least 2: a start that goes on makes no frame before the entry behind it is read, too.
+            self._count = max(2, min(COUNT, PAGE * len(found) // sum(len(one.data) for one in found)))
         if not channel and found is not None and len(found) < count:
             self.channel = self.hub.join(self.answer_id, min(found[-1].id if found else self.place, self._top))
         elif not found:
@@ -238,8 +239,7 @@ class Hub:
 
     async def page(self, answer_id: str, place: EntryID, count: int) -> list[Frame] | None:
         """The next entries after this place, at most `count`, as frames; None while Redis is away."""
-        # Of an attempt that goes on, the first two entries mean something only together.
-        one = Round(self.names.answer(answer_id), Follower(answer_id, place), max(2, count))
+        one = Round(self.names.answer(answer_id), Follower(answer_id, place), count)
         try:
             async with self._turn:
                 replies = await asend(self._pool, [one.read()])
@@ -332,5 +332,5 @@ class Hub:
 
 
 def _failure(error: str, message: str, place: EntryID = ORIGIN) -> Frame:
-    """What this server has to say, and no answer: `by` tells them apart, whatever an answer's error is called."""
-    return Frame(place, frame("failed", {"error": error, "message": message, "by": "server"}), final=True)
+    told = {"error": error, "message": message, "server": True}  # no answer's own error has that mark
+    return Frame(place, frame("failed", told), final=True)

@@ -485,6 +485,16 @@ def test_failed_and_missing_answers_say_why(site, writer, visit) -> None:
     expect(viewer.trouble).to_contain_text("there is no answer 'never-asked'")
 
 
+@pytest.mark.parametrize("error", ["Ahead", "Interrupted"])
+def test_an_answers_own_error_may_be_called_like_the_servers(site, writer, visit, error) -> None:
+    writer.say("so far")
+    viewer = visit(site.link(writer.id)).has("so far")
+    writer.end(error=error, message="told")
+    assert viewer.ends("Failed") == "so far"
+    expect(viewer.trouble).to_have_text("told")
+    assert len([one for one in viewer.requests if "/events" in one]) == 1
+
+
 def test_twenty_thousand_chunks_at_full_speed(site, client, visit) -> None:
     answer = ask("count", model="scripted:pace=0,long=20000", client=client, timing=FAST)
     viewer = visit(site.link(answer)).see("Complete")

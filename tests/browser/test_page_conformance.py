@@ -93,7 +93,7 @@ def frames_of(case: dict[str, Any]) -> Iterator[Frame]:
     for step in case["steps"]:
         if "error" in step:
             yield Frame(
-                ORIGIN, frame("failed", {"error": step["error"], "message": "Told.", "by": "server"}), final=True
+                ORIGIN, frame("failed", {"error": step["error"], "message": "Told.", "server": True}), final=True
             )
         yield from frames(events_of(step))
         if "look" in step and step.get("state") in ("queued", "streaming", "interrupted"):

@@ -216,9 +216,9 @@ export class Answer {
       if (data.state !== "away") this.current = true;
       if (data.state === "interrupted") this.state = data.state;
       else if (data.state !== "away") this.state = this.chunks ? "streaming" : "waiting";
-    } else if (data.by === "server" && data.error === "Ahead") {
+    } else if (data.server && data.error === "Ahead") {
       this.restart(); // Redis has lost what this page has seen
-    } else if (data.by === "server" && data.error === "Interrupted") {
+    } else if (data.server && data.error === "Interrupted") {
       this.close();
       Object.assign(this, { state: "interrupted", message: data.message, again: true });
     } else {
