@@ -34,6 +34,7 @@ from .web import Writer
 QUESTION = "What is a consumer group?"
 WHOLE = prepared.reply(QUESTION)
 CUTS = int(os.environ.get("LLMSTREAM_CUTS", "1"))
+pytestmark = pytest.mark.slow
 
 
 # ------------------------------------------------------------------------------------------ what comes behind a text

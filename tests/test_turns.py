@@ -30,6 +30,8 @@ from .conftest import FAST
 from .model import Model, record_of, wait_for
 from .model import start as produce
 
+pytestmark = pytest.mark.slow
+
 SYSTEM = "You answer questions. Be correct, brief and plain; if you don't know, say so."
 ABOUT = "You are an expert in answering questions about tea. Be correct, brief and plain; if you don't know, say so."
 QUICK = "scripted:pace=0,long="  # and so many words
