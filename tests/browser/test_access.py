@@ -6,6 +6,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -454,7 +455,7 @@ STAY = """() => {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_when_a_worker_is_silent(client, visit, scheme: str) -> None:  # noqa: F811
     writer = Writer(client, uuid.uuid4().hex[:8], begin=False).begin(worker="w1", job="1-0").say("void words")
-    with WebServer(client=client, timing=FAST) as impatient:
+    with WebServer(client=client, timing=replace(FAST, patience=2.0)) as impatient:
         viewer = visit(impatient.link(writer.id), color_scheme=scheme, reduced_motion="reduce").has("void words")
         writer.fall_silent()
         expect(viewer.again).to_be_visible()

@@ -463,7 +463,7 @@ def test_what_is_missing_is_marked_and_then_healed(site, client, writer, visit) 
 
 def test_interrupted_try_again_and_stop(client, writer, visit) -> None:
     writer.say("so far, ", "so **good**")
-    with WebServer(client=client, timing=FAST) as impatient:
+    with WebServer(client=client, timing=replace(FAST, patience=2.0)) as impatient:
         viewer = visit(impatient.link(writer.id)).has("so far")
         client.delete(writer.keys.lease(1))
         viewer.see("Interrupted")
