@@ -106,8 +106,8 @@ def written(part: Any) -> tuple[str, str]:
     """Kind and text of the entry for what a source yields; raises TypeError for anything else."""
     if isinstance(part, str):
         return "text", str.__str__(part)  # a plain one, whatever its class makes of it
-    if isinstance(part, (Text, Reasoning, Refusal, ToolCall, ToolResult)) and isinstance(part.text, str):
-        return part.kind, part.text
+    if isinstance(part, (Text, Reasoning, Refusal, ToolCall, ToolResult)) and isinstance(text := part.text, str):
+        return part.kind, text
     raise TypeError(f"a source yields text or parts of an answer, and this one yielded {type(part).__name__}")
 
 
