@@ -20,6 +20,7 @@ import urllib.request
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -140,6 +141,12 @@ def test_length_ends_early_and_says_so():
     assert completion.usage["completion_tokens"] == 2
 
 
+def test_no_completion_is_active_once_its_client_knows_the_end():
+    for _ in range(50):
+        assert "".join(complete(QUESTION, source="scripted", model="scripted:long=3,pace=0")) == "0 1 2 "
+        assert scripted.server().active == 0
+
+
 def test_pace_is_kept_without_drift(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(scripted.time, "monotonic", lambda: clock[0])
@@ -147,7 +154,7 @@ def test_pace_is_kept_without_drift(monkeypatch):
 
     class Handler(scripted._Handler):
         def __init__(self):
-            pass
+            self.server = SimpleNamespace(answering=set())
 
         def _pause(self, seconds):
             waits.append(seconds)

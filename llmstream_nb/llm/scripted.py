@@ -133,8 +133,13 @@ class Server(ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
         self.key = KEY
-        self.active, self.lock = 0, threading.Lock()  # completions being answered now
+        self.answering: set[_Handler] = set()
         threading.Thread(target=self.serve_forever, name="scripted-model", daemon=True).start()
+
+    @property
+    def active(self) -> int:
+        """How many completions are being answered now."""
+        return len(self.answering)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: an error here is a client that left, which is what clients do."""
@@ -149,13 +154,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep the notebook's output clean."""
 
     def do_POST(self) -> None:
-        with self.server.lock:
-            self.server.active += 1
+        self.server.answering.add(self)
         try:
             self._complete()
         finally:
-            with self.server.lock:
-                self.server.active -= 1
+            self.server.answering.discard(self)
 
     def _is_known(self) -> bool:
         given = self.headers.get("Authorization", "").encode()
@@ -241,6 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
             if chunk is not None:
                 self._pause(start + (n / script.pace if script.pace else 0) - time.monotonic())
                 yield chunk
+        self.server.answering.discard(self)  # it has said all, before anybody can know
 
     def _pause(self, seconds: float | None) -> None:
         """Wait that long, or with None until the client leaves; leave as soon as it does."""
