@@ -11,6 +11,7 @@ from llmstream_nb import connect, tables
 from llmstream_nb.protocol.events import Continued, Ended, Gap, Restarted, Started
 from llmstream_nb.protocol.parts import Reasoning, Refusal, Text, ToolCall, ToolResult, Unknown, joined
 from llmstream_nb.protocol.wire import EntryID
+from llmstream_nb.setup import cli
 from llmstream_nb.viewing import blocks
 from llmstream_nb.viewing.markdown import BETWEEN, to_html
 from llmstream_nb.viewing.transcript import NEWEST, Transcript
@@ -232,3 +233,15 @@ def test_the_terminal_gets_the_text_on_one_stream_and_the_parts_on_the_other(fak
         "← Failed: no such city",
     ]
     assert "← first line (… 991 more characters)" in lines and "Refused: But no more.[31m" in lines
+
+
+def test_the_terminal_joins_what_follows_each_other_once(fake_tcp, capsys, monkeypatch) -> None:
+    """A text, or reasoning, that grows by each of its pieces would take the square of its length."""
+    client, sizes, take = connect(fake_tcp), [], Transcript.take
+    source = [*[Reasoning("r")] * 1_000, *[Text("t")] * 1_000, *[Refusal("no ")] * 1_000]
+    llmstream_nb.ask("?", source=lambda *_: source, id="many", client=client).wait(20)
+    monkeypatch.setattr(Transcript, "take", lambda self, events: (sizes.append(len(events)), take(self, events)))
+    assert cli._follow("many") == 0
+    text, said = capsys.readouterr()
+    assert (text, sizes) == ("t" * 1_000 + "\n", [1, 1_000, 1_000, 1_000, 1])
+    assert f"Refused: {'no ' * 1_000}" in said and "[stop · 3,000 chunks · first sign" in said

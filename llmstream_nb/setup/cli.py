@@ -22,10 +22,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -327,9 +328,8 @@ def _follow(answer_id: str, asked: Any = None) -> int:
     from llmstream_nb.protocol import events
     from llmstream_nb.viewing.transcript import Transcript
 
-    transcript, before = Transcript(answer_id, past=True), ""  # for its words and figures alone
-    for event in read_answer(answer_id):
-        before = _print_part(event, before, transcript)
+    transcript = Transcript(answer_id, past=True)  # for its words and figures alone
+    for event in _print_parts(read_answer(answer_id), transcript):
         transcript.take([event])
         match event:
             case events.Continued():
@@ -355,22 +355,31 @@ def _follow(answer_id: str, asked: Any = None) -> int:
     return 1
 
 
-def _print_part(event: Any, before: str, transcript: Any) -> str:
-    """Print a part of an answer, and what the end of those before asks for; return its kind, as the next `before`."""
+def _print_parts(read: Iterable[Any], transcript: Any) -> Iterator[Any]:
+    """Print the parts of an answer as they come, and have the transcript take them; yield the events between them."""
+    from llmstream_nb.protocol.parts import Part, Reasoning, Refusal, Text, ToolCall, ToolResult
     from llmstream_nb.viewing.blocks import drawn
 
-    kind = str(getattr(event, "kind", ""))
-    if kind != before and before in ("reasoning", "refusal"):
-        say(_in_line(transcript.blocks[-1][1]))
-    elif kind and kind != before == "text":
-        say("")
-    if kind == "text":
-        print(printable(event.text), end="", flush=True)
-    elif kind == "reasoning" != before:
-        say(_dim("Thinking …"))
-    elif kind in ("call", "result"):
-        say(_in_line(drawn(event)))
-    return kind
+    before: Any = None
+    for (kind, _), run in groupby(read, lambda event: (type(event), getattr(event, "kind", ""))):
+        if not issubclass(kind, Part):
+            yield from run
+        else:
+            if before is Text:
+                say("")
+            if kind is Reasoning:
+                say(_dim("Thinking …"))
+            parts = []
+            for part in run:
+                parts.append(part)
+                if kind is Text:
+                    print(printable(part.text), end="", flush=True)
+                elif kind in (ToolCall, ToolResult):
+                    say(_in_line(drawn(part)))
+            transcript.take(parts)  # at once: to join each to those before would take the square of their length
+            if kind in (Reasoning, Refusal):
+                say(_in_line(transcript.blocks[-1][1]))
+        before = kind
 
 
 def _in_line(block: dict[str, Any]) -> str:
