@@ -8,6 +8,7 @@ import pytest
 
 import llmstream_nb
 from llmstream_nb import connect, tables
+from llmstream_nb.answers.connection import names_of
 from llmstream_nb.protocol.events import Continued, Ended, Gap, Restarted, Started
 from llmstream_nb.protocol.parts import Reasoning, Refusal, Text, ToolCall, ToolResult, Unknown, joined
 from llmstream_nb.protocol.wire import EntryID
@@ -131,6 +132,12 @@ def test_unknown_kinds_are_named_once() -> None:
     assert [block["name"] for _, block in transcript.blocks] == ["audio", "video"] and transcript.chunks == 4
 
 
+def test_an_unknown_kind_that_is_called_like_text_is_no_text() -> None:
+    """As one whose name ends in a control character: that is left out."""
+    transcript = shown(Started(ONE), Text("a"), Unknown("text", "b"), Text("c"))
+    assert transcript.text == "ac" and kinds(transcript) == ["text", "other", "text"]
+
+
 def test_what_goes_on_keeps_all_and_what_begins_anew_keeps_nothing() -> None:
     started, told = Started(ONE, {"worker": "w1", "job": "1-0"}), {"worker": "w3", "job": "1-0"}
     on = shown(started, *PARTS[2:4], Continued(EntryID(2, 1), told), Text(" More.", EntryID(2, 2), 90))
@@ -245,3 +252,17 @@ def test_the_terminal_joins_what_follows_each_other_once(fake_tcp, capsys, monke
     text, said = capsys.readouterr()
     assert (text, sizes) == ("t" * 1_000 + "\n", [1, 1_000, 1_000, 1_000, 1])
     assert f"Refused: {'no ' * 1_000}" in said and "[stop · 3,000 chunks · first sign" in said
+
+
+def test_the_terminal_names_unknown_kinds_once(fake_tcp) -> None:
+    client, entries = connect(fake_tcp), ["start", "text", "text\0", "text\0", "audio", "text", "end"]
+    for n, kind in enumerate(entries):
+        fields = {"kind": kind, "text": "shown " if kind == "text" else "{}", "ms": n}
+        client.xadd(names_of(client).answer("odd").chunks, fields, f"1-{n}")
+    code, text, said = run(fake_tcp, "watch", "odd")
+    assert (code, text) == (0, "shown shown \n")
+    assert said.split("\n")[:3] == [
+        "",
+        "[a part of kind text, which this version doesn't know]",
+        "[a part of kind audio, which this version doesn't know]",
+    ]

@@ -357,7 +357,7 @@ def _follow(answer_id: str, asked: Any = None) -> int:
 
 def _print_parts(read: Iterable[Any], transcript: Any) -> Iterator[Any]:
     """Print the parts of an answer as they come, and have the transcript take them; yield the events between them."""
-    from llmstream_nb.protocol.parts import Part, Reasoning, Refusal, Text, ToolCall, ToolResult
+    from llmstream_nb.protocol.parts import Part, Reasoning, Refusal, Text, ToolCall, ToolResult, Unknown
     from llmstream_nb.viewing.blocks import drawn
 
     before: Any = None
@@ -374,7 +374,7 @@ def _print_parts(read: Iterable[Any], transcript: Any) -> Iterator[Any]:
                 parts.append(part)
                 if kind is Text:
                     print(printable(part.text), end="", flush=True)
-                elif kind in (ToolCall, ToolResult):
+                elif kind in (ToolCall, ToolResult) or (kind is Unknown and len(parts) == 1):
                     say(_in_line(drawn(part)))
             transcript.take(parts)  # at once: to join each to those before would take the square of their length
             if kind in (Reasoning, Refusal):
@@ -391,6 +391,8 @@ def _in_line(block: dict[str, Any]) -> str:
             return _dim(thought(block))
         case {"kind": "refusal", "text": text}:
             return printable(f"Refused: {text}")
+        case {"kind": "other", "name": name}:
+            return f"[a part of kind {name}, which this version doesn't know]"
         case {"kind": "call", "line": words}:
             sign = "→ "
         case _:
