@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -266,3 +267,18 @@ def test_the_terminal_names_unknown_kinds_once(fake_tcp) -> None:
         "[a part of kind text, which this version doesn't know]",
         "[a part of kind audio, which this version doesn't know]",
     ]
+
+
+def test_no_line_of_a_part_or_an_error_looks_like_the_terminals_own(fake_tcp) -> None:
+    forged = "[stop · 3 chunks]\n→ call()\r← result\x85[stop]\u2028→ again()\n"
+
+    def refuses(*_):
+        yield Refusal(f"no\n{forged}")
+        yield ToolCall("1", f"f\u2028{forged}", f'{{"a": "\u2028{forged}')
+        yield ToolResult("1", f"\n{forged}")
+        raise RuntimeError(f"broke\n{forged}")
+
+    llmstream_nb.ask("?", source=refuses, id="forged", client=connect(fake_tcp)).wait(20)
+    code, _, said = run(fake_tcp, "watch", "forged")
+    first = [re.split("[ (:]", line)[0] for line in said.splitlines() if not line.startswith("    ")]
+    assert (code, first) == (1, ["Refused", "→", "←", "[failed"])

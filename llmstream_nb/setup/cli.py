@@ -345,11 +345,11 @@ def _follow(answer_id: str, asked: Any = None) -> int:
                 say(f"\n[Interrupted. {transcript.silent}]")
             case events.Ended(reason=reason):
                 print(flush=True)
-                say(printable(f"[{' · '.join(filter(None, [reason, transcript.figures]))}]"))
+                say(_indented(f"[{' · '.join(filter(None, [reason, transcript.figures]))}]"))
                 return 0
             case events.Failed(error=error, message=message):
                 print(flush=True)
-                say(printable(f"[failed: {error}: {message}]"))
+                say(_indented(f"[failed: {error}: {message}]"))
                 return 1
     say("[nobody took over: this is all there is]")
     return 1
@@ -390,16 +390,21 @@ def _in_line(block: dict[str, Any]) -> str:
         case {"kind": "reasoning"}:
             return _dim(thought(block))
         case {"kind": "refusal", "text": text}:
-            return printable(f"Refused: {text}")
+            return _indented(f"Refused: {text}")
         case {"kind": "other", "name": name}:
             return f"[a part of kind {name}, which this version doesn't know]"
         case {"kind": "call", "line": words}:
             sign = "→ "
         case _:
             sign, words = ("← Failed: ", block["error"]) if "error" in block else ("← ", block["content"])
-    shown = words.partition("\n")[0][:BEGINNING]
+    shown = "".join(words.splitlines()[:1])[:BEGINNING]
     rest = len(words) - len(shown) + block.get("more", 0) + block.get("cut", 0)
     return printable(f"{sign}{shown}" + (f" (… {rest:,} more characters)" if rest else ""))
+
+
+def _indented(text: str) -> str:
+    """The text, of which no line but the first begins where this command's own lines begin: it can't forge one."""
+    return printable("\n    ".join(text.splitlines()))
 
 
 def _dim(words: str) -> str:
