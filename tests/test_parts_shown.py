@@ -282,3 +282,18 @@ def test_no_line_of_a_part_or_an_error_looks_like_the_terminals_own(fake_tcp) ->
     code, _, said = run(fake_tcp, "watch", "forged")
     first = [re.split("[ (:]", line)[0] for line in said.splitlines() if not line.startswith("    ")]
     assert (code, first) == (1, ["Refused", "→", "←", "[failed"])
+
+
+def test_marks_of_direction_stay_in_texts_and_leave_lines_and_names(fake_tcp) -> None:
+    marks = "a\u200e\u200f\u061cb"
+
+    def says(*_):
+        yield from (marks, ToolCall("1", marks, json.dumps({marks: marks}, ensure_ascii=False)), ToolResult("1", marks))
+        yield Refusal(marks)
+        raise type(marks, (Exception,), {})("it broke")
+
+    llmstream_nb.ask("?", source=says, id="marks", client=connect(fake_tcp)).wait(20)
+    code, text, said = run(fake_tcp, "watch", "marks")
+    assert (code, text) == (1, f"{marks}\n")
+    lines = said.splitlines()
+    assert lines[:4] == ["", '→ a b("ab"="ab")', "← ab", f"Refused: {marks}"] and lines[4].startswith("[failed: a b: ")

@@ -52,6 +52,7 @@ IN_A_CHECKOUT = {
 }  # not where pip has installed the package alone
 # C0 and C1 controls, which move cursors and set titles; changes of writing direction, which disguise text.
 UNSAFE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
+MARKS = re.compile("[\\u061c\\u200e\\u200f]")  # of writing direction: a text may need them, but not what is a line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -325,7 +326,7 @@ def _follow(answer_id: str, asked: Any = None) -> int:
     `asked` is the handle of `ask`, where this process writes it: what keeps it from writing, only that can tell.
     """
     from llmstream_nb import read_answer
-    from llmstream_nb.protocol import events
+    from llmstream_nb.protocol import events, wire
     from llmstream_nb.viewing.transcript import Transcript
 
     transcript = Transcript(answer_id, past=True)  # for its words and figures alone
@@ -345,11 +346,11 @@ def _follow(answer_id: str, asked: Any = None) -> int:
                 say(f"\n[Interrupted. {transcript.silent}]")
             case events.Ended(reason=reason):
                 print(flush=True)
-                say(_indented(f"[{' · '.join(filter(None, [reason, transcript.figures]))}]"))
+                say(f"[{' · '.join(filter(None, [wire.printable(reason), transcript.figures]))}]")
                 return 0
             case events.Failed(error=error, message=message):
                 print(flush=True)
-                say(_indented(f"[failed: {error}: {message}]"))
+                say(_indented(f"[failed: {wire.printable(error)}: {message}]"))
                 return 1
     say("[nobody took over: this is all there is]")
     return 1
@@ -399,7 +400,7 @@ def _in_line(block: dict[str, Any]) -> str:
             sign, words = ("← Failed: ", block["error"]) if "error" in block else ("← ", block["content"])
     shown = "".join(words.splitlines()[:1])[:BEGINNING]
     rest = len(words) - len(shown) + block.get("more", 0) + block.get("cut", 0)
-    return printable(f"{sign}{shown}" + (f" (… {rest:,} more characters)" if rest else ""))
+    return MARKS.sub("", printable(f"{sign}{shown}" + (f" (… {rest:,} more characters)" if rest else "")))
 
 
 def _indented(text: str) -> str:
