@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 import llmstream_nb
 from llmstream_nb import connect, tables
+from llmstream_nb.answers.connection import names_of
 from llmstream_nb.protocol.events import Continued, Ended, Gap, Restarted, Started
 from llmstream_nb.protocol.parts import Reasoning, Refusal, Text, ToolCall, ToolResult, Unknown, joined
 from llmstream_nb.protocol.wire import EntryID
+from llmstream_nb.setup import cli
 from llmstream_nb.viewing import blocks
 from llmstream_nb.viewing.markdown import BETWEEN, to_html
 from llmstream_nb.viewing.transcript import NEWEST, Transcript
@@ -130,6 +133,12 @@ def test_unknown_kinds_are_named_once() -> None:
     assert [block["name"] for _, block in transcript.blocks] == ["audio", "video"] and transcript.chunks == 4
 
 
+def test_an_unknown_kind_that_is_called_like_text_is_no_text() -> None:
+    """As one whose name ends in a control character: that is left out."""
+    transcript = shown(Started(ONE), Text("a"), Unknown("text", "b"), Text("c"))
+    assert transcript.text == "ac" and kinds(transcript) == ["text", "other", "text"]
+
+
 def test_what_goes_on_keeps_all_and_what_begins_anew_keeps_nothing() -> None:
     started, told = Started(ONE, {"worker": "w1", "job": "1-0"}), {"worker": "w3", "job": "1-0"}
     on = shown(started, *PARTS[2:4], Continued(EntryID(2, 1), told), Text(" More.", EntryID(2, 2), 90))
@@ -232,3 +241,59 @@ def test_the_terminal_gets_the_text_on_one_stream_and_the_parts_on_the_other(fak
         "← Failed: no such city",
     ]
     assert "← first line (… 991 more characters)" in lines and "Refused: But no more.[31m" in lines
+
+
+def test_the_terminal_joins_what_follows_each_other_once(fake_tcp, capsys, monkeypatch) -> None:
+    """A text, or reasoning, that grows by each of its pieces would take the square of its length."""
+    client, sizes, take = connect(fake_tcp), [], Transcript.take
+    source = [*[Reasoning("r")] * 1_000, *[Text("t")] * 1_000, *[Refusal("no ")] * 1_000]
+    llmstream_nb.ask("?", source=lambda *_: source, id="many", client=client).wait(20)
+    monkeypatch.setattr(Transcript, "take", lambda self, events: (sizes.append(len(events)), take(self, events)))
+    assert cli._follow("many") == 0
+    text, said = capsys.readouterr()
+    assert (text, sizes) == ("t" * 1_000 + "\n", [1, 1_000, 1_000, 1_000, 1])
+    assert f"Refused: {'no ' * 1_000}" in said and "[stop · 3,000 chunks · first sign" in said
+
+
+def test_the_terminal_names_unknown_kinds_once(fake_tcp) -> None:
+    client, entries = connect(fake_tcp), ["start", "text", "text\0", "text\0", "audio", "text", "end"]
+    for n, kind in enumerate(entries):
+        fields = {"kind": kind, "text": "shown " if kind == "text" else "{}", "ms": n}
+        client.xadd(names_of(client).answer("odd").chunks, fields, f"1-{n}")
+    code, text, said = run(fake_tcp, "watch", "odd")
+    assert (code, text) == (0, "shown shown \n")
+    assert said.split("\n")[:3] == [
+        "",
+        "[a part of kind text, which this version doesn't know]",
+        "[a part of kind audio, which this version doesn't know]",
+    ]
+
+
+def test_no_line_of_a_part_or_an_error_looks_like_the_terminals_own(fake_tcp) -> None:
+    forged = "[stop · 3 chunks]\n→ call()\r← result\x85[stop]\u2028→ again()\n"
+
+    def refuses(*_):
+        yield Refusal(f"no\n{forged}")
+        yield ToolCall("1", f"f\u2028{forged}", f'{{"a": "\u2028{forged}')
+        yield ToolResult("1", f"\n{forged}")
+        raise RuntimeError(f"broke\n{forged}")
+
+    llmstream_nb.ask("?", source=refuses, id="forged", client=connect(fake_tcp)).wait(20)
+    code, _, said = run(fake_tcp, "watch", "forged")
+    first = [re.split("[ (:]", line)[0] for line in said.splitlines() if not line.startswith("    ")]
+    assert (code, first) == (1, ["Refused", "→", "←", "[failed"])
+
+
+def test_marks_of_direction_stay_in_texts_and_leave_lines_and_names(fake_tcp) -> None:
+    marks = "a\u200e\u200f\u061cb"
+
+    def says(*_):
+        yield from (marks, ToolCall("1", marks, json.dumps({marks: marks}, ensure_ascii=False)), ToolResult("1", marks))
+        yield Refusal(marks)
+        raise type(marks, (Exception,), {})("it broke")
+
+    llmstream_nb.ask("?", source=says, id="marks", client=connect(fake_tcp)).wait(20)
+    code, text, said = run(fake_tcp, "watch", "marks")
+    assert (code, text) == (1, f"{marks}\n")
+    lines = said.splitlines()
+    assert lines[:4] == ["", '→ a b("ab"="ab")', "← ab", f"Refused: {marks}"] and lines[4].startswith("[failed: a b: ")

@@ -22,10 +22,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ IN_A_CHECKOUT = {
 }  # not where pip has installed the package alone
 # C0 and C1 controls, which move cursors and set titles; changes of writing direction, which disguise text.
 UNSAFE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
+MARKS = re.compile("[\\u061c\\u200e\\u200f]")  # of writing direction: a text may need them, but not what is a line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -333,12 +335,11 @@ def _follow(answer_id: str, asked: Any = None) -> int:
     `asked` is the handle of `ask`, where this process writes it: what keeps it from writing, only that can tell.
     """
     from llmstream_nb import read_answer
-    from llmstream_nb.protocol import events
+    from llmstream_nb.protocol import events, wire
     from llmstream_nb.viewing.transcript import Transcript
 
-    transcript, before = Transcript(answer_id, past=True), ""  # for its words and figures alone
-    for event in read_answer(answer_id):
-        before = _print_part(event, before, transcript)
+    transcript = Transcript(answer_id, past=True)  # for its words and figures alone
+    for event in _print_parts(read_answer(answer_id), transcript):
         transcript.take([event])
         match event:
             case events.Continued():
@@ -354,32 +355,41 @@ def _follow(answer_id: str, asked: Any = None) -> int:
                 say(f"\n[Interrupted. {transcript.silent}]")
             case events.Ended(reason=reason):
                 print(flush=True)
-                say(printable(f"[{' · '.join(filter(None, [reason, transcript.figures]))}]"))
+                say(f"[{' · '.join(filter(None, [wire.printable(reason), transcript.figures]))}]")
                 return 0
             case events.Failed(error=error, message=message):
                 print(flush=True)
-                say(printable(f"[failed: {error}: {message}]"))
+                say(_indented(f"[failed: {wire.printable(error)}: {message}]"))
                 return 1
     say("[nobody took over: this is all there is]")
     return 1
 
 
-def _print_part(event: Any, before: str, transcript: Any) -> str:
-    """Print a part of an answer, and what the end of those before asks for; return its kind, as the next `before`."""
+def _print_parts(read: Iterable[Any], transcript: Any) -> Iterator[Any]:
+    """Print the parts of an answer as they come, and have the transcript take them; yield the events between them."""
+    from llmstream_nb.protocol.parts import Part, Reasoning, Refusal, Text, ToolCall, ToolResult, Unknown
     from llmstream_nb.viewing.blocks import drawn
 
-    kind = str(getattr(event, "kind", ""))
-    if kind != before and before in ("reasoning", "refusal"):
-        say(_in_line(transcript.blocks[-1][1]))
-    elif kind and kind != before == "text":
-        say("")
-    if kind == "text":
-        print(printable(event.text), end="", flush=True)
-    elif kind == "reasoning" != before:
-        say(_dim("Thinking …"))
-    elif kind in ("call", "result"):
-        say(_in_line(drawn(event)))
-    return kind
+    before: Any = None
+    for (kind, _), run in groupby(read, lambda event: (type(event), getattr(event, "kind", ""))):
+        if not issubclass(kind, Part):
+            yield from run
+        else:
+            if before is Text:
+                say("")
+            if kind is Reasoning:
+                say(_dim("Thinking …"))
+            parts = []
+            for part in run:
+                parts.append(part)
+                if kind is Text:
+                    print(printable(part.text), end="", flush=True)
+                elif kind in (ToolCall, ToolResult) or (kind is Unknown and len(parts) == 1):
+                    say(_in_line(drawn(part)))
+            transcript.take(parts)  # at once: to join each to those before would take the square of their length
+            if kind in (Reasoning, Refusal):
+                say(_in_line(transcript.blocks[-1][1]))
+        before = kind
 
 
 def _in_line(block: dict[str, Any]) -> str:
@@ -390,14 +400,21 @@ def _in_line(block: dict[str, Any]) -> str:
         case {"kind": "reasoning"}:
             return _dim(thought(block))
         case {"kind": "refusal", "text": text}:
-            return printable(f"Refused: {text}")
+            return _indented(f"Refused: {text}")
+        case {"kind": "other", "name": name}:
+            return f"[a part of kind {name}, which this version doesn't know]"
         case {"kind": "call", "line": words}:
             sign = "→ "
         case _:
             sign, words = ("← Failed: ", block["error"]) if "error" in block else ("← ", block["content"])
-    shown = words.partition("\n")[0][:BEGINNING]
+    shown = "".join(words.splitlines()[:1])[:BEGINNING]
     rest = len(words) - len(shown) + block.get("more", 0) + block.get("cut", 0)
-    return printable(f"{sign}{shown}" + (f" (… {rest:,} more characters)" if rest else ""))
+    return MARKS.sub("", printable(f"{sign}{shown}" + (f" (… {rest:,} more characters)" if rest else "")))
+
+
+def _indented(text: str) -> str:
+    """The text, of which no line but the first begins where this command's own lines begin: it can't forge one."""
+    return printable("\n    ".join(text.splitlines()))
 
 
 def _dim(words: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmstream_nb.protocol.events import Continued, Ended, Event, Failed, Gap, Restarted, Started
 from llmstream_nb.protocol.follow import Follower
-from llmstream_nb.protocol.parts import DELTAS, Part, parts_of_record
+from llmstream_nb.protocol.parts import DELTAS, Part, Text, parts_of_record
 from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, Timing, printable
 from llmstream_nb.viewing.blocks import drawn
 
@@ -96,7 +96,7 @@ class Transcript:
         """Add a part, or deltas as one, of which the first came at `first_ms`."""
         if self.first_part_ms is None:
             self.first_part_ms = first_ms
-        if part.kind == "text":
+        if isinstance(part, Text):  # whatever one of an unknown kind is called
             self.text += part.text
             self.first_ms = first_ms if self.first_ms is None else self.first_ms
         else:

@@ -332,5 +332,5 @@ class Hub:
 
 
 def _failure(error: str, message: str, place: EntryID = ORIGIN) -> Frame:
-    told = {"error": error, "message": message, "server": True}  # no answer's own error has that mark
-    return Frame(place, frame("failed", told), final=True)
+    # No answer's own error has the mark `server`.
+    return Frame(place, frame("failed", {"error": error, "message": message, "server": True}), final=True)

@@ -68,7 +68,7 @@ def _block(block: dict[str, Any], now: int | None) -> str:
 
 
 def _fold(sign: str, text: str) -> str:
-    first, whole = beginning(text), _escape(text)
+    first, whole = beginning(text), f"<bdi>{_escape(text)}</bdi>"  # it may turn no words around but its own
     return f"{sign}{whole}" if first == text else f"<details><summary>{sign}{_escape(first)}</summary>{whole}</details>"
 
 
