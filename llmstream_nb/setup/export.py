@@ -19,6 +19,7 @@ from llmstream_nb.setup.environment import ROOT, SetupError, say
 from llmstream_nb.setup.restore import NOTEBOOKS
 
 MAIN = ("README.md", "llmstream_nb/PROTOCOL.md", "workshop/README.md")
+WIDE = 80  # characters of a line; on a small screen fewer are to be seen
 # Of what an output holds, the first of these is shown: a widget's still comes before its text, and no script is here.
 SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
 
@@ -86,6 +87,11 @@ class Site:
                 picture[name] = f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
             else:  # it lies in the net, and pages are to need none
                 picture.replace_with(str(picture.get("alt", "")))
+        for code in soup.select("pre"):
+            if max(map(len, code.get_text().splitlines()), default=0) > WIDE:
+                code["tabindex"] = "0"  # so that the keyboard can scroll it
+        for box in soup.select("li input"):
+            box["aria-label"] = box.find_parent("li").get_text().strip()  # type: ignore[union-attr] # selected so
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(str(soup), "utf-8")
 

@@ -22,6 +22,7 @@ from playwright.sync_api import Page, expect
 from llmstream_nb import AnswerView, AskPanel, Monitor, Reasoning, Refusal, StreamView, ToolCall, ToolResult, connect
 from llmstream_nb.answers.ask import ask
 from llmstream_nb.answers.connection import names_of
+from llmstream_nb.setup.export import export
 from llmstream_nb.viewing.transcript import LABELS
 from llmstream_nb.web import WebServer
 from llmstream_nb.web.frame import WebFrame
@@ -51,6 +52,7 @@ UNSURE = [
     ("color-contrast", "<i>", "non-text"),
     ("color-contrast", "<details>", "overlapped"),  # by itself, where it is folded in a <pre>; unfolded it is judged
     ("color-contrast", ".llmstream-box-", "1:1"),  # of an entry that was deleted: the box is shown empty
+    ("color-contrast", '<span class="', "obscured"),  # code, where it is scrolled out of its frame
     ("th-has-data-cells", ".llmstream-answers", "missing or empty"),  # no answers, and a head that is hidden
 ]
 # Not all of axe-core's rules find something to judge here; BROKEN shows what these find.
@@ -375,6 +377,32 @@ def test_a_page_with_these_faults_is_found_faulty(browser) -> None:
     found = {rule for rule, *_ in page.evaluate(RUN, TAGS)[0]}
     page.close()
     assert found >= RULES, RULES - found
+
+
+# ------------------------------------------------------------------------------------------- the site to read
+
+
+# A notebook with pictures, folds and tables; code with long lines; boxes to tick; the index.
+PAGES = ["index", "notebooks/04-groups", "notebooks/07-fast-and-slow", "notebooks/glossary", "docs/which-redis"]
+PAGES += ["workshop/README", "workshop/drills", "llmstream_nb/answers/index", "llmstream_nb/PROTOCOL"]
+ON_THE_SITE = {
+    *("color-contrast", "document-title", "html-has-lang", "image-alt", "label", "link-in-text-block", "link-name"),
+    *("list", "listitem", "scrollable-region-focusable", "summary-name", "target-size"),
+}
+
+
+def test_the_site(browser, tmp_path) -> None:
+    export(tmp_path)
+    page = browser.new_page(viewport={"width": 1280, "height": 720})
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        rules = set()
+        for name in PAGES:
+            page.goto((tmp_path / f"{name}.html").as_uri())
+            page.evaluate("() => document.querySelectorAll('details').forEach((fold) => (fold.open = true))")
+            rules |= {rule for rule, *_ in judge(page)}
+        assert rules >= ON_THE_SITE, ON_THE_SITE - rules
+    page.close()
 
 
 # ------------------------------------------------------------------------------------------------ what moves
