@@ -369,7 +369,13 @@ LEASE = Timing(lease=1.0, ttl=600.0, give_up=8.0)
 def doomed() -> None:
     """A worker in a process of its own, which is killed right after its tool has placed an order."""
     namespace = cells()
-    namespace["time"] = SimpleNamespace(sleep=lambda _: os.kill(os.getpid(), signal.SIGKILL), monotonic=time.monotonic)
+
+    def die(_: float) -> None:
+        stream = "nb09:{a}:chunks"
+        wait_for(lambda: any(fields["kind"] == "call" for _, fields in namespace["redis"].xrange(stream)))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    namespace["time"] = SimpleNamespace(sleep=die, monotonic=time.monotonic)
     print("ready", flush=True)
     Worker(name="doomed", slots=1, source=namespace["agent"], timing=LEASE).run()
 

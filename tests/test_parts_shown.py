@@ -264,7 +264,7 @@ def test_the_terminal_names_unknown_kinds_once(fake_tcp) -> None:
     assert (code, text) == (0, "shown shown \n")
     assert said.split("\n")[:3] == [
         "",
-        "[a part of kind text, which this version doesn't know]",
+        "[a part of kind “text”, which this version doesn't know]",
         "[a part of kind audio, which this version doesn't know]",
     ]
 
