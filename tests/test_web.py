@@ -32,6 +32,7 @@ from llmstream_nb.protocol.wire import ORIGIN, EntryID, Names, Timing, clean
 from llmstream_nb.viewing import broken as last_resort
 from llmstream_nb.viewing.transcript import LABELS, NOTES
 from llmstream_nb.web import Limits, NotServed, WebServer, admission, app, hub, sse
+from llmstream_nb.web.hub import View
 
 from . import model
 from .conftest import FAST
@@ -393,11 +394,11 @@ def test_one_who_does_not_read_delays_nobody_and_costs_little(client, serve):
 
     async def main() -> None:
         running = asyncio.create_task(quick.run())
-        await until(lambda: hub_of(server).viewers == 2 and "a" in hub_of(server)._channels)
+        await until(lambda: hub_of(server).viewers == 2 and View("a").key in hub_of(server)._channels)
         for n in range(150):
             writer.say(*(f"{n}.{m} ".ljust(4_000, "x") for m in range(10)))  # 6 MB in all
             await asyncio.sleep(0)
-            channel = hub_of(server)._channels["a"]
+            channel = hub_of(server)._channels[View("a").key]
             kept.append(sum(len(one.data) for one in list(channel._frames)))
             buffered.append(
                 max(one.transport.get_write_buffer_size() for one in server._server.server_state.connections)
@@ -474,7 +475,7 @@ def test_one_who_is_behind_gets_past_an_attempt_that_goes_on(client):
         while b"\nid: 1-3\n" not in b"\n".join(pieces):
             pieces.append(await anext(slow))
         running = asyncio.create_task(drained(quick))
-        await until(lambda: shared._channels["a"].viewers == 2)
+        await until(lambda: shared._channels[View("a").key].viewers == 2)
         writer.begin(continues="1-3").say(whole, *[large] * 3).end()
         await running
         pieces.append(await drained(slow))

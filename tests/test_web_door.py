@@ -525,7 +525,7 @@ def test_a_user_that_is_switched_off_is_told_to_those_who_watch():
         async def watch() -> str:
             watched, shown = hub.Hub(guest, FAST, 15.0, nothing), ""
             top, *_ = await watched.place("a")
-            async for frame in watched.stream("a", ORIGIN, top):
+            async for frame in watched.stream(hub.View("a"), ORIGIN, top):
                 shown += frame.decode()
                 if "one" in shown and admin.acl_getuser("guest")["flags"] == ["on"]:
                     admin.acl_setuser("guest", enabled=False)

@@ -3,7 +3,8 @@
 from llmstream_nb.extras import needed
 
 with needed("web", __name__):
-    from llmstream_nb.web.app import Limits, create_app
+    from llmstream_nb.web.app import create_app
+    from llmstream_nb.web.desk import Limits
     from llmstream_nb.web.server import NotServed, WebServer
 
 __all__ = ["Limits", "NotServed", "WebServer", "create_app"]

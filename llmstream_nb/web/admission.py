@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llmstream_nb.answers.connection import RedisUnusable
 from llmstream_nb.answers.log import Log
 from llmstream_nb.llm.endpoint import ModelError
+from llmstream_nb.protocol.round import StillWaiting
 from llmstream_nb.protocol.wire import AnswerNotFound, LLMStreamError, NotAnAnswer
 
 Action = Literal["ask", "read", "stop"]
@@ -33,7 +34,17 @@ POLICY += "base-uri 'none'; form-action 'none'; frame-ancestors "
 PAGE = Path(__file__).parent / "page"
 PROXY = "behind a proxy, let it pass on the header Host that it was sent"
 # What to answer when the kit says no. A ValueError is the asker's: a bad id, a bad question.
-STATUS: dict[Any, int] = {AnswerNotFound: 404, NotAnAnswer: 409, RedisUnusable: 503, (ModelError, ValueError): 422}
+STATUS: dict[Any, int] = {AnswerNotFound: 404, NotAnAnswer: 409, RedisUnusable: 503, StillWaiting: 504}
+STATUS |= {(ModelError, ValueError): 422}
+OPENAI = "/v1/"  # below it, errors have the form that OpenAI's clients know
+
+
+class Invalid(HTTPException):
+    """A request's field is not what it should be."""
+
+    def __init__(self, status: int, message: str, param: str) -> None:
+        super().__init__(status, message)
+        self.param = param
 
 
 class TooLarge(HTTPException):
@@ -46,6 +57,10 @@ class ForeignOrigin(HTTPException):
 
 class ForeignHost(HTTPException):
     """It was sent to another name than this server's."""
+
+
+class Broken(HTTPException):
+    """The server has a fault."""
 
 
 class NoToken(HTTPException):
@@ -98,7 +113,7 @@ class Admission:
                 await self._ask_who(scope)
             await self.app(scope, receive, reply)
         except (HTTPException, LLMStreamError) as error:
-            answer: Response = told(error)
+            answer: Response = told(error, scope)
             if answer.status_code in (401, 403) and path == "/" and "text/html" in headers.get("accept", ""):
                 answer = HTMLResponse((PAGE / "index.html").read_bytes(), answer.status_code)
             await answer(scope, receive, reply)
@@ -107,7 +122,8 @@ class Admission:
                 raise
             # Neither its words nor the query: they may hold a model's text, a secret, the token.
             Log(__name__).error("%s %s: %s", scope["method"], scope["path"], type(error).__name__)
-            await problem(500, "Broken", "the server could not do this: its log says why")(scope, receive, reply)
+            broken = Broken(500, "the server could not do this: its log says why")
+            await told(broken, scope)(scope, receive, reply)
 
     def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
         length, host, origin = headers.get("content-length", "0"), headers.get("host", ""), headers.get("origin")
@@ -128,8 +144,8 @@ class Admission:
         matches = (route.matches(scope) for route in scope["app"].routes)
         found: Any = next((found for match, found in matches if match.value), {})
         answer_id = found.get("path_params", {}).get("answer_id", "")
-        asks = scope["method"] == "POST" or _path(scope) == "/sources"
-        action: Action = "stop" if scope["method"] == "DELETE" else "ask" if asks else "read"
+        changes, asks = scope["method"] in ("POST", "DELETE"), _path(scope).startswith(("/sources", f"{OPENAI}models"))
+        action: Action = "stop" if changes and answer_id else "ask" if changes or asks else "read"
         await ask_who(self.authorize, Request(scope), answer_id, action)
 
 
@@ -177,9 +193,15 @@ def problem(status: int, error: str, message: str, headers: Mapping[str, str] | 
     return JSONResponse({"error": error, "message": message}, status, headers)
 
 
-def told(error: Exception) -> JSONResponse:
-    """An error of the kit, or one of HTTP, as JSON."""
+def told(error: Exception, scope: Scope) -> JSONResponse:
+    """An error of the kit, or one of HTTP, as JSON; below OPENAI in the form of its API."""
     status = getattr(error, "status_code", None)
     status = status or next((status for kind, status in STATUS.items() if isinstance(error, kind)), 500)
     name = type(error).__name__.removesuffix("Exception")
-    return problem(status, name, getattr(error, "detail", str(error)), getattr(error, "headers", None))
+    message, headers = getattr(error, "detail", str(error)), getattr(error, "headers", None)
+    if not _path(scope).startswith(OPENAI):
+        return problem(status, name, message, headers)
+    status = 400 if status == 422 else status  # as that API has it
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    param = getattr(error, "param", "").removeprefix("body.") or None
+    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": name}}, status, headers)

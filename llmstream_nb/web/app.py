@@ -5,17 +5,16 @@ GET    /answers/{id}         the record, the status and the text so far, as JSON
 GET    /answers/{id}/events  the answer as server-sent events; their ids are the IDs of the stream's entries
 DELETE /answers/{id}         stop it, and keep the text so far
 GET    /sources              who can answer
+       /v1/…                 the same for clients of OpenAI's API: see `openai_api`
 GET    /                     the page
 GET    /healthz              200 if Redis answers, else 503
 """
 
-import asyncio
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import lru_cache, partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import anyio
 import redis
@@ -23,45 +22,27 @@ from fastapi import FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
-from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 from starlette.staticfiles import StaticFiles
-from starlette.types import Receive, Scope, Send
 
-from llmstream_nb.answers import ask as answers
-from llmstream_nb.answers.connection import RedisUnusable, current, environment_of, names_of, unusable
-from llmstream_nb.answers.read import Look, look_and_events
-from llmstream_nb.answers.turns import chain
-from llmstream_nb.llm.sources import check_source, default_source, prepared_questions, sources
-from llmstream_nb.pool.queue import enqueue
-from llmstream_nb.protocol import events as entries
-from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, BadEntryID, EntryID, LLMStreamError, Timing
+from llmstream_nb.answers.connection import current, environment_of
+from llmstream_nb.answers.read import Look
+from llmstream_nb.llm.sources import default_source, prepared_questions, sources
+from llmstream_nb.protocol.events import Event
+from llmstream_nb.protocol.events import told as known
+from llmstream_nb.protocol.wire import ORIGIN, BadEntryID, EntryID, LLMStreamError, Timing
 from llmstream_nb.viewing.markdown import to_html
 from llmstream_nb.viewing.transcript import Transcript
-from llmstream_nb.web.admission import HEALTH, PAGE, Admission, Authorize, ask_who, by_token, problem, told
-from llmstream_nb.web.hub import Hub
+from llmstream_nb.web.admission import HEALTH, PAGE, Admission, Authorize, Invalid, TooLarge, by_token, problem, told
+from llmstream_nb.web.desk import ATTEMPTS, Desk, Full, Limits, Models, Watching, hub_of
+from llmstream_nb.web.hub import Hub, View
+from llmstream_nb.web.openai_api import add_openai
 
-T = TypeVar("T")
-Models = Mapping[str, Sequence[str]]  # the names that may be asked for, by source
-ATTEMPTS = 10**9  # no answer has so many, but a clock's number is larger: such an ID is of something else
-STOPS = 64  # answers that are being stopped at the same time; one whose producer hangs takes two leases
 RENDERED = 8  # answers whose Markdown is kept: a few MB each, at the worst
 FRAME_ANCESTORS = "'self' http://127.0.0.1:* http://localhost:*"
 EVENTS = {"description": "server-sent events", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
 OVER = {"description": "the answer has ended, and nothing follows Last-Event-ID"}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one server takes on; beyond it a request is refused with a status that says so."""
-
-    answers: int = 16  # written at the same time by this process (429)
-    queue: int = 200  # questions in the pool's queue (429)
-    viewers: int = 2_000  # open event streams (503)
-    body: int = 64_000  # bytes of a request's body (413)
-    question: int = 8_000  # characters (422)
-    keep_alive: float = 15.0  # seconds of silence after which `alive` is sent; the page misses it after 40
 
 
 class Question(BaseModel, extra="forbid"):
@@ -94,110 +75,32 @@ class Problem(BaseModel):
     message: str
 
 
-class Desk:
-    """Takes questions and stops answers; what waits for Redis does so in a thread."""
+class Viewing:
+    """Shows answers whole, with their Markdown rendered."""
 
-    def __init__(self, client: redis.Redis, pool: bool, limits: Limits, timing: Timing, **silence: Any) -> None:
-        self.client, self.pool, self.limits, self.timing = client, pool, limits, timing
-        self.silence = silence  # how long a model may be silent, in seconds
-        self._calls, self._stopping = anyio.CapacityLimiter(4), anyio.CapacityLimiter(STOPS)
-        self._stops: dict[str, asyncio.Future[str]] = {}  # those that are waited for, by the answer's id
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
         self._html, self._rendering = lru_cache(RENDERED)(to_html), anyio.CapacityLimiter(1)
-        self._own: list[answers.Answer] = []  # written by this process
-        self._asking = 0  # questions on their way
-
-    async def _call(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
-        return await anyio.to_thread.run_sync(partial(function, *args, **options), limiter=self._calls)
-
-    async def full(self) -> bool:
-        """Whether no more questions are taken at the moment."""
-        if self.pool:
-            try:
-                waiting: Any = await self._call(self.client.xlen, names_of(self.client).questions)
-            except (RedisError, OSError) as error:
-                raise unusable(error, self.client) from None
-            return bool(waiting >= self.limits.queue)
-        self._own = [answer for answer in self._own if answer.at_work]
-        return len(self._own) + self._asking >= self.limits.answers
-
-    async def ask(self, question: Question, owner: str | None) -> answers.Answer:
-        """Put the question, to a model or into the pool's queue."""
-        options = question.model_dump(include={"follows", "topic", "source", "model"})
-        options |= {"client": self.client, "timing": self.timing, "owner": owner}
-        if self.pool:
-            return await self._call(enqueue, question.question, **options)
-        self._asking += 1
-        try:
-            options |= self.silence | {"stream": question.stream}
-            answer = await self._call(answers.ask, question.question, **options)
-            self._own.append(answer)
-        finally:
-            self._asking -= 1
-        return answer
-
-    async def turns(self, follows: str) -> list[str]:
-        """The ids of the answers of which a model is told where a question follows this one; raises BrokenChain."""
-        turns = chain({"id": "", "follows": follows}, self.client)
-        return await self._call(lambda: [turn["id"] for turn in turns])
-
-    async def stop(self, answer_id: str) -> str:
-        """Stop an answer, wherever it is written; return its status.
-
-        However many stop the same one, a single thread waits for it: else they would keep others from stopping theirs.
-        """
-        stop = self._stops.get(answer_id)
-        if stop is None:
-            own = next((answer for answer in self._own if answer.id == answer_id and answer.at_work), None)
-            answer = own or answers.Answer(answer_id, client=self.client, timing=self.timing)
-            stop = asyncio.ensure_future(anyio.to_thread.run_sync(answer.stop, limiter=self._stopping))
-            stop.add_done_callback(lambda _: self._stops.pop(answer_id))
-            self._stops[answer_id] = stop
-        return await asyncio.shield(stop)  # one who goes away does not end it for the others
 
     async def show(self, answer_id: str) -> Shown:
         """The answer at this moment; raises AnswerNotFound."""
-        now, transcript = await self._call(self._look, answer_id)
-        if now.status == "missing":
-            raise AnswerNotFound(f"there is no answer {answer_id!r}: never asked, cleared, or expired")
+        now, events = await self.desk.look(answer_id)
+        transcript = await self.desk.call(_transcript, answer_id, now, events)
         text, missing = transcript.text, transcript.missing
         done = now.status in ("ended", "failed") and not missing  # with a hole in it, Markdown means something else
         html = await anyio.to_thread.run_sync(self._html, *transcript.runs, limiter=self._rendering) if done else ""
         shown: dict[str, Any] = {"status": now.status, "text": text, "html": html, "missing": missing}
         shown["blocks"] = transcript.offsets
-        record = entries.told(now.record)
+        record = known(now.record)
         record.pop("owner", None)  # whoever may read need not know who asked
         return Shown(id=answer_id, record=record, **shown)
 
-    def _look(self, answer_id: str) -> tuple[Look, Transcript]:
-        now, events = look_and_events(answer_id, self.client)
-        transcript = Transcript(answer_id)
-        transcript.take(events)
-        transcript.mend(now.record, leased=False)
-        return now, transcript
 
-    async def whole(self, answer_id: str, request: Request) -> JSONResponse:
-        """Wait for an answer's end, and return all of it; stop it when the asker goes away."""
-        hub = hub_of(request.app)
-        seen, alive = ORIGIN, time.monotonic()
-        while True:
-            now = time.monotonic()
-            with suppress(RedisUnusable):  # it may come back
-                top, final, signs = await hub.place(answer_id, seen)
-                if final and ((signs.record or {}).get("end") or now - alive > 2 * self.timing.lease):
-                    return JSONResponse((await self.show(answer_id)).model_dump())
-                if signs.leased or top != seen:
-                    seen, alive = top, now
-            if await request.is_disconnected():
-                await self.stop(answer_id)
-            if now - alive > self.timing.patience or hub.closing:
-                return problem(504, "StillWaiting", f"{answer_id} has not ended in time; it may go on")
-            await asyncio.sleep(0.1)
-
-    async def leave(self) -> None:
-        """End the answers that this process writes: nobody else can. All at once: each may have to wait for Redis."""
-        limiter = anyio.CapacityLimiter(len(self._own) + 1)
-        stops = (anyio.to_thread.run_sync(answer.stop, limiter=limiter) for answer in self._own if answer.at_work)
-        await asyncio.gather(*stops, return_exceptions=True)
+def _transcript(answer_id: str, now: Look, events: list[Event]) -> Transcript:
+    transcript = Transcript(answer_id)
+    transcript.take(events)
+    transcript.mend(now.record, leased=False)
+    return transcript
 
 
 def create_app(
@@ -237,7 +140,9 @@ def create_app(
     """
     client, limits, timing = client or current(), limits or Limits(), timing or Timing()
     environment_of(client)  # raises where the hub, which has connections of its own, could not follow
-    desk = Desk(client, pool, limits, timing, timeout=timeout, first_timeout=first_timeout)
+    who = authorize or (by_token(token) if token else None)
+    silence = {"timeout": timeout, "first_timeout": first_timeout}
+    desk = Desk(client, pool, limits, timing, models or {}, who, **silence)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -252,55 +157,36 @@ def create_app(
     about: Any = {"title": "llmstream-nb", "version": "1", "docs_url": None, "redoc_url": None}
     app = FastAPI(lifespan=lifespan, responses=problems, exception_handlers=refusals, **about)
     app.state.hub, app.state.start = None, partial(Hub, client, timing, limits.keep_alive, desk.leave)
-    who = authorize or (by_token(token) if token else None)
     app.add_middleware(Admission, authorize=who, hosts=hosts, body=limits.body, frame_ancestors=frame_ancestors)
 
-    _add_answers(app, desk, limits, models or {}, who)
+    _add_answers(app, desk)
     _add_events(app, limits)
+    add_openai(app, desk)
     app.mount("/", StaticFiles(directory=PAGE, packages=[("llmstream_nb", "viewing/browser")], html=True))
     return app
 
 
-def hub_of(app: FastAPI) -> Hub:
-    """The reader of this event loop: an application that is mounted is not told that it starts, nor in which."""
-    hub: Hub | None = app.state.hub
-    if hub is None or hub.life.done() or hub.life.get_loop() is not asyncio.get_running_loop():
-        hub = app.state.hub = app.state.start()
-    return hub
-
-
-def _add_answers(app: FastAPI, desk: Desk, limits: Limits, models: Models, who: Authorize | None) -> None:
+def _add_answers(app: FastAPI, desk: Desk) -> None:
     reply: Any = {"status_code": 201, "response_model": dict[str, str], "responses": {200: {"model": Shown}}}
+    shown = Viewing(desk)
 
-    @app.post("/answers", max_body_size=limits.body, **reply)
+    @app.post("/answers", max_body_size=desk.limits.body, **reply)
     async def ask(question: Question, request: Request) -> Any:
         """Ask. The answer is written into its stream from now on, whether anybody watches or not.
 
         The reply holds its `id`, and the relative addresses of its record (`answer`) and of its `events`.
         """
-        if len(question.question) > limits.question:
-            return problem(422, "TooLong", f"a question may have {limits.question:,} characters here")
-        offered = models.get(check_source(question.source or default_source()), ())
-        if question.model is not None and question.model not in offered:
-            choice = " or ".join([*offered, "none"])
-            return problem(422, "NotOffered", f"this model can't be asked for here: choose {choice}")
-        owner = getattr(request.state, "owner", None)
-        if question.follows and who:
-            await ask_who(who, request, question.follows, "read")  # first: else errors tell who may not read it
-            for turn in await desk.turns(question.follows):
-                await ask_who(who, request, turn, "read")
-        if await desk.full():
-            return problem(429, "Busy", "too many answers are being written: ask again in 5 s", {"Retry-After": "5"})
-        answer = await desk.ask(question, owner)
+        answer = await desk.take(request, **question.model_dump())
         if not question.stream:
-            return await desk.whole(answer.id, request)
+            await desk.end(answer.id, request)
+            return JSONResponse((await shown.show(answer.id)).model_dump())
         place = f"answers/{answer.id}"
         return JSONResponse({"id": answer.id, "answer": place, "events": f"{place}/events"}, 201, {"Location": place})
 
     @app.get("/answers/{answer_id}")
     async def show(answer_id: str) -> Shown:
         """The record, the status and the text so far."""
-        return await desk.show(answer_id)
+        return await shown.show(answer_id)
 
     @app.delete("/answers/{answer_id}")
     async def stop(answer_id: str) -> dict[str, str]:
@@ -310,7 +196,7 @@ def _add_answers(app: FastAPI, desk: Desk, limits: Limits, models: Models, who: 
     @app.get("/sources")
     async def list_sources() -> dict[str, Any]:
         """Who can answer, and the questions for which the scripted source has an answer."""
-        listed = [asdict(one) | {"models": list(models.get(one.name, ()))} for one in sources()]
+        listed = [asdict(one) | {"models": list(desk.models.get(one.name, ()))} for one in sources()]
         return {"sources": listed, "default": default_source(), "prepared": prepared_questions()}
 
 
@@ -340,9 +226,9 @@ def _add_events(app: FastAPI, limits: Limits) -> None:
         if final and seen == top:
             return Response(status_code=204)
         if hub.closing or hub.viewers >= limits.viewers:
-            return problem(503, "Full", "too many are watching: come back in a moment", {"Retry-After": "5"})
+            raise Full(503, "too many are watching: come back in a moment", {"Retry-After": "5"})
         # Who has watched another question under this id begins anew.
-        return Watching(hub, hub.stream(answer_id, seen if seen.attempt >= signs.first else ORIGIN, top))
+        return Watching(hub, hub.stream(View(answer_id), seen if seen.attempt >= signs.first else ORIGIN, top))
 
     @app.get(HEALTH, include_in_schema=False)
     async def health(request: Request) -> Response:
@@ -350,33 +236,16 @@ def _add_events(app: FastAPI, limits: Limits) -> None:
         return Response(status_code=200 if await hub_of(request.app).answers() else 503)
 
 
-class Watching(StreamingResponse):
-    """A viewer's stream: it counts as a viewer from here on until it is gone, however it goes."""
-
-    def __init__(self, hub: Hub, stream: AsyncGenerator[bytes]) -> None:
-        # A proxy that gathers events would hold them up.
-        super().__init__(stream, headers={"X-Accel-Buffering": "no"}, media_type="text/event-stream")
-        self.hub, self.stream = hub, stream
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it; a viewer who vanishes while it is being sent leaves the generator in the middle."""
-        self.hub.viewers += 1
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self.hub.viewers -= 1
-            await self.stream.aclose()
-
-
 # ------------------------------------------------------------------------------------------------- errors
 
 
-async def _invalid(_: Request, error: Any) -> JSONResponse:
+async def _invalid(request: Request, error: Any) -> JSONResponse:
     first = error.errors()[0]
-    return problem(422, "Invalid", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+    place = ".".join(map(str, first["loc"]))
+    return told(Invalid(422, f"{place}: {first['msg']}", place), request.scope)
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     if getattr(error, "status_code", 0) == 413:  # of a body that did not say its size in advance
-        return problem(413, "TooLarge", f"a request may have {request.scope[MAX_BODY_SIZE_SCOPE_KEY]:,} bytes")
-    return told(error)
+        error = TooLarge(413, f"a request may have {request.scope[MAX_BODY_SIZE_SCOPE_KEY]:,} bytes")
+    return told(error, request.scope)

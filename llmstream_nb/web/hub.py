@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_right
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
@@ -19,7 +19,7 @@ from llmstream_nb.protocol.follow import Follower
 from llmstream_nb.protocol.round import COUNT, Round
 from llmstream_nb.protocol.wire import ORIGIN, AnswerNotFound, EntryID, Signs, Timing
 from llmstream_nb.viewing.broken import explained
-from llmstream_nb.web.sse import ALIVE, HELLO, Frame, frame, frames
+from llmstream_nb.web.sse import Frame, Wire
 
 TICK = 0.02  # seconds between two rounds while something changes
 SLOWEST = 0.1  # the same when nothing has changed for a few seconds
@@ -31,11 +31,38 @@ HEALTHY = 3.0  # seconds in which a Redis that is well says so
 FEW = 100  # entries in a viewer's first read; the next ones are as large as what it takes at once
 
 
-class Channel:
-    """One answer that somebody watches: its newest frames, for all viewers in common."""
+class View(NamedTuple):
+    """Which answer is watched, on which wire, and from where on that has to know its entries."""
 
-    def __init__(self, one: Round) -> None:
-        self.round, self.follower = one, one.follower
+    answer_id: str
+    wire: type[Wire] = Wire
+    start: EntryID = ORIGIN  # for a wire that needs an attempt from its first entry on
+    seen: int = -1  # the last number that the viewer has, where the wire counts
+    record: Mapping[str, Any] = {}
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What viewers have in common who can be served together."""
+        return self.answer_id, self.wire, self.start
+
+    def writer(self) -> Wire:
+        """What writes its frames."""
+        return self.wire(self.answer_id, self.record)
+
+
+class Page(NamedTuple):
+    """What a viewer has read for itself: the frames, of how many entries, and the last one of these."""
+
+    frames: list[Frame]
+    entries: int
+    top: EntryID
+
+
+class Channel:
+    """One answer that somebody watches, on one wire: its newest frames, for all viewers in common."""
+
+    def __init__(self, one: Round, wire: Wire) -> None:
+        self.round, self.follower, self.wire = one, one.follower, wire
         self.viewers = 0
         self.dead_since = 0.0  # monotonic time since when it is interrupted; 0: it is not
         self.last: Frame | None = None  # what ends it
@@ -52,7 +79,7 @@ class Channel:
 
     def take(self, events: list[Event]) -> None:
         """Add what was read, let go of the oldest frames, and wake the viewers."""
-        for made in frames(events):
+        for made in self.wire.frames(events):
             if made.final:
                 self.last = made
                 continue
@@ -81,8 +108,10 @@ class Viewer:
     not take what is sent falls behind, and must read for itself again: nothing is kept for it.
     """
 
-    def __init__(self, hub: Hub, answer_id: str, place: EntryID, top: EntryID) -> None:
-        self.hub, self.answer_id, self.place, self._top = hub, answer_id, place, top
+    def __init__(self, hub: Hub, view: View, place: EntryID, top: EntryID) -> None:
+        self.hub, self.view, self.place, self._top = hub, view, place, top
+        self.wire = view.writer()
+        self._own: tuple[Wire, EntryID] | None = None  # with which it reads for itself, and how far it has come
         self.done = False
         self.channel: Channel | None = None
         self._state = ""  # the last one that was sent
@@ -92,12 +121,15 @@ class Viewer:
 
     async def next(self) -> bytes:
         """Wait for what comes next, and return it; empty when it is time to look again."""
-        ready = self._waiting() or await self._read() or self._waiting()
+        ready, most = self._waiting(), PAGE
+        if not ready and (ready := await self._read()):
+            most = WINDOW if self.wire.whole else PAGE  # what it leaves it had to translate again from the first on
+        ready = ready or self._waiting()
         now = time.monotonic()
         if ready:
             count, size = 0, 0
             # An entry's frames go together: its ID stands for all of them.
-            while count < len(ready) and (size < PAGE or ready[count].id == ready[count - 1].id):
+            while count < len(ready) and (size < most or ready[count].id == ready[count - 1].id):
                 size += len(ready[count].data)
                 count += 1
             self.place, self.done, self._sent, self._moved = ready[count - 1].id, ready[count - 1].final, now, now
@@ -108,34 +140,40 @@ class Viewer:
         state = self.channel.state if self.channel and not (self.hub.away or self._lost) else "away"
         if state and state != self._state:
             self._state, self._sent = state, now
-            return frame("state", {"state": state})
+            return self.wire.state(state)
         if now - self._sent >= self.hub.keep_alive:
             self._sent = now
-            return ALIVE
+            return self.wire.alive
         if self.channel and self._waiting() is not None:
             await self.channel.news.wait()
         return b""
 
     def _waiting(self) -> list[Frame] | None:
         """What the channel has for it; None where it has to read for itself."""
-        return self.channel.after(self.place) if self.channel else None
+        waiting = self.channel.after(self.place) if self.channel else None
+        return waiting and [one for one in waiting if one.number > self.view.seen]
 
     async def _read(self) -> list[Frame]:
         """Read for itself, where the channel can't serve it."""
-        channel = self.channel
+        view, channel = self.view, self.channel
+        if self.wire.whole and not channel:
+            self.channel = self.hub.join(view, view.start)
         if self._waiting() is not None:
-            self._lost = False
+            self._lost, self._own = False, None
             return []
-        found = await self.hub.page(self.answer_id, self.place, count := self._count)
-        self._lost = found is None
+        wire, at = (self._own or (view.writer(), view.start)) if self.wire.whole else (self.wire, self.place)
+        page = await self.hub.page(view.answer_id, at, count := self._count, wire)
+        self._lost = page is None
+        found, read, top = page or Page([], 0, at)
+        self._own = (wire, top) if page else self._own
         if found:
             # At least 2: a start that goes on makes no frame before the entry behind it is read, too.
-            self._count = max(2, min(COUNT, PAGE * len(found) // sum(len(one.data) for one in found)))
-        if not channel and found is not None and len(found) < count:
-            self.channel = self.hub.join(self.answer_id, min(found[-1].id if found else self.place, self._top))
-        elif not found:
+            self._count = max(2, min(COUNT, PAGE * read // sum(len(one.data) for one in found)))
+        if not channel and page and len(found) < count:
+            self.channel = self.hub.join(view, min(found[-1].id if found else self.place, self._top))
+        elif not (found or read):
             await asyncio.sleep(RETRY)  # Redis is away, or this viewer waits for what Redis has lost
-        return found or []
+        return [one for one in found if one.number > view.seen and one.id > self.place]
 
     def _last(self, now: float) -> bytes | None:
         """What ends the stream, if it is at its end."""
@@ -148,7 +186,8 @@ class Viewer:
         if self.hub.away or self._lost:
             self._moved = now
         if (ahead and channel.last) or now - self._moved > self.hub.timing.patience:  # Redis lacks what it waits for
-            return _failure("Ahead", f"this answer has nothing at {self.place}: reload it from its beginning").data
+            nothing = f"this answer has nothing at {self.place}: reload it from its beginning"
+            return self.wire.failure("Ahead", nothing, ORIGIN).data
         return None
 
 
@@ -163,7 +202,7 @@ class Hub:
         self.viewers = 0  # streams that are open
         self.closing = False
         self.away = False  # Redis was out of reach at the last try
-        self._channels: dict[str, Channel] = {}
+        self._channels: dict[tuple[Any, ...], Channel] = {}  # by answer, wire and start
         self._line, self._pool = async_client(client, 1), async_client(client, CATCH_UP)
         self._turn = asyncio.Semaphore(CATCH_UP)
         self._task: asyncio.Task[None] | None = None
@@ -221,23 +260,23 @@ class Hub:
         last, final = (top.id, top.final) if top else (EntryID.parse(end or str(ORIGIN)), bool(end))
         return last, final, signs
 
-    async def stream(self, answer_id: str, after: EntryID, top: EntryID) -> AsyncGenerator[bytes]:
+    async def stream(self, view: View, after: EntryID, top: EntryID) -> AsyncGenerator[bytes]:
         """What to send to a viewer who has seen `after`, until the end. `top` is the last entry that `place` saw."""
-        viewer = Viewer(self, answer_id, after, top)
+        viewer = Viewer(self, view, after, top)
         try:
-            yield HELLO
+            yield viewer.wire.hello
             while not (viewer.done or self.closing):
                 if piece := await viewer.next():
                     yield piece
         except Exception as error:  # noqa: BLE001 - whatever an entry brought about, its viewers must see it
-            yield self._failed(error, answer_id).data
+            yield self._failed(viewer.wire, error, view.answer_id).data
         finally:
             if viewer.channel:
                 viewer.channel.viewers -= 1
 
     # What viewers use
 
-    async def page(self, answer_id: str, place: EntryID, count: int) -> list[Frame] | None:
+    async def page(self, answer_id: str, place: EntryID, count: int, wire: Wire) -> Page | None:
         """The next entries after this place, at most `count`, as frames; None while Redis is away."""
         one = Round(self.names.answer(answer_id), Follower(answer_id, place), count)
         try:
@@ -249,14 +288,15 @@ class Hub:
             if is_passing(error):
                 return None
             raise unusable(error, self.client) from None
-        return list(frames(one.hear(replies, time.monotonic())))
+        made = list(wire.frames(one.hear(replies, time.monotonic())))
+        return Page(made, len(one.entries(replies[0])), one.follower.cursor.after)
 
-    def join(self, answer_id: str, place: EntryID) -> Channel:
-        """The answer's channel; a new one reads on from this place."""
-        channel = self._channels.get(answer_id)
+    def join(self, view: View, place: EntryID) -> Channel:
+        """The answer's channel on this wire; a new one reads on from this place."""
+        channel = self._channels.get(view.key)
         if channel is None:
-            one = Round(self.names.answer(answer_id), Follower(answer_id, place, self.timing))
-            channel = self._channels[answer_id] = Channel(one)
+            one = Round(self.names.answer(view.answer_id), Follower(view.answer_id, place, self.timing))
+            channel = self._channels[view.key] = Channel(one, view.writer())
         channel.viewers += 1
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
@@ -284,7 +324,7 @@ class Hub:
                 await asyncio.sleep(pause)
         except Exception as error:  # noqa: BLE001 - those who watch must learn of it; the next viewer starts it anew
             for channel in self._channels.values():
-                channel.last = self._failed(error, "all that is watched", channel.top)
+                channel.last = self._failed(channel.wire, error, "all that is watched", channel.top)
             self._wake_all()
             self._channels = {}
         self.away = False  # nobody asks any more
@@ -314,23 +354,18 @@ class Hub:
             channel.dead_since = (channel.dead_since or now) if dead else 0.0
             if dead and now - channel.dead_since > self.timing.patience:
                 gone = "its producer died, and nobody took over: stop it to keep the text, or ask again"
-                channel.last = _failure("Interrupted", gone, channel.top)
+                channel.last = channel.wire.failure("Interrupted", gone, channel.top)
             if not follower.done and (dead or not follower.suspect):
                 channel.state = follower.state
             if events or channel.state != state or channel.last:
                 channel.take(events)
             return bool(events)
         except Exception as error:  # noqa: BLE001 - it ends this answer's streams, and no other's
-            channel.last = self._failed(error, follower.answer_id, channel.top)
+            channel.last = self._failed(channel.wire, error, follower.answer_id, channel.top)
             channel.wake()
             return True
 
-    def _failed(self, error: Exception, what: str, place: EntryID = ORIGIN) -> Frame:
+    def _failed(self, wire: Wire, error: Exception, what: str, place: EntryID = ORIGIN) -> Frame:
         """What ends the streams of an answer after this error."""
         told = explained(error, self.client, what)
-        return _failure(type(told).__name__, str(told), place)
-
-
-def _failure(error: str, message: str, place: EntryID = ORIGIN) -> Frame:
-    # No answer's own error has the mark `server`.
-    return Frame(place, frame("failed", {"error": error, "message": message, "server": True}), final=True)
+        return wire.failure(type(told).__name__, str(told), place)

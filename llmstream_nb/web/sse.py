@@ -4,7 +4,7 @@ The format is that of the HTML standard, https://html.spec.whatwg.org/multipage/
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from llmstream_nb.protocol.events import Continued, Ended, Event, Failed, Gap, Interrupted, Restarted, Started
@@ -22,6 +22,7 @@ class Frame(NamedTuple):
     id: EntryID
     data: bytes
     final: bool = False  # nothing follows
+    number: int = 0  # on a wire whose viewers count events; who has seen this number has seen it
 
 
 def frame(name: str, data: dict[str, Any], entry_id: EntryID | None = None) -> bytes:
@@ -29,6 +30,28 @@ def frame(name: str, data: dict[str, Any], entry_id: EntryID | None = None) -> b
     first = f"id: {entry_id}\n" if entry_id else ""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False)
     return f"{first}event: {name}\ndata: {text}\n\n".encode("utf-8", "replace")
+
+
+class Wire:
+    """How an answer's events are sent: here in the kit's own form, which goes on from any entry."""
+
+    hello, alive = HELLO, ALIVE
+    whole = False  # whether `frames` needs an attempt's events from the first on
+
+    def __init__(self, answer_id: str, record: Mapping[str, Any]) -> None:
+        """Of which answer, and what was known of it when its viewer came."""
+
+    def frames(self, events: Iterable[Event]) -> Iterator[Frame]:
+        """Write the events of an answer."""
+        return frames(events)
+
+    def state(self, state: str, /) -> bytes:
+        """Tell how it stands: queued, streaming, interrupted, or that Redis is away."""
+        return frame("state", {"state": state})
+
+    def failure(self, error: str, message: str, place: EntryID) -> Frame:
+        """What ends a stream, and not the answer: no answer's own error has the mark `server`."""
+        return Frame(place, frame("failed", {"error": error, "message": message, "server": True}), final=True)
 
 
 def frames(events: Iterable[Event]) -> Iterator[Frame]:
