@@ -25,7 +25,7 @@ from llmstream_nb.pool.queue import enqueue
 from llmstream_nb.pool.worker import Worker
 from llmstream_nb.protocol.events import Event, text_of
 from llmstream_nb.protocol.wire import ORIGIN
-from llmstream_nb.web.hub import Hub
+from llmstream_nb.web.hub import Hub, View
 
 from .conftest import FAST
 from .model import Model, text_in, wait_for
@@ -50,7 +50,7 @@ class Readers:
 
             hub = Hub(client, FAST, 15.0, nothing)
             try:
-                return b"".join([frame async for frame in hub.stream(answer_id, ORIGIN, ORIGIN)]).decode()
+                return b"".join([frame async for frame in hub.stream(View(answer_id), ORIGIN, ORIGIN)]).decode()
             finally:
                 await hub.close()
 

@@ -471,7 +471,7 @@ def test_one_who_is_behind_gets_past_an_attempt_that_goes_on(client):
 
     async def main() -> None:
         shared = hub.Hub(client, Timing(lease=1, tick=0.05, patience=2), 15.0, lambda: asyncio.sleep(0))
-        slow, quick = (shared.stream("a", ORIGIN, EntryID(1, 3)) for _ in range(2))
+        slow, quick = (shared.stream(View("a"), ORIGIN, EntryID(1, 3)) for _ in range(2))
         while b"\nid: 1-3\n" not in b"\n".join(pieces):
             pieces.append(await anext(slow))
         running = asyncio.create_task(drained(quick))
@@ -491,7 +491,7 @@ def test_one_who_is_behind_gets_past_an_attempt_that_goes_on(client):
 
 
 def test_what_viewers_have_in_common_is_no_more_than_the_window():
-    channel = hub.Channel(Round(Names().answer("a"), Follower("a", ORIGIN, FAST)))
+    channel = hub.Channel(Round(Names().answer("a"), Follower("a", ORIGIN, FAST)), sse.Wire("a", {}))
     for n in range(1, 200):
         channel.take([Gap(EntryID(1, n), 1), Text("x" * 5_000, EntryID(1, n))])
         assert sum(len(one.data) for one in channel._frames) == channel._size <= hub.WINDOW
@@ -1625,7 +1625,7 @@ def test_an_id_on_every_event_of_an_entry_would_lose_text(monkeypatch, client, s
 def test_a_hub_without_a_window_would_be_found_out(monkeypatch):
     monkeypatch.setattr(hub, "WINDOW", 1 << 40)
     limit = 256_000
-    channel = hub.Channel(Round(Names().answer("a"), Follower("a", ORIGIN, FAST)))
+    channel = hub.Channel(Round(Names().answer("a"), Follower("a", ORIGIN, FAST)), sse.Wire("a", {}))
     channel.take([Text("x" * 5_000, EntryID(1, n)) for n in range(1, 100)])
     assert channel._size > limit
 

@@ -240,6 +240,8 @@ def test_every_route_asks_who_may(client, says):  # noqa: F811
 
     app = create_app(client, timing=FAST, authorize=authorize)
     routes = paths_of(app)
+    # Those of the other API are asked for in its own tests: their errors have another form.
+    routes = [route for route in routes if not route[1].startswith("/v1/")]
     assert {path for _, path in routes} >= {"/answers", "/answers/{answer_id}/events", "/sources", "/openapi.json"}
     with TestClient(app) as browser:
         for method, path in [*routes, ("GET", "/"), ("GET", "/index.html"), ("GET", "/x/y"), ("PUT", "/answers")]:

@@ -7,6 +7,7 @@ import time
 from bisect import bisect_right
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
+from math import inf
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -121,9 +122,9 @@ class Viewer:
 
     async def next(self) -> bytes:
         """Wait for what comes next, and return it; empty when it is time to look again."""
-        ready, most = self._waiting(), PAGE
+        ready, most = self._waiting(), float(PAGE)
         if not ready and (ready := await self._read()):
-            most = WINDOW if self.wire.whole else PAGE  # what it leaves it had to translate again from the first on
+            most = inf if self.wire.whole else PAGE  # what it leaves it had to translate again, from the first on
         ready = ready or self._waiting()
         now = time.monotonic()
         if ready:

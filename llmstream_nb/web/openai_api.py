@@ -27,7 +27,7 @@ from llmstream_nb.web.chat import Chat, ChatWithUsage, completion_of
 from llmstream_nb.web.desk import ATTEMPTS, Desk, Full, NotOffered, Watching, hub_of
 from llmstream_nb.web.hub import Hub, View
 from llmstream_nb.web.openai_requests import Asked, ChatRequest, ResponseRequest, messages_of
-from llmstream_nb.web.responses import Responses, entry_of, number_of, response_of
+from llmstream_nb.web.responses import SLOTS, Responses, entry_of, number_of, response_of
 from llmstream_nb.web.sse import Wire
 
 END = 2**64 - 1  # no entry of an attempt comes after this one
@@ -142,11 +142,11 @@ class _Api:
         top, final, signs = await hub.place(answer_id)
         first = max(1, signs.first)
         entry = entry_of(seen) if seen >= 0 else EntryID(top.attempt, 0)
-        if seen >= 0 and final and signs.top is None:
-            if seen >= number_of(top):
-                return Response(media_type="text/event-stream")
+        if final and seen >= number_of(top, SLOTS - 1):
+            return Response(media_type="text/event-stream")
+        if final and seen >= 0 and signs.top is None:
             raise Gone(410, f"the events of {answer_id} have expired: retrieve it without `stream`")
-        if seen >= 0 and (entry.attempt < first or entry.attempt >= ATTEMPTS or (final and entry > top)):
+        if seen >= 0 and not first <= entry.attempt < ATTEMPTS:
             raise Invalid(400, f"{seen} is no event of {answer_id}: stream it without starting_after", "starting_after")
         start = EntryID(entry.attempt - 1, END) if entry.attempt > first else ORIGIN
         view = View(answer_id, wire, start, seen, told(signs.record or {}))
