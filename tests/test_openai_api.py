@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from contextlib import closing
 from copy import deepcopy
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 
 from llmstream_nb import Answer, Worker, connect
 from llmstream_nb.faults import Proxy
-from llmstream_nb.llm import prepared
+from llmstream_nb.llm import local, prepared
 from llmstream_nb.protocol.events import Continued, Ended, Failed, Gap, Interrupted, Restarted, Started
 from llmstream_nb.protocol.parts import Reasoning, Refusal, Text, ToolCall, ToolResult, Unknown
 from llmstream_nb.protocol.wire import EntryID
@@ -301,6 +303,20 @@ def test_any_model_a_function_of_ones_own_in_the_pool(serve, client):  # noqa: F
             assert stream.get_final_response().output_text == last.output_text
 
 
+@pytest.mark.skipif(not local.installed(), reason="the local model's packages are not installed")
+def test_the_local_model(llm):
+    text, seen, answer_id = "", -1, ""
+    asked = {"model": "local", "input": "What is Redis? One sentence.", "max_output_tokens": 40}
+    for event in llm.responses.create(stream=True, **asked):
+        answer_id, seen = answer_id or event.response.id, event.sequence_number
+        text += text_of([event])
+        if len(text) > 20:
+            break
+    text += text_of(llm.responses.retrieve(answer_id, stream=True, starting_after=seen))
+    whole = llm.responses.retrieve(answer_id)
+    assert text == whole.output_text and whole.model and whole.usage.output_tokens > 5
+
+
 def test_turns_and_tools(llm, client):
     first = llm.responses.create(model="scripted:pace=0", input=QUESTION)
     second = llm.responses.create(model="scripted:pace=0", input="And why?", previous_response_id=first.id)
@@ -337,6 +353,15 @@ def test_a_model_that_fails(llm):
     assert llm.responses.retrieve(failed.response.id).status == "failed"
     with pytest.raises(openai.InternalServerError):
         llm.chat.completions.create(model="scripted:status=429", messages=[{"role": "user", "content": "?"}])
+
+
+def test_the_example_of_the_page_about_it_runs(server, monkeypatch, capsys):
+    page = Path(__file__).parents[1] / "docs" / "with-openais-client.md"
+    code = re.search(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)[1]
+    monkeypatch.setenv("LLMSTREAM_WEB_URL", f"http://127.0.0.1:{server.port}")
+    monkeypatch.setenv("LLMSTREAM_WEB_TOKEN", TOKEN)
+    exec(compile(code, page.name, "exec"), {})
+    assert capsys.readouterr().out.strip() == WHOLE.strip()
 
 
 # ------------------------------------------------------------------------------------------------- takeovers
