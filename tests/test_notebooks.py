@@ -153,6 +153,7 @@ def test_links_and_pictures_lead_somewhere(path: Path) -> None:
                 for line in lines
                 if line.startswith("#")
             ]
+            headings += [line.lstrip("#").strip().replace(" ", "-") for line in lines if line.startswith("#")]
             assert anchor in headings or (there.suffix == ".md" and anchor in [h.lower() for h in headings]), target
 
 
