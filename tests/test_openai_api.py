@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmstream_nb import Answer, Worker, connect
+from llmstream_nb.answers.connection import names_of
 from llmstream_nb.faults import Proxy
 from llmstream_nb.llm import local, prepared
 from llmstream_nb.protocol.events import Continued, Ended, Failed, Gap, Interrupted, Restarted, Started
@@ -167,10 +168,10 @@ def test_an_event_has_the_same_number_where_the_entries_before_are_gone(parts, d
         key = entry_of(event["sequence_number"]), event["type"]
         if event["type"].endswith("delta"):
             assert numbers[key] == event["sequence_number"]
-    assert trimmed[0]["type"] == "llmstream.gap" and trimmed[-1]["type"] == "response.incomplete"
+    assert trimmed[2]["type"] == "llmstream.gap" and trimmed[-1]["type"] == "response.incomplete"
     assert trimmed[-1]["response"]["incomplete_details"] == {"reason": "entries_gone"}
     # Who has seen the last entry that is gone is not told of a gap.
-    assert trimmed[0]["sequence_number"] <= number_of(EntryID(1, gone - 1), 7) < trimmed[1]["sequence_number"]
+    assert trimmed[2]["sequence_number"] == number_of(EntryID(1, gone - 1), 7) < trimmed[3]["sequence_number"]
 
 
 def test_where_an_attempt_begins_anew_the_stream_fails_and_where_it_goes_on_it_goes_on():
@@ -407,7 +408,7 @@ def test_what_was_trimmed_is_told_and_the_record_has_it(server, client, llm):
     client.xtrim(writer.keys.chunks, minid="1-4", approximate=False)
     writer.end()
     late = list(llm.responses.retrieve("a", stream=True))
-    assert late[0].type == "llmstream.gap" and text_of(late) == "def" and late[-1].response.status == "incomplete"
+    assert late[2].type == "llmstream.gap" and text_of(late) == "def" and late[-1].response.status == "incomplete"
     assert llm.responses.retrieve("a").output_text == "abcdef"
     seen = number_of(EntryID(1, 3), 7)
     rest = list(llm.responses.retrieve("a", stream=True, starting_after=seen))
@@ -600,6 +601,10 @@ def test_what_can_not_be_had_is_named(server):
     assert param(tools=[{"type": "web_search"}]).startswith("tools.0") and param(include=["x"]) == "include"
     image = {"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}
     assert param(input=[image]) == "input[0]" and param(temperature=3) == "temperature"
+    assert param(instructions="?", previous_response_id="a") == "instructions"
+    assert param(tool_choice={"type": "web_search"}).startswith("tool_choice")
+    assert param(text={"format": {"type": "json_schema"}}).startswith("text")
+    assert param(previous_response_id="../x") == "previous_response_id"
     assert param(input=[{"role": "user", "content": "a"}] * 2, previous_response_id="a") == "input"
     assert error_of(call(server, "POST", "v1/responses", {"model": "gpt", "input": "?"}), 404)["code"] == "NotOffered"
 
@@ -635,3 +640,146 @@ def test_three_hundred_on_both_wires_are_exact_over_few_connections(client, serv
 
     assert set(asyncio.run(main())) == {writer.text}
     assert 0 < most[0] <= 8
+
+
+# ------------------------------------------------------------------------------------------------- what broke once
+
+
+def put(client, answer_id: str, *entries: tuple[str, str, str], **record):
+    """An answer of these entries, as anybody may write it."""
+    keys = names_of(client).answer(answer_id)
+    for entry_id, kind, text in entries:
+        client.xadd(keys.chunks, {"kind": kind, "text": text, "ms": 0}, id=entry_id)
+    known = {"id": answer_id, "question": "why?", "asked": 1.5, "nonce": "n", "first": 1}
+    client.set(keys.question, json.dumps(known | record))
+    return keys
+
+
+def watched(llm, answer_id: str, seen: int = -1) -> list:
+    return list(llm.responses.retrieve(answer_id, stream=True, **({"starting_after": seen} if seen >= 0 else {})))
+
+
+START, END = ("1-0", "start", "{}"), '{"reason": "stop"}'
+
+
+def test_one_that_is_ended_from_outside_keeps_its_text_at_every_number(client, llm):
+    put(client, "d", START, ("1-1", "text", "one "), ("1-2", "text", "two"))
+    Answer("d", client=client, timing=FAST).stop()
+    events = watched(llm, "d")
+    assert text_of(events) == "one two" == events[-1].response.output_text
+    for n, event in enumerate(events):
+        rest = watched(llm, "d", event.sequence_number)
+        assert [one.to_dict() for one in rest] == [one.to_dict() for one in events[n + 1 :]]
+
+
+def test_an_attempt_that_is_gone_is_not_mixed_with_the_next(client, llm):
+    more = [("2-0", "start", "{}"), ("2-1", "text", "TWO"), ("2-2", "end", END)]
+    keys = put(client, "a", START, ("1-1", "text", "ONE "), *more)
+    client.xdel(keys.chunks, "1-0", "1-1")
+    last = watched(llm, "a", number_of(EntryID(1, 1), 7))
+    assert [(event.type, event.response.error.code) for event in last] == [("response.failed", "restarted")]
+    assert text_of(watched(llm, "a")) == "TWO"
+
+
+def test_a_slow_viewer_never_gets_two_questions_of_one_id(serve, client, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(hub, "WINDOW", 3_000)
+    server = serve()
+    writer = Writer(client, "a").say(*("A".ljust(4_000) for _ in range(2_000)))
+    with client_of(server) as llm:
+        slow = llm.responses.retrieve("a", stream=True)
+        first = [next(slow) for _ in range(9)]
+        for key in (writer.keys.chunks, writer.keys.question):
+            client.delete(key)
+        Writer(client, "a", first=2).say("B").end()
+        rest = list(slow)
+        assert "B" not in text_of(first + rest)
+        assert rest[-1].type == "response.failed" and rest[-1].response.error.code == "restarted"
+
+
+def test_a_new_question_of_an_id_has_nothing_of_the_old_one(client, llm):
+    put(client, "d", START, ("1-1", "text", "secret"))
+    old = llm.responses.retrieve("d", stream=True)
+    assert text_of([next(old) for _ in range(5)]) == "secret"
+    keys = names_of(client).answer("d")
+    client.delete(keys.chunks)
+    client.set(keys.question, json.dumps({"question": "new", "nonce": "m", "first": 2, "pooled": True}))
+    new = llm.responses.retrieve("d", stream=True)
+    client.xadd(keys.chunks, {"kind": "start", "text": "{}", "ms": 0}, id="2-0")
+    client.xadd(keys.chunks, {"kind": "text", "text": "public", "ms": 0}, id="2-1")
+    client.xadd(keys.chunks, {"kind": "end", "text": END, "ms": 0}, id="2-2")
+    assert text_of(new) == "public"
+
+
+def test_a_record_with_a_hole_is_no_whole_answer(server, client, llm):
+    keys = put(
+        client, "b", ("1-5", "text", "tail"), ("1-6", "end", END), text="tail", missing=5, end="1-6", reason="stop"
+    )
+    for _ in range(2):
+        whole = llm.responses.retrieve("b")
+        assert (whole.status, whole.incomplete_details.reason) == ("incomplete", "entries_gone")
+        assert watched(llm, "b")[-1].type == "response.incomplete"
+        assert call(server, "GET", "answers/b").json["missing"] == 5
+        client.delete(keys.chunks)
+
+
+def test_no_number_gives_an_empty_answer_but_that_of_the_end(client, llm):
+    put(client, "c", end="1-3", text="hello", reason="stop")
+    assert text_of(watched(llm, "c")) == "hello"
+    put(client, "e", START, ("1-1", "text", "hello"), ("1-2", "end", END))
+    assert watched(llm, "e", number_of(EntryID(1, 2), 9)) == []
+    for answer_id, seen in [("c", 38), ("c", 40), ("e", 40), ("e", 10**10 + 5), ("e", LARGEST)]:
+        with pytest.raises(openai.APIStatusError) as refused:
+            watched(llm, answer_id, seen)
+        assert refused.value.status_code in (400, 410)
+
+
+def test_what_stands_before_an_entry_that_is_not_the_kits_is_told_first(client, llm):
+    put(client, "m", START, *((f"1-{n}", "text", f"{n} ") for n in range(1, 30)), ("1-30", "call", "no JSON"))
+    events = watched(llm, "m")
+    assert text_of(events) == "".join(f"{n} " for n in range(1, 30))
+    assert events[-1].type == "error" and events[-1].sequence_number >= events[-2].sequence_number
+
+
+def test_the_helper_of_the_client_reads_a_trimmed_answer(client, llm):
+    put(client, "t", ("1-3", "text", "c"), ("1-4", "end", END))
+    with llm.responses.stream(response_id="t") as stream:
+        events = list(stream)
+    assert [event.type for event in events[:3]] == ["response.created", "response.in_progress", "llmstream.gap"]
+    assert events[-1].response.status == "incomplete"
+
+
+def test_a_chat_whose_server_ends_raises(serve, client):  # noqa: F811
+    server = serve(models={"scripted": MODELS})
+    said = [{"role": "user", "content": QUESTION}]
+    with client_of(server) as llm:
+        stream = llm.chat.completions.create(model="scripted:long=400,pace=100", messages=said, stream=True)
+        next(stream)
+        server.stop()
+        with pytest.raises((openai.APIError, httpx.TransportError)):
+            list(stream)
+
+
+def test_a_failed_chat_is_asked_once(server, client):
+    said = [{"role": "user", "content": QUESTION}]
+    before = len(client.zrange(names_of(client).answers, 0, -1))
+    with client_of(server).with_options(max_retries=2) as llm:
+        with pytest.raises(openai.InternalServerError):
+            llm.chat.completions.create(model="scripted:status=429", messages=said)
+        for wrong in ({"tools": [{"type": "function"}]}, {"messages": [{"foo": 1}]}):
+            with pytest.raises(openai.BadRequestError):
+                llm.chat.completions.create(**{"model": "scripted", "messages": said} | wrong)
+    assert len(client.zrange(names_of(client).answers, 0, -1)) == before + 1
+
+
+def test_calls_of_a_chat_end_in_their_finish_reason(serve, client):  # noqa: F811
+    def own(question, topic):
+        yield ToolCall("c1", "weather", "{}")
+
+    server, worker = serve(pool=True), Worker(client=client, source=own, timing=FAST)
+    worker.start()
+    said = [{"role": "user", "content": QUESTION}]
+    with closing(SimpleNamespace(close=lambda: worker.stop(0))), client_of(server) as llm:
+        whole = llm.chat.completions.create(model="scripted", messages=said).choices[0]
+        chunks = list(llm.chat.completions.create(model="scripted", messages=said, stream=True))
+    assert whole.finish_reason == chunks[-1].choices[0].finish_reason == "tool_calls"
+    assert whole.message.tool_calls[0].function.name == "weather"

@@ -44,9 +44,14 @@ class Cursor:
                     continue
             except (KeyError, ValueError, TypeError):
                 pass  # parse_entries says what is wrong with it
-            for entry in wire.parse_entries([(raw_id, fields)]):
-                if not (self.closed or self._is_repeated(entry)):
-                    self._take(entry, events)
+            try:
+                for entry in wire.parse_entries([(raw_id, fields)]):
+                    if not (self.closed or self._is_repeated(entry)):
+                        self._take(entry, events)
+            except wire.NotAnAnswer:
+                if events:
+                    break  # what came before is told first: the next read begins with this one
+                raise
         return events
 
     def _take(self, entry: wire.Entry, events: list[Event]) -> None:
@@ -169,7 +174,9 @@ class Follower:
         after = self.cursor.after
         end = _written_id(record["end"]) if record.get("end") else after
         first = opening_event(end, record if after == wire.ORIGIN else {}, again=after != wire.ORIGIN)
-        unseen = [] if after >= end > wire.ORIGIN else [first, *parts_of_record(record, end)]
+        missing = record.get("missing")
+        gap = [Gap(end, missing)] if type(missing) is int and missing > 0 else []
+        unseen = [] if after >= end > wire.ORIGIN else [first, *gap, *parts_of_record(record, end)]
         return self._told([*unseen, closing_event(end, record)])
 
     def _told(self, events: list[Event]) -> list[Event]:

@@ -227,8 +227,9 @@ def _add_events(app: FastAPI, limits: Limits) -> None:
             return Response(status_code=204)
         if hub.closing or hub.viewers >= limits.viewers:
             raise Full(503, "too many are watching: come back in a moment", {"Retry-After": "5"})
+        view = View(answer_id, question=str((signs.record or {}).get("nonce")))
         # Who has watched another question under this id begins anew.
-        return Watching(hub, hub.stream(View(answer_id), seen if seen.attempt >= signs.first else ORIGIN, top))
+        return Watching(hub, hub.stream(view, seen if seen.attempt >= signs.first else ORIGIN, top))
 
     @app.get(HEALTH, include_in_schema=False)
     async def health(request: Request) -> Response:

@@ -40,11 +40,12 @@ class View(NamedTuple):
     start: EntryID = ORIGIN  # for a wire that needs an attempt from its first entry on
     seen: int = -1  # the last number that the viewer has, where the wire counts
     record: Mapping[str, Any] = {}
+    question: str = ""  # the question's nonce: who watches another one of the same id has nothing in common
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What viewers have in common who can be served together."""
-        return self.answer_id, self.wire, self.start
+        return self.answer_id, self.wire, self.start, self.question
 
     def writer(self) -> Wire:
         """What writes its frames."""
@@ -113,7 +114,7 @@ class Viewer:
         self.hub, self.view, self.place, self._top = hub, view, place, top
         self.wire = view.writer()
         self._own: tuple[Wire, EntryID] | None = None  # with which it reads for itself, and how far it has come
-        self.done = False
+        self.done, self._told = False, view.seen >= 0  # whether it has anything of the answer
         self.channel: Channel | None = None
         self._state = ""  # the last one that was sent
         self._count = FEW  # entries that it reads for itself
@@ -129,11 +130,15 @@ class Viewer:
         now = time.monotonic()
         if ready:
             count, size = 0, 0
+            if self._is_void(ready[0]):
+                self.done = True
+                return self.wire.again(ready[0].id).data
             # An entry's frames go together: its ID stands for all of them.
             while count < len(ready) and (size < most or ready[count].id == ready[count - 1].id):
                 size += len(ready[count].data)
                 count += 1
             self.place, self.done, self._sent, self._moved = ready[count - 1].id, ready[count - 1].final, now, now
+            self._told = True
             return b"".join(one.data for one in ready[:count])
         if last := self._last(now):
             self.done = True
@@ -176,6 +181,10 @@ class Viewer:
             await asyncio.sleep(RETRY)  # Redis is away, or this viewer waits for what Redis has lost
         return [one for one in found if one.number > view.seen and one.id > self.place]
 
+    def _is_void(self, made: Frame) -> bool:
+        """Whether it belongs to an attempt, or another question, that does not go on from what the viewer has seen."""
+        return self._told and made.begun > self.place.attempt
+
     def _last(self, now: float) -> bytes | None:
         """What ends the stream, if it is at its end."""
         channel = self.channel
@@ -183,12 +192,14 @@ class Viewer:
             return None
         ahead = self.place > channel.top
         if not ahead and self._waiting() is not None:
+            if channel.last and self._is_void(channel.last):
+                return self.wire.again(channel.last.id).data
             return channel.last.data if channel.last else None
         if self.hub.away or self._lost:
             self._moved = now
         if (ahead and channel.last) or now - self._moved > self.hub.timing.patience:  # Redis lacks what it waits for
             nothing = f"this answer has nothing at {self.place}: reload it from its beginning"
-            return self.wire.failure("Ahead", nothing, ORIGIN).data
+            return self.wire.failure("Ahead", nothing, self.place, self.view.seen).data
         return None
 
 
@@ -267,10 +278,13 @@ class Hub:
         try:
             yield viewer.wire.hello
             while not (viewer.done or self.closing):
-                if piece := await viewer.next():
-                    yield piece
+                piece = await viewer.next()
+                for at in range(0, len(piece), PAGE):  # a viewer has to take one before it gets the next
+                    yield piece[at : at + PAGE]
+            if not viewer.done:
+                yield viewer.wire.cut()
         except Exception as error:  # noqa: BLE001 - whatever an entry brought about, its viewers must see it
-            yield self._failed(viewer.wire, error, view.answer_id).data
+            yield self._failed(viewer.wire, error, view.answer_id, viewer.place, view.seen).data
         finally:
             if viewer.channel:
                 viewer.channel.viewers -= 1
@@ -366,7 +380,7 @@ class Hub:
             channel.wake()
             return True
 
-    def _failed(self, wire: Wire, error: Exception, what: str, place: EntryID = ORIGIN) -> Frame:
+    def _failed(self, wire: Wire, error: Exception, what: str, place: EntryID, seen: int = -1) -> Frame:
         """What ends the streams of an answer after this error."""
         told = explained(error, self.client, what)
-        return wire.failure(type(told).__name__, str(told), place)
+        return wire.failure(type(told).__name__, str(told), place, seen)

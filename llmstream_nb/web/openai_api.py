@@ -21,7 +21,7 @@ from llmstream_nb.llm.messages import question_in
 from llmstream_nb.llm.sources import sources
 from llmstream_nb.protocol.events import Event, Failed, Gap, Restarted, Started, closing_event, parts_of, told
 from llmstream_nb.protocol.parts import parts_of_record
-from llmstream_nb.protocol.wire import ORIGIN, EntryID
+from llmstream_nb.protocol.wire import ORIGIN, Entry, EntryID
 from llmstream_nb.web.admission import Invalid
 from llmstream_nb.web.chat import Chat, ChatWithUsage, completion_of
 from llmstream_nb.web.desk import ATTEMPTS, Desk, Full, NotOffered, Watching, hub_of
@@ -52,11 +52,13 @@ class _Api:
     async def ask(self, asked: ResponseRequest, request: Request) -> Response:
         """Ask, and stream the answer, or wait for it, or do neither."""
         messages, follows = messages_of(asked), asked.previous_response_id
+        if follows is not None and asked.instructions:
+            raise Invalid(400, "with previous_response_id, `instructions` can't be given", "instructions")
+        if follows is not None and (len(messages) > 1 or messages[0]["role"] != "user"):
+            raise Invalid(400, ONE_TEXT, "input")
         question, more = question_in(messages), asked.beside()
         if follows is None:
             more["messages"] = messages
-        elif len(messages) > 1:
-            raise Invalid(400, ONE_TEXT, "input")
         answer_id = await self._take(request, question, asked, follows=follows, **more)
         if asked.stream:
             return await self._watch(request, answer_id, Responses)
@@ -89,15 +91,17 @@ class _Api:
 
     async def chat(self, asked: ChatRequest, request: Request) -> Response:
         """Ask; the answer's id is that of its chunks."""
-        question, said = question_in(asked.messages), {"messages": asked.messages}
-        answer_id = await self._take(request, question, asked, **said, **asked.beside())
+        messages = [message.model_dump(exclude_unset=True) for message in asked.messages]
+        question = question_in(messages)
+        answer_id = await self._take(request, question, asked, messages=messages, **asked.beside())
         if asked.stream:
             wants = (asked.stream_options or {}).get("include_usage") is True
             return await self._watch(request, answer_id, ChatWithUsage if wants else Chat)
         await self.desk.end(answer_id, request)
         now, events = await self.desk.look(answer_id)
         if isinstance(events[-1], Failed):
-            raise ModelFailed(502, events[-1].message or "the model failed")
+            once = {"x-should-retry": "false"}  # its client would ask, and have written, the same again
+            raise ModelFailed(502, events[-1].message or "the model failed", once)
         return JSONResponse(completion_of(answer_id, told(now.record), parts_of(_whole(now, events))))
 
     async def models(self) -> dict[str, Any]:
@@ -140,17 +144,23 @@ class _Api:
         """The answer's events on this wire, after the number that was seen."""
         hub = self._has_room(request)
         top, final, signs = await hub.place(answer_id)
+        last = _last_of(signs.top) if signs.top else top  # of the newest attempt, whoever has ended it
+        ends = seen >= 0 and entry_of(seen) == top
+        entry = entry_of(seen) if seen >= 0 and not ends else EntryID(last.attempt, 0)
         first = max(1, signs.first)
-        entry = entry_of(seen) if seen >= 0 else EntryID(top.attempt, 0)
-        if final and seen >= number_of(top, SLOTS - 1):
+        if final and seen == number_of(top, SLOTS - 1):
             return Response(media_type="text/event-stream")
         if final and seen >= 0 and signs.top is None:
             raise Gone(410, f"the events of {answer_id} have expired: retrieve it without `stream`")
-        if seen >= 0 and not first <= entry.attempt < ATTEMPTS:
-            raise Invalid(400, f"{seen} is no event of {answer_id}: stream it without starting_after", "starting_after")
+        ahead = final and seen >= 0 and not ends and entry > last
+        if ahead or (seen >= 0 and not first <= entry.attempt < ATTEMPTS):
+            raise Invalid(400, f"{answer_id} has no event {seen}: stream it without starting_after", "starting_after")
         start = EntryID(entry.attempt - 1, END) if entry.attempt > first else ORIGIN
-        view = View(answer_id, wire, start, seen, told(signs.record or {}))
-        place = EntryID(entry.attempt, entry.seq - 1) if seen >= 0 else start
+        record = told(signs.record or {})
+        view = View(answer_id, wire, start, seen, record, str(record.get("nonce")))
+        place = start
+        if seen >= 0:  # it may lack some events of its entry
+            place = last if ends and last < top else EntryID(entry_of(seen).attempt, entry_of(seen).seq - 1)
         return Watching(hub, hub.stream(view, place, top))
 
 
@@ -168,6 +178,12 @@ def add_openai(app: FastAPI, desk: Desk) -> None:
     ):
         options: Any = {"methods": [method], "include_in_schema": False, "max_body_size": desk.limits.body}
         app.add_api_route(path, route, response_model=None, **options)
+
+
+def _last_of(top: Entry) -> EntryID:
+    """The last entry of the newest attempt: one that was ended from outside is closed by an entry of the next."""
+    closes = top.data.get("closes") if top.final and top.id.seq == 0 else None
+    return EntryID.parse(closes) if closes else top.id
 
 
 def _model(name: str, source: str) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 What can't be had here is refused by its field's name, and what would have no effect is passed over.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from llmstream_nb.llm.messages import Message
 from llmstream_nb.web.admission import Invalid
@@ -53,6 +53,36 @@ class Tool(BaseModel, extra="forbid"):
     strict: bool | None = None
 
 
+class Choice(BaseModel, extra="forbid"):
+    """The function that the model is to call."""
+
+    type: Literal["function"]
+    name: str = Field(max_length=200)
+
+
+class ChatFunction(BaseModel, extra="forbid"):
+    """A function, as chat completions have it."""
+
+    name: str = Field(max_length=200)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ChatTool(BaseModel, extra="forbid"):
+    """A tool, as chat completions have it."""
+
+    type: Literal["function"]
+    function: ChatFunction
+
+
+class ChatMessage(BaseModel, extra="allow"):
+    """A message; what else it holds is the model's business."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[dict[str, Any]] | None = None
+
+
 class Reasoning(BaseModel, extra="forbid"):
     """How much the model shall think."""
 
@@ -69,6 +99,12 @@ class Format(BaseModel, extra="forbid"):
     strict: bool | None = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
 
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.type == "json_schema" and (self.name is None or self.schema_ is None):
+            raise ValueError("a json_schema has a name and a schema")
+        return self
+
 
 class TextConfig(BaseModel, extra="forbid"):
     """How the text shall be."""
@@ -82,11 +118,11 @@ class ResponseRequest(Asked):
 
     input: str | Items
     instructions: str | None = None
-    previous_response_id: str | None = Field(None, max_length=64)
+    previous_response_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._~-]{1,64}$")
     background: bool | None = False
     max_output_tokens: Tokens = None
     tools: list[Tool] | None = Field(None, max_length=128)
-    tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
+    tool_choice: Literal["auto", "none", "required"] | Choice | None = None
     reasoning: Reasoning | None = None
     text: TextConfig | None = None
     truncation: Literal["disabled"] | None = None
@@ -97,8 +133,6 @@ class ResponseRequest(Asked):
         """In the words of that API."""
         shape, choice = self.text and self.text.format, self.tool_choice
         tools = [{"type": "function", "function": _given(tool, "type")} for tool in self.tools or ()]
-        if isinstance(choice, dict):
-            choice = {"type": "function", "function": {"name": str(choice.get("name"))}}
         form: Any = None
         if shape and shape.type != "text":
             form = {"type": shape.type}
@@ -109,7 +143,9 @@ class ResponseRequest(Asked):
             "parallel_tool_calls": self.parallel_tool_calls,
             "max_completion_tokens": self.max_output_tokens,
             "tools": tools or None,
-            "tool_choice": choice,
+            "tool_choice": {"type": "function", "function": {"name": choice.name}}
+            if isinstance(choice, Choice)
+            else choice,
             "reasoning_effort": self.reasoning.effort if self.reasoning else None,
             "verbosity": self.text.verbosity if self.text else None,
             "response_format": form,
@@ -120,11 +156,11 @@ class ResponseRequest(Asked):
 class ChatRequest(Asked):
     """What POST /v1/chat/completions takes."""
 
-    messages: Items
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1_000)]
     stream_options: dict[str, Any] | None = None
     max_tokens: Tokens = None
     max_completion_tokens: Tokens = None
-    tools: list[dict[str, Any]] | None = Field(None, max_length=128)
+    tools: list[ChatTool] | None = Field(None, max_length=128)
     tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
     response_format: dict[str, Any] | None = None
     reasoning_effort: Effort = None

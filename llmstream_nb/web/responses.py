@@ -59,9 +59,10 @@ class Responses(Wire):
         self._open: Any = None  # the kind of delta that the last item grows by
         self._pieces: list[str] = []
         self._gap = self._over = False
+        self._begun = 0
 
     def _begin(self, data: Mapping[str, Any]) -> None:
-        created, model = data.get("at"), data.get("model")
+        created, model = data.get("asked"), data.get("model")
         self.response |= {"created_at": int(created)} if isinstance(created, (int, float)) else {}
         self.response |= {"model": model} if isinstance(model, str) else {}
 
@@ -70,20 +71,28 @@ class Responses(Wire):
         for event in events:
             for made in self.translate(event):
                 final = made["type"] in ("response.completed", "response.incomplete", "response.failed")
-                yield Frame(event.id, frame(made["type"], made), final, made["sequence_number"])
+                yield Frame(event.id, frame(made["type"], made), final, made["sequence_number"], self._begun)
 
     def state(self, _: str, /) -> bytes:
         """Nothing: that API has no words for it in mid-stream."""
         return b""
 
-    def failure(self, error: str, message: str, place: EntryID) -> Frame:
+    def again(self, place: EntryID) -> Frame:
+        """What ends the stream of one who has seen an earlier attempt."""
+        self._id = place
+        self.response |= {"status": "failed", "error": {"code": "restarted", "message": AGAIN}}
+        return Frame(place, frame("response.failed", self._terminal("failed")), final=True)
+
+    def failure(self, error: str, message: str, place: EntryID, seen: int = -1) -> Frame:
         """What ends a stream, and not the answer."""
-        told = {"type": "error", "sequence_number": number_of(place, SLOTS - 1), "code": error, "message": message}
+        number = max(seen, number_of(place, SLOTS - 1))
+        told = {"type": "error", "sequence_number": number, "code": error, "message": message}
         return Frame(place, frame("error", told | {"param": None}), final=True)
 
     def translate(self, event: Event) -> Iterator[dict[str, Any]]:
         """The API's events for one of the kit's; none for what it has no words for, as a kind of a later version."""
         self._id = event.id
+        self._begun = self._begun or event.id.attempt
         if self._over:
             return
         if self.response["status"] == "queued" and not isinstance(event, (Started, Restarted, Gap, Interrupted)):
@@ -98,6 +107,8 @@ class Responses(Wire):
                 yield self._terminal("failed")
             case Gap(id=(attempt, seq), missing=missing):
                 self._gap, self._id = True, EntryID(attempt, seq - 1)  # who has seen that one misses nothing
+                if self.response["status"] == "queued":
+                    yield from self._started({})
                 yield self._event("llmstream.gap", "delta", missing=missing)
             case Text() | Refusal() | Reasoning():
                 yield from self._delta(event)
@@ -209,14 +220,14 @@ def usage_of(flat: Mapping[str, float]) -> dict[str, Any] | None:
     """The tokens in the API's words, of the flat ones that an entry holds; None where nothing is known."""
     given, made = flat.get("input_tokens", flat.get("prompt_tokens")), flat.get("output_tokens")
     made = flat.get("completion_tokens") if made is None else made
-    if given is None or made is None:
+    if given is None or made is None or min(given, made) < 0:
         return None
     return {
-        "input_tokens": given,
+        "input_tokens": int(given),
         "input_tokens_details": {"cached_tokens": flat.get("cached_tokens", 0)},
-        "output_tokens": made,
+        "output_tokens": int(made),
         "output_tokens_details": {"reasoning_tokens": flat.get("reasoning_tokens", 0)},
-        "total_tokens": flat.get("total_tokens", given + made),
+        "total_tokens": int(flat.get("total_tokens", given + made)),
     }
 
 

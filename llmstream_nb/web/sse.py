@@ -23,6 +23,7 @@ class Frame(NamedTuple):
     data: bytes
     final: bool = False  # nothing follows
     number: int = 0  # on a wire whose viewers count events; who has seen this number has seen it
+    begun: int = 0  # on a wire that needs an attempt from the first entry on: the attempt with which it begins
 
 
 def frame(name: str, data: dict[str, Any], entry_id: EntryID | None = None) -> bytes:
@@ -49,8 +50,19 @@ class Wire:
         """Tell how it stands: queued, streaming, interrupted, or that Redis is away."""
         return frame("state", {"state": state})
 
-    def failure(self, error: str, message: str, place: EntryID) -> Frame:
-        """What ends a stream, and not the answer: no answer's own error has the mark `server`."""
+    def cut(self) -> bytes:
+        """What a viewer is told when the server ends; a browser comes back by itself."""
+        return b""
+
+    def again(self, place: EntryID) -> Frame:
+        """What ends the stream of one who has seen an earlier attempt than the one that is there now."""
+        raise NotImplementedError
+
+    def failure(self, error: str, message: str, place: EntryID, seen: int = -1) -> Frame:  # noqa: ARG002
+        """What ends a stream, and not the answer: no answer's own error has the mark `server`.
+
+        The viewer has seen all up to `place`, and events up to the number `seen`.
+        """
         return Frame(place, frame("failed", {"error": error, "message": message, "server": True}), final=True)
 
 
