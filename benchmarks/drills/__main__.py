@@ -1,21 +1,20 @@
-"""`python -m benchmarks.drills`: put this kit, and what else is installed, to the same drills, and print the table."""
+"""`python -m benchmarks.drills [FOLDER]`: put the kit and its peers to the same drills, and print what became of them.
+
+FOLDER is where `npm install --prefix` and `pip install --target` put the peers; see benchmarks/README.md.
+"""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import re
-import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,79 +25,78 @@ from llmstream_nb.faults.servers import RedisServer, available
 HERE = Path(__file__).parent
 WHICH = HERE.with_name("WHICH.md")
 ANSWER = "".join(f"{number} " for number in range(WORDS))
-LONG = 30.0  # seconds that a viewer waits to be told; nobody looks longer at a page that stands still
-# The rows, with all that may stand in their cells.
+LONG = 30.0  # seconds: who stands before a page that stands still looks no longer
+# What is put to the drills, by its title: the side, what it needs, and the package whose version is told.
+SIDES = {
+    "this kit": ("kit", "Python, Redis", "llmstream-nb"),
+    "its web recipe": ("recipe", "Python, Redis", "fastapi"),
+    "XADD and XREAD": ("xadd", "Python, Redis", "redis"),
+    "plain SSE": ("sse", "Python", "fastapi"),
+    "resumable-stream": ("resumable-stream", "Node, Redis", "resumable-stream"),
+    "assistant-stream": ("assistant-stream", "Node, Redis", "assistant-stream"),
+    "Durable Streams": ("durable-streams", "Node, a server of its own", "@durable-streams/client"),
+}
+# The rows, and all that may stand in their cells.
+SEEN = "has it all|has nothing|has a part"
+TOLD = r"told within \d+ s|waits|ends as if whole"
 ROWS = {
-    "version": r"[\w.+-]+",
+    "package": r"[\w@/-]+ \d[\w.]+",
     "needs": r"(Python|Node)(, Redis|, a server of its own)?",
-    "late viewer": r"has it all|has nothing|has a part",
-    "reload": r"goes on at a cursor|gets all anew|has nothing|has a part",
-    "viewer served by another process": r"yes|no",
-    "stop": r"stops, text kept|stops, text gone|no way",
-    "producer killed: who watches": r"told within (10|30) s|waits|ends as if whole",
-    "producer killed: who comes then": r"told within (10|30) s|waits|ends as if whole",
-    "entries trimmed": r"told|not told|nothing to trim",
-    "right after the end": r"has it all(, for \d+ h|, until deleted)|has nothing|has a part",
-    "after its time": r"told|waits|ends as if whole|has no end",
-    "commands to Redis, with one viewer": r"[\d,]+",
+    "late viewer": SEEN,
+    "reload": f"({SEEN}), from (a cursor|the start)",
+    "viewer served by another process": "yes|no",
+    "stop": "stops, text kept|stops, text gone|no way",
+    "producer killed: who watches": TOLD,
+    "producer killed: who comes then": TOLD,
+    "entries trimmed": f"nothing to trim|not told|{TOLD}",
+    "after the end": rf"({SEEN}), (for \d+ h|kept nowhere|until deleted)",
+    "after its time": f"never over|{TOLD}",
+    "commands to Redis, one viewer": r"[\d,]+",
 }
 
 
-@dataclass
 class Agent:
-    """A process of a side: takes commands, and keeps what it told."""
+    """A process of a side: takes commands, and keeps what it tells, and when."""
 
-    command: list[str]
-    url: str
-    more: dict[str, str] = field(default_factory=dict)
-    events: list[list[Any]] = field(default_factory=list)
+    def __init__(self, command: list[str], **environment: str) -> None:
+        self.events: list[tuple[float, list[Any]]] = []
+        self._more, pipe = threading.Condition(), subprocess.PIPE
+        self.process = subprocess.Popen(
+            command, env=os.environ | environment, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+        )
+        threading.Thread(target=self._listen, daemon=True).start()
+        self.first("up")
 
-    def __post_init__(self) -> None:
-        self._changed = threading.Condition()
-        environment = os.environ | {"REDIS_URL": self.url, **self.more}
-        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        self.process = subprocess.Popen(self.command, env=environment, **pipes)
-        threading.Thread(target=self._read, daemon=True).start()
-        self.wait("up")
-
-    def _read(self) -> None:
+    def _listen(self) -> None:
         for line in self.process.stdout or ():
-            with self._changed:
-                self.events.append(json.loads(line))
-                self._changed.notify_all()
+            with self._more:
+                self.events.append((time.monotonic(), json.loads(line)))
+                self._more.notify_all()
 
     def say(self, *command: str) -> Agent:
         print(json.dumps(command), file=self.process.stdin, flush=True)
         return self
 
-    def until(self, condition: Callable[[], Any], timeout: float = LONG) -> Any:
-        with self._changed:
-            return self._changed.wait_for(condition, timeout)
-
-    def wait(self, *kinds: str, timeout: float = LONG) -> list[Any]:
-        """The first event of these kinds; raises TimeoutError."""
-        found = self.until(lambda: [event for event in self.events if event[0] in kinds], timeout)
-        if not found:
-            raise TimeoutError(f"{self.command[-2:]}: no {kinds} in {timeout:g} s, but {self.events[-3:]}")
-        return found[0]
-
-    @property
     def text(self) -> str:
-        return "".join(event[1] for event in self.events if event[0] == "text")
+        return "".join(event[1] for _, event in self.events if event[0] == "text")
 
-    @property
-    def end(self) -> str:
-        return next((event[1] for event in self.events if event[0] == "end"), "")
+    def first(self, *kinds: str, half: bool = False, patience: float = LONG) -> list[Any]:
+        """The first event of these kinds, once there is one, and half of the answer; else an empty list."""
 
-    @property
-    def warned(self) -> bool:
-        return ["warned"] in self.events
+        def found() -> list[Any]:
+            return next((event for _, event in self.events if event[0] in kinds), [])
 
-    def half(self) -> Agent:
-        """Wait until half of the answer is seen."""
-        if not self.until(lambda: len(self.text) >= len(ANSWER) / 2):
-            raise TimeoutError(f"{self.command[-2:]}: no half, but {self.events[-3:]}")
-        return self
+        with self._more:
+            self._more.wait_for(lambda: found() and (not half or len(self.text()) >= len(ANSWER) / 2), patience)
+            return found()
+
+    def told(self, since: float) -> str:
+        """How this viewer learns that something is wrong."""
+        kind, *how = self.first("end", "warned", patience=since + LONG - time.monotonic()) or ["", ""]
+        if not kind or how == ["whole"]:
+            return "ends as if whole" if kind else "waits"
+        when = next(at for at, event in self.events if event[0] == kind)
+        return f"told within {next(limit for limit in (1, 10, 40) if when - since < limit)} s"
 
     def kill(self) -> None:
         self.process.kill()
@@ -108,202 +106,133 @@ class Agent:
 class Drills:
     """All drills of one side, on a Redis of its own."""
 
-    def __init__(self, command: list[str], server: list[str], stack: ExitStack) -> None:
-        self.command, self.stack, self.more = command, stack, {}
-        self.redis = stack.enter_context(RedisServer(available()[0], appendonly="no"))
-        self.client = self.redis.client()
-        if server:
-            self.more = {"DRILL_SERVER": self.agent(server).say("produce").wait("ready")[1]}
+    def __init__(self, side: str, node: bool, folder: str, stack: ExitStack) -> None:
+        self.stack, self.redis = stack, stack.enter_context(RedisServer(available()[0], appendonly="no"))
+        self.client, self.environment = self.redis.client(), {"REDIS_URL": self.redis.url}
+        self.command = [sys.executable, "-m", "benchmarks.drills.sides", side]
+        if node:
+            self.command = ["node", str(HERE / "sides.mjs"), folder, side]
+        if side == "durable-streams":
+            server = self.agent([*self.command[:-1], "durable-streams-server"]).say("produce")
+            self.environment["DRILL_SERVER"] = server.first("ready")[1]
 
     def agent(self, command: list[str] | None = None) -> Agent:
-        made = Agent(command or self.command, self.redis.url, self.more)
+        made = Agent(command or self.command, **self.environment)
         self.stack.callback(made.kill)
         return made
 
-    def begin(self, name: str) -> tuple[Agent, str]:
-        producer = self.agent()
-        return producer, producer.say("produce", name).wait("ready")[1]
+    def asked(self, viewers: int) -> tuple[str, Agent, list[Agent]]:
+        """Ask, and wait until the first viewer has half; gives where the answer is, its producer, and the viewers."""
+        producer, agents = self.agent(), [self.agent() for _ in range(viewers)]
+        where = producer.say("produce", f"n{time.monotonic_ns()}").first("ready")[1]
+        agents[0].say("view", where, "").first("text", half=True)
+        return where, producer, agents
 
-    def run(self) -> Iterator[tuple[str, str]]:
+    def all(self) -> Iterator[str]:
+        """The cells, in the order of the rows."""
         yield from self.watched()
-        yield "stop", self.stop()
-        yield from self.killed()
-        yield "entries trimmed", self.trimmed()
-        yield "commands to Redis, with one viewer", self.commands()
+        for drill in (self.stopped, self.killed, self.trimmed, self.ended, self.counted):
+            self.client.flushall()
+            yield from drill()
 
-    def watched(self) -> Iterator[tuple[str, str]]:
-        first, late, cut, back, elsewhere, after, expired = (self.agent() for _ in range(7))
-        producer, where = self.begin("watched")
-        first.say("view", where, "").wait("text")
-        for one in (cut, elsewhere):
-            one.say("view", where.rpartition("/")[2] if one is elsewhere else where, "")
-        first.half()
-        late.say("view", where, "")
+    def watched(self) -> Iterator[str]:
+        where, _, (cut, late, back, elsewhere) = self.asked(4)
         cut.kill()
-        cursor = next((event[2] for event in reversed(cut.events) if event[0] == "text"), "")
-        back.say("view", where, cursor)
-        for one in (late, back, elsewhere, first):
-            one.wait("end")
-        yield "late viewer", whole(late.text)
-        seen = whole(cut.text + back.text if cursor else back.text)
-        yield "reload", {"has it all": "goes on at a cursor" if cursor else "gets all anew"}.get(seen, seen)
-        yield "viewer served by another process", "yes" if elsewhere.text == ANSWER else "no"
-        lives = [seconds for key in self.client.keys() if (seconds := self.client.ttl(key)) > 0]
-        after.say("view", where, "").wait("end")
-        kept = f", for {round(min(lives) / 3600)} h" if lives else ", until deleted"
-        yield "right after the end", whole(after.text) + (kept if after.text == ANSWER else "")
-        for key in self.client.keys():
-            if self.client.ttl(key) > 0:
-                self.client.delete(key)
-        expired.say("view", where, "").until(lambda: expired.end, 10)
-        yield "after its time", "has no end" if expired.text == ANSWER else told(expired, 0).removesuffix(" within 10 s")
+        cursor = next(event[2] for _, event in reversed(cut.events) if event[0] == "text")
+        back.say("view", where, cursor).first("text")
+        late.say("view", where, "")
+        elsewhere.say("view", where.rpartition("/")[2], "")
+        for one in (late, back, elsewhere):
+            one.first("end")
+        yield seen(late.text())
+        yield seen((cut.text() if cursor else "") + back.text()) + (", from a cursor" if cursor else ", from the start")
+        yield "yes" if elsewhere.text() == ANSWER else "no"
 
-    def stop(self) -> str:
-        viewer, after = self.agent(), self.agent()
-        producer, where = self.begin("stopped")
-        viewer.say("view", where, "").half().say("stop", where)
-        if viewer.wait("stopped", "cannot")[0] == "cannot" or producer.until(lambda: ["produced", WORDS] in producer.events, 5):
-            return "no way"
-        after.say("view", where, "").until(lambda: after.end, 10)
-        kept = len(after.text) >= len(viewer.text) / 2 and ANSWER.startswith(after.text)
-        return "stops, text kept" if kept else "stops, text gone"
+    def stopped(self) -> Iterator[str]:
+        where, producer, (viewer, after) = self.asked(2)
+        if viewer.say("stop", where).first("stopped", "cannot") == ["cannot"] or producer.first("produced", patience=5):
+            yield "no way"
+            return
+        after.say("view", where, "").first("end", patience=5)
+        yield "stops, text kept" if len(after.text()) >= len(ANSWER) / 2 else "stops, text gone"
 
-    def killed(self) -> Iterator[tuple[str, str]]:
-        watching, coming = self.agent(), self.agent()
-        producer, where = self.begin("killed")
-        watching.say("view", where, "").half()
+    def killed(self) -> Iterator[str]:
+        where, producer, (watching, coming) = self.asked(2)
         producer.kill()
         began = time.monotonic()
         coming.say("view", where, "")
-        for row, viewer in (("who watches", watching), ("who comes then", coming)):
-            viewer.until(lambda viewer=viewer: viewer.end or viewer.warned, began + LONG - time.monotonic())
-            yield f"producer killed: {row}", told(viewer, time.monotonic() - began)
+        yield watching.told(began)
+        yield coming.told(began)
 
-    def trimmed(self) -> str:
-        viewer, back = self.agent(), self.agent()
-        producer, where = self.begin("trimmed")
-        viewer.say("view", where, "").half().kill()
+    def trimmed(self) -> Iterator[str]:
+        where, _, (viewer, back) = self.asked(2)
+        viewer.kill()
         streams = [key for key in self.client.scan_iter(_type="stream") if self.client.xlen(key) > WORDS / 3]
         for key in streams:
             self.client.xtrim(key, maxlen=20, approximate=False)
-        if not streams:
-            return "nothing to trim"
-        seen, cursor = next((event[1], event[2]) for event in viewer.events if event[0] == "text")
-        back.say("view", where, cursor).wait("end")
-        return "not told" if back.end == "whole" and not back.warned else "told"
+        began, cursor = time.monotonic(), viewer.first("text")[2]
+        found = back.say("view", where, cursor).told(began) if streams else "nothing to trim"
+        yield found.replace("ends as if whole", "not told")
 
-    def commands(self) -> str:
-        viewer = self.agent()
+    def ended(self) -> Iterator[str]:
+        where, _, (viewer, after, expired) = self.asked(3)
+        viewer.first("end")
+        after.say("view", where, "").first("end")
+        lives = {key: life for key in self.client.scan_iter() if (life := self.client.ttl(key)) > 0}
+        had = seen(after.text())
+        kept = f"for {min(lives.values()) / 3600:.0f} h" if lives else "until deleted"
+        yield f"{had}, {kept if had == 'has it all' else 'kept nowhere'}"
+        self.client.delete("none", *lives)
+        began = time.monotonic()
+        expired.say("view", where, "")
+        yield "never over" if not lives and had == "has it all" else expired.told(began)
+
+    def counted(self) -> Iterator[str]:
         before = self.client.info("stats")["total_commands_processed"]
-        producer, where = self.begin("counted")
-        viewer.say("view", where, "").wait("end")
-        return f"{self.client.info('stats')['total_commands_processed'] - before:,}"
+        self.asked(1)[2][0].first("end")
+        yield f"{self.client.info('stats')['total_commands_processed'] - before - 1:,}"
 
 
-def whole(text: str) -> str:
+def seen(text: str) -> str:
     return "has it all" if text == ANSWER else "has a part" if text else "has nothing"
 
 
-def told(viewer: Agent, seconds: float) -> str:
-    """What one sees whose producer is dead."""
-    if viewer.warned or viewer.end not in ("", "whole"):
-        return f"told within {10 if seconds < 10 else 30} s"
-    return "ends as if whole" if viewer.end else "waits"
-
-
-@dataclass
-class Side:
-    """What is put to the drills: how it is called, how its processes begin, and where its version stands."""
-
-    title: str
-    name: str
-    needs: str
-    package: str = ""  # of Python or Node; else it is this kit's own
-    server: str = ""
-
-    def version(self, peers: Path) -> str:
-        """Raises LookupError with a reason where it is not installed."""
-        if not self.package:
-            return metadata.version("llmstream-nb")
-        if self.needs.startswith("Node"):
-            about = peers / "node_modules" / self.package / "package.json"
-            if not (about.exists() and shutil.which("node")):
-                raise LookupError(f"{self.title}: needs Node, and npm install --prefix FOLDER {self.package}")
-            return str(json.loads(about.read_text("utf-8"))["version"])
-        try:
-            return next(one.version for one in metadata.distributions(name=self.package, path=[*sys.path, str(peers)]))
-        except StopIteration:
-            raise LookupError(f"{self.title}: needs pip install --target FOLDER {self.package}") from None
-
-    def command(self, peers: Path, name: str) -> list[str]:
-        if self.needs.startswith("Node"):
-            return ["node", str(HERE / "sides.mjs"), name, str(peers)]
-        return [sys.executable, "-m", "benchmarks.drills.sides", name]
-
-
-SIDES = [
-    Side("this kit", "kit", "Python, Redis"),
-    Side("its web recipe", "recipe", "Python, Redis"),
-    Side("XADD and XREAD", "plain-xadd", "Python, Redis", "redis"),
-    Side("plain SSE", "plain-sse", "Python"),
-    Side("resumable-stream (npm)", "resumable-stream", "Node, Redis", "resumable-stream"),
-    Side("resumable-stream (PyPI)", "resumable-stream-pypi", "Python, Redis", "resumable-stream"),
-    Side("assistant-stream", "assistant-stream", "Node, Redis", "assistant-stream"),
-    Side(
-        "Durable Streams",
-        "durable-streams",
-        "Node, a server of its own",
-        "@durable-streams/client",
-        "durable-streams-server",
-    ),
-]
-
-
-def drill(side: Side, peers: Path) -> dict[str, str]:
-    """One column; raises LookupError where it is not installed."""
-    cells = {"version": side.version(peers), "needs": side.needs}
+def column(title: str, folder: Path) -> list[str]:
+    """The cells of one side; raises OSError or PackageNotFoundError where it is not installed."""
+    side, needs, package = SIDES[title]
+    node = needs.startswith("Node")
+    about = folder / "node_modules" / package / "package.json"
+    version = json.loads(about.read_text("utf-8"))["version"] if node else metadata.version(package)
     with ExitStack() as stack:
-        server = side.command(peers, side.server) if side.server else []
-        for row, cell in Drills(side.command(peers, side.name), server, stack).run():
-            cells[row] = cell
-    for row, cell in cells.items():
-        assert re.fullmatch(ROWS[row], cell), f"{side.title}, {row}: {cell}"
+        cells = [f"{package} {version}", needs, *Drills(side, node, str(folder), stack).all()]
+    wrong = [cell for cell, allowed in zip(cells, ROWS.values(), strict=True) if not re.fullmatch(allowed, cell)]
+    assert not wrong, f"{title}: {wrong}"
     return cells
 
 
-def said(program: str) -> str:
-    """The version that a program tells."""
-    try:
-        told = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
-    except FileNotFoundError:
-        return "not installed"
-    return next(iter(re.findall(r"\d+\.\d+\.\d+", told)), "unknown")
-
-
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.drills", description=__doc__)
-    parser.add_argument("peers", nargs="?", default=".", type=Path, help="folder with what npm and pip installed")
-    peers = parser.parse_args(arguments).peers.resolve()
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), str(peers)])
-    columns: dict[str, dict[str, str]] = {}
-    missing = []
+def main() -> None:
+    folder = Path(*sys.argv[1:2]).resolve()
+    sys.path.append(str(folder))
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parents[1]), str(folder)])
+    columns, missing = {"": list(ROWS)}, []
     with ThreadPoolExecutor(2) as pool:
-        for side, made in [(side, pool.submit(drill, side, peers)) for side in SIDES]:
+        for title, made in [(title, pool.submit(column, title, folder)) for title in SIDES]:
             try:
-                columns[side.title] = made.result()
-            except LookupError as reason:
-                missing.append(str(reason))
-    lines = [["", *columns], ["---"] * (len(columns) + 1)]
-    lines += [[row, *(column[row] for column in columns.values())] for row in ROWS]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    about = {"Python": platform.python_version()} | {name: said(name) for name in (available()[0], "node")}
-    ran = f"Ran on {time.strftime('%Y-%m-%d')} with " + ", ".join(f"{name} {value}" for name, value in about.items())
-    text = "\n\n".join(["# The same drills for all", table, f"{ran}.", *(f"Not run: {reason}." for reason in missing)]) + "\n"
+                columns[title] = made.result()
+            except (OSError, metadata.PackageNotFoundError) as error:
+                missing.append(f"Not run: {title}, which is not installed ({error}).")
+    lines = [list(columns), ["---"] * len(columns), *map(list, zip(*columns.values(), strict=True))]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    versions = []
+    for program in (sys.executable, available()[0], "node"):
+        said = re.search(r"\d+\.\d+\.\d+", subprocess.getoutput(f"{program} --version"))
+        versions.append(f"{Path(program).name} {said.group() if said else 'none'}")
+    ran = f"Ran on {time.strftime('%Y-%m-%d')} with {', '.join(versions)}. [What the words mean](README.md#drills)."
+    text = "\n\n".join(["# The same drills for all", table, ran, *missing]) + "\n"
     print(text)
     if not missing:
         WHICH.write_text(text, "utf-8")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

@@ -4,20 +4,18 @@ import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
 
-const [, , name, folder] = process.argv;
+const [, , folder, name] = process.argv;
 const found = createRequire(folder + "/");
 const load = (what) => import(pathToFileURL(found.resolve(what)));
 const tell = (...event) => process.stdout.write(JSON.stringify(event) + "\n");
-const MARK = "END";
+const MARK = "END"; // after the last word, where nothing but text is carried
 
 async function* words() {
-  const began = performance.now();
-  let said = 0;
-  try {
-    for (; said < 200; yield `${said++} `) await sleep(Math.max(0, began + said * 10 - performance.now()));
-  } finally {
-    tell("produced", said);
+  for (let number = 0; number < 200; number++) {
+    await sleep(10);
+    yield `${number} `;
   }
+  tell("produced");
 }
 
 async function* marked() {
@@ -25,17 +23,18 @@ async function* marked() {
   yield MARK;
 }
 
-async function drain(stream) {
+async function drain(id, stream) {
+  tell("ready", id);
   for await (const _ of stream);
 }
 
-async function show(stream, seen) {
-  if (!stream) return tell("end", "none");
-  for await (const text of stream) {
-    tell("text", text.replace(MARK, ""), seen === null ? "" : String((seen += text.length)));
-    if (text.endsWith(MARK)) return tell("end", "whole");
+async function show(stream, seen = NaN) {
+  for await (const text of stream ?? []) {
+    seen += text.length;
+    tell("text", text.replace(MARK, ""), String(seen || ""));
+    if (text.endsWith(MARK)) tell("end", "whole");
   }
-  tell("end", "cut");
+  tell("end", "cut"); // unless another end came before
 }
 
 const SIDES = {
@@ -43,11 +42,7 @@ const SIDES = {
     const { createResumableStreamContext } = await load("resumable-stream");
     const context = createResumableStreamContext({ waitUntil: null });
     return {
-      async produce(id) {
-        const stream = await context.createNewResumableStream(id, () => ReadableStream.from(marked()));
-        tell("ready", id);
-        await drain(stream);
-      },
+      produce: async (id) => drain(id, await context.createNewResumableStream(id, () => ReadableStream.from(marked()))),
       view: async (id, cursor) => show(await context.resumeExistingStream(id, Number(cursor)), Number(cursor)),
     };
   },
@@ -61,13 +56,9 @@ const SIDES = {
     const context = createResumableStreamContext({ store });
     const bytes = () => ReadableStream.from(marked()).pipeThrough(new TextEncoderStream());
     return {
-      async produce(id) {
-        const stream = await context.run(id, bytes);
-        tell("ready", id);
-        await drain(stream);
-      },
-      view: async (id) => show((await context.resume(id))?.pipeThrough(new TextDecoderStream()), null),
-      stop: (id) => store.finalize(id, "done"), // its context has no stop, but its store ends a stream for its writer
+      produce: async (id) => drain(id, await context.run(id, bytes)),
+      view: async (id) => show((await context.resume(id))?.pipeThrough(new TextDecoderStream())),
+      stop: (id) => store.finalize(id, "done"), // the context has no stop, but its store ends a stream for its writer
     };
   },
 
@@ -103,10 +94,6 @@ tell("up");
 for await (const line of createInterface({ input: process.stdin })) {
   const [verb, ...given] = JSON.parse(line);
   if (verb === "stop" && !side.stop) tell("cannot");
-  else
-    side[verb](...given).then(
-      () => verb === "stop" && tell("stopped"),
-      (error) => tell("end", error.code === "NOT_FOUND" ? "none" : `error: ${error.message}`),
-    );
+  else side[verb](...given).then(() => verb === "stop" && tell("stopped"), (error) => tell("end", error.message));
 }
 process.exit();
