@@ -593,6 +593,22 @@ def test_no_address_breaks_it(server, client, answer_id, after, stream):
     assert reply.status == 200 or error_of(reply)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_is_no_number_of_json_is_refused_however_deep_it_stands(server, number):
+    said, odd = {"role": "user", "content": "?"}, {"x": number}
+    function = {"name": "f", "parameters": odd}
+    shape = {"type": "json_schema", "name": "n", "schema": odd}
+    for path, body in [
+        ("responses", {"input": "?", "tools": [{"type": "function"} | function]}),
+        ("responses", {"input": "?", "text": {"format": shape}}),
+        ("chat/completions", {"messages": [said | odd]}),
+        ("chat/completions", {"messages": [said], "tools": [{"type": "function", "function": function}]}),
+        ("chat/completions", {"messages": [said], "response_format": odd}),
+    ]:
+        reply = call(server, "POST", f"v1/{path}", {"model": "scripted:pace=0"} | body)  # written as NaN, Infinity
+        assert error_of(reply, 400)["code"] == "Invalid", body
+
+
 def test_what_can_not_be_had_is_named(server):
     def param(**body) -> str:
         return error_of(call(server, "POST", "v1/responses", {"model": "scripted", "input": "?"} | body), 400)["param"]

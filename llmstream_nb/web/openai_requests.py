@@ -3,6 +3,7 @@
 What can't be had here is refused by its field's name, and what would have no effect is passed over.
 """
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
@@ -32,6 +33,15 @@ class Asked(BaseModel, extra="forbid"):
     safety_identifier: Any = None
     prompt_cache_key: Any = None
     service_tier: Literal["auto", "default"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_json(cls, body: Any) -> Any:
+        try:
+            json.dumps(body, allow_nan=False)  # Python's reader takes NaN and Infinity, wherever they stand
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+        return body
 
     def params(self) -> dict[str, Any]:
         """The parameters as the API of chat completions has them, which is what models are asked by."""
