@@ -456,6 +456,12 @@ def test_chat_completions_streamed_or_not(llm, client):
         assert stream.get_final_completion().choices[0].message.content == WHOLE
 
 
+def test_a_chat_whose_texts_are_parts_is_answered_as_one_of_texts(llm):
+    said = [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}]
+    whole = llm.chat.completions.create(model="scripted:pace=0", messages=said)
+    assert whole.choices[0].message.content == WHOLE
+
+
 def test_a_chat_is_watched_and_stopped_from_elsewhere(llm, client):
     said = [{"role": "user", "content": QUESTION}]
     stream = llm.chat.completions.create(model="scripted:long=400,pace=100", messages=said, stream=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 from llmstream_nb.llm import prepared
 from llmstream_nb.llm.local import KEY
+from llmstream_nb.llm.messages import question_in
 
 WANTS_KEY = "this model wants its key: OpenAI(base_url=scripted.server().url, api_key=scripted.server().key)"
 ALONE = {"reason": 24}  # what an option stands for that has a number, and is given without one
@@ -91,7 +92,8 @@ class Script:
 
     def _text(self, messages: list[dict[str, Any]]) -> Iterator[str]:
         """The answer, or only what follows the text that it is to go on from, where it begins with that."""
-        question, last = [m["content"] for m in messages if m["role"] == "user"][-1], messages[-1]
+        asked, last = [m["content"] for m in messages if m["role"] == "user"][-1], messages[-1]
+        question = asked if isinstance(asked, str) else question_in(messages)  # it may be parts
         if self.goes_on and last["role"] == "assistant":
             whole, kept = "".join(self.chunks(question)), str(last["content"])
             if whole.startswith(kept):
