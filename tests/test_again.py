@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import nbformat
@@ -51,11 +53,23 @@ class Kernel:
 
     def __init__(self, path: Path) -> None:
         self.cells, self.wrong = code_cells(path), ""
-        where = {"metadata": {"path": str(FOLDER)}}
-        notebook = nbformat.v4.new_notebook(cells=list(self.cells))
-        self.client = NotebookClient(notebook, timeout=60, kernel_name="python3", allow_errors=True, resources=where)
+
+    @asynccontextmanager
+    async def started(self) -> AsyncIterator[None]:
+        """Run it. Ports are chosen for a kernel before it is there to take them, so that another may: then once more."""
+        where, options = {"metadata": {"path": str(FOLDER)}}, {"kernel_name": "python3", "allow_errors": True}
         environment = child_environment(LLMSTREAM_LLM="scripted", REDIS_URL=None, LLMSTREAM_PREFIX=None)
-        self.started = self.client.async_setup_kernel(env=environment)
+        async with AsyncExitStack() as stack:
+            for left in reversed(range(4)):
+                notebook = nbformat.v4.new_notebook(cells=list(self.cells))
+                self.client = NotebookClient(notebook, timeout=60, resources=where, **options)
+                try:
+                    await stack.enter_async_context(self.client.async_setup_kernel(env=environment))
+                    break
+                except RuntimeError as error:
+                    if not left or "died" not in str(error):
+                        raise
+            yield
 
     async def run(self, cell: nbformat.NotebookNode) -> str:
         """Run a cell to its end, and return what went wrong in it, or in a thread that an earlier one left behind."""
@@ -75,7 +89,7 @@ class Kernel:
 @every_notebook
 def test_a_cell_may_be_run_twice(path: Path) -> None:
     async def run() -> None:
-        async with kernel.started:
+        async with kernel.started():
             for cell in kernel.cells:
                 await kernel.check(cell, "at first")
                 await kernel.check(cell, "run again")
@@ -89,7 +103,7 @@ def test_a_cell_may_be_run_twice(path: Path) -> None:
 @every_notebook
 def test_a_long_cell_may_be_interrupted_and_run_again(path: Path) -> None:
     async def run() -> None:
-        async with kernel.started:
+        async with kernel.started():
             await kernel.check(nbformat.v4.new_code_cell(INTERRUPT), "at first")
             for cell in kernel.cells:
                 if said := await kernel.run(cell):

@@ -68,7 +68,7 @@ def collect(case: Case, function: Callable[..., list[str]]) -> str:
         ("a", "bc", "0-0", 3, 5.0, "abc", "when words come while it reads"),
         ("a", "", "0-0", 2, 0.3, "a", "when too few words come"),
         ("", "", "0-0", 2, 0.0, "", "when nothing is there and `seconds` is 0"),
-        ("ab", alphabet[2:], "0-0", 99, 0.3, "ab", "when words keep coming, but too few in time"),
+        ("ab", alphabet[2:], "0-0", 99, 1.0, "ab", "when words keep coming, but too few in time"),
     ):
         write(there)
         case.trickle(*later, add=write)
