@@ -231,6 +231,27 @@ def test_an_error_of_the_model_becomes_an_entry(client, monkeypatch, model: str,
     assert answer.text == answer.record["text"] and (answer.text == text if text is not None else answer.text)
 
 
+def test_a_source_of_ones_own_lets_go_of_what_it_holds_when_its_answer_is_stopped(client) -> None:
+    said, over, ended = threading.Event(), threading.Event(), []
+
+    def source(question, topic):
+        try:
+            yield "one "
+            said.wait(60)
+            while True:
+                yield "more "
+        finally:
+            over.set()
+            ended.append(question)
+
+    answer = ask("?", source=source, client=client, timing=FAST)
+    wait_for(lambda: answer.text == "one ")
+    answer.stop()
+    said.set()
+    assert over.wait(60), "while somebody has the answer's handle"
+    assert answer.record["reason"] == "cancelled" and ended == ["?"]
+
+
 def test_an_error_in_ones_own_source_becomes_an_entry(client) -> None:
     def broken(question, topic):
         yield "so far "

@@ -89,14 +89,18 @@ class OwnSource:
         self._begun = True
         self._made = self._function(*self._asked, **self._named)
         awaited = inspect.isawaitable(self._made) or hasattr(self._made, "__aiter__")
-        for delta in self._awaited() if awaited else _each(self._made):
-            if self._closed:
-                return
-            if isinstance(delta, str):
-                if text := str.__str__(delta):  # a plain one, whatever its class makes of it
-                    yield text
-            elif delta is not None and written(delta)[1]:  # which raises TypeError for what is no part
-                yield delta
+        try:
+            for delta in self._awaited() if awaited else _each(self._made):
+                if self._closed:
+                    return
+                if isinstance(delta, str):
+                    if text := str.__str__(delta):  # a plain one, whatever its class makes of it
+                        yield text
+                elif delta is not None and written(delta)[1]:  # which raises TypeError for what is no part
+                    yield delta
+        finally:
+            if inspect.isgenerator(self._made):
+                _quietly(self._made.close)  # else what it holds is kept for as long as anybody has the answer's handle
 
     def _awaited(self) -> Iterator[Any]:
         self._loop = asyncio.new_event_loop()
