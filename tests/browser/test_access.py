@@ -50,6 +50,8 @@ UNSURE = [
     ("color-contrast", ".llmstream-stream-earlier", "background gradient"),  # its words stand where it is one colour
     ("color-contrast", "<i>", "too short"),  # signs for spaces
     ("color-contrast", "<i>", "non-text"),
+    ("color-contrast", "<div>→", "non-text"),  # arrows before words that stand in an element of their own
+    ("color-contrast", "<div>←", "non-text"),
     ("color-contrast", "<details>", "overlapped"),  # by itself, where it is folded in a <pre>; unfolded it is judged
     ("color-contrast", ".llmstream-box-", "1:1"),  # of an entry that was deleted: the box is shown empty
     ("color-contrast", '<span class="', "obscured"),  # code, where it is scrolled out of its frame
