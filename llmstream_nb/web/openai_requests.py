@@ -53,14 +53,19 @@ class Asked(BaseModel, extra="forbid"):
         return {"params": params} if params else {}
 
 
-class Tool(BaseModel, extra="forbid"):
+class Function(BaseModel, extra="forbid"):
     """A function that the model may call; the asker runs it."""
 
-    type: Literal["function"]
     name: str = Field(max_length=200)
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+
+
+class Tool(Function):
+    """A tool, as the Responses API has it."""
+
+    type: Literal["function"]
 
 
 class Choice(BaseModel, extra="forbid"):
@@ -70,20 +75,11 @@ class Choice(BaseModel, extra="forbid"):
     name: str = Field(max_length=200)
 
 
-class ChatFunction(BaseModel, extra="forbid"):
-    """A function, as chat completions have it."""
-
-    name: str = Field(max_length=200)
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
 class ChatTool(BaseModel, extra="forbid"):
     """A tool, as chat completions have it."""
 
     type: Literal["function"]
-    function: ChatFunction
+    function: Function
 
 
 class ChatMessage(BaseModel, extra="allow"):
