@@ -235,6 +235,7 @@ ui.form.addEventListener("submit", (event) => {
   event.preventDefault();
   ask();
 });
+ui.ask.disabled = false; // a click before now would send the form itself, and end the loading of this page
 ui.form.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) ask();
 });
