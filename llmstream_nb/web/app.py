@@ -35,7 +35,7 @@ from llmstream_nb.protocol.wire import ORIGIN, BadEntryID, EntryID, LLMStreamErr
 from llmstream_nb.viewing.markdown import to_html
 from llmstream_nb.viewing.transcript import Transcript
 from llmstream_nb.web.admission import HEALTH, PAGE, Admission, Authorize, Invalid, TooLarge, by_token, problem, told
-from llmstream_nb.web.desk import ATTEMPTS, Desk, Full, Limits, Models, Watching, hub_of
+from llmstream_nb.web.desk import ATTEMPTS, Desk, Limits, Models, Watching, hub_of
 from llmstream_nb.web.hub import Hub, View
 from llmstream_nb.web.openai_api import add_openai
 
@@ -160,7 +160,7 @@ def create_app(
     app.add_middleware(Admission, authorize=who, hosts=hosts, body=limits.body, frame_ancestors=frame_ancestors)
 
     _add_answers(app, desk)
-    _add_events(app, limits)
+    _add_events(app, desk)
     add_openai(app, desk)
     app.mount("/", StaticFiles(directory=PAGE, packages=[("llmstream_nb", "viewing/browser")], html=True))
     return app
@@ -200,7 +200,7 @@ def _add_answers(app: FastAPI, desk: Desk) -> None:
         return {"sources": listed, "default": default_source(), "prepared": prepared_questions()}
 
 
-def _add_events(app: FastAPI, limits: Limits) -> None:
+def _add_events(app: FastAPI, desk: Desk) -> None:
     @app.get("/answers/{answer_id}/events", response_class=StreamingResponse, responses={200: EVENTS, 204: OVER})
     async def events(
         answer_id: str,
@@ -225,8 +225,7 @@ def _add_events(app: FastAPI, limits: Limits) -> None:
             return problem(409, "ForeignID", f"{seen} is no entry of {answer_id}: watch it without Last-Event-ID")
         if final and seen == top:
             return Response(status_code=204)
-        if hub.closing or hub.viewers >= limits.viewers:
-            raise Full(503, "too many are watching: come back in a moment", {"Retry-After": "5"})
+        desk.room(request.app)
         view = View(answer_id, question=str((signs.record or {}).get("nonce")))
         # Who has watched another question under this id begins anew.
         return Watching(hub, hub.stream(view, seen if seen.attempt >= signs.first else ORIGIN, top))

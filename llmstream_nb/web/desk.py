@@ -138,6 +138,13 @@ class Desk:
             self._asking -= 1
         return answer
 
+    def room(self, app: FastAPI) -> Hub:
+        """The application's reader, if one more may watch; raises Full."""
+        hub = hub_of(app)
+        if hub.closing or hub.viewers >= self.limits.viewers:
+            raise Full(503, "too many are watching: come back in a moment", {"Retry-After": "5"})
+        return hub
+
     async def turns(self, follows: str) -> list[str]:
         """The ids of the answers of which a model is told where a question follows this one; raises BrokenChain."""
         turns = chain({"id": "", "follows": follows}, self.client)

@@ -24,8 +24,8 @@ from llmstream_nb.protocol.parts import parts_of_record
 from llmstream_nb.protocol.wire import ORIGIN, Entry, EntryID
 from llmstream_nb.web.admission import Invalid
 from llmstream_nb.web.chat import Chat, ChatWithUsage, completion_of
-from llmstream_nb.web.desk import ATTEMPTS, Desk, Full, NotOffered, Watching, hub_of
-from llmstream_nb.web.hub import Hub, View
+from llmstream_nb.web.desk import ATTEMPTS, Desk, NotOffered, Watching
+from llmstream_nb.web.hub import View
 from llmstream_nb.web.openai_requests import Asked, ChatRequest, ResponseRequest, messages_of
 from llmstream_nb.web.responses import SLOTS, Responses, entry_of, number_of, response_of
 from llmstream_nb.web.sse import Wire
@@ -116,16 +116,10 @@ class _Api:
 
     async def _take(self, request: Request, question: str, asked: Asked, **more: Any) -> str:
         if asked.stream:
-            self._has_room(request)
+            self.desk.room(request.app)
         source, model = self._source(asked.model)
         answer = await self.desk.take(request, question, source=source, model=model, **more)
         return answer.id
-
-    def _has_room(self, request: Request) -> Hub:
-        hub = hub_of(request.app)
-        if hub.closing or hub.viewers >= self.desk.limits.viewers:
-            raise Full(503, "too many are watching: come back in a moment", {"Retry-After": "5"})
-        return hub
 
     def _source(self, model: str) -> tuple[str, str | None]:
         """The source that a name means, and the model."""
@@ -142,7 +136,7 @@ class _Api:
 
     async def _watch(self, request: Request, answer_id: str, wire: type[Wire], seen: int = -1) -> Response:
         """The answer's events on this wire, after the number that was seen."""
-        hub = self._has_room(request)
+        hub = self.desk.room(request.app)
         top, final, signs = await hub.place(answer_id)
         last = _last_of(signs.top) if signs.top else top  # of the newest attempt, whoever has ended it
         ends = seen >= 0 and entry_of(seen) == top

@@ -232,10 +232,9 @@ def usage_of(flat: Mapping[str, float]) -> dict[str, Any] | None:
 
 
 def response_of(answer_id: str, record: Mapping[str, Any], status: str, events: list[Event]) -> dict[str, Any]:
-    """The answer as it stands, after all its events; `status` as `look` tells it."""
-    anew = [n for n, event in enumerate(events) if isinstance(event, Restarted)]
+    """The answer as it stands, after all events of its newest attempt; `status` as `look` tells it."""
     one = Responses(answer_id, record)
-    for event in events[anew[-1] :] if anew else events:
+    for event in events:
         for _ in one.translate(event):
             pass
     for _ in one._close("in_progress"):  # what it grows by
